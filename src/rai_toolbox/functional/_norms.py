@@ -1,0 +1,307 @@
+"""Norms and normalisation per datum, right over the whole range of every dtype.
+
+The one formula is scale-free: with a the largest magnitude of a datum and y = x / a,
+
+    ‖x‖ = a ‖y‖    and    x / max(‖x‖, eps) = y / max(‖y‖, eps / a),
+
+so that no power of an entry over- or underflows. It costs several passes. A norm computed directly is right while it
+stays within `_safe_range`; on a CPU, where looking at a result costs nothing, the in-place form computes it that way
+and redoes only the data whose norm lies outside.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.functional._layout import BLOCK_NUMEL, as_rows, blocks, datum_ndim, write_through
+
+TINY = torch.finfo(torch.float32).tiny
+
+# Sums of float32 over more entries than this lose digits (1e-3 on 2e7 entries): norms of pieces, then their norm.
+_PIECE = 512
+
+
+def lp_norm(x: Tensor, p: float = 2, *, param_ndim: int | None = -1, keepdim: bool = False) -> Tensor:
+    """Compute the Lp norm of each datum.
+
+    Parameters
+    ----------
+    x : Tensor, shape (*batch, *datum)
+        Real or complex floating point.
+    p : float
+        The order, p ≥ 1; `math.inf` for the largest magnitude.
+    param_ndim : int or None
+        The trailing `param_ndim` dimensions are one datum; see `rai_toolbox.to_batch`.
+    keepdim : bool
+        Keep the reduced dimensions with size 1.
+
+    Returns
+    -------
+    Tensor, shape (*batch,)
+        float32 for float16 and bfloat16 input (whose range a norm leaves easily), else the real dtype of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `p` is not a number, or less than 1; `param_ndim` does not fit `x`; `x` is not floating point.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import lp_norm
+    >>> lp_norm(torch.tensor([[3e20, 4e20], [3e-30, 4e-30]]))
+    tensor([5.0000e+20, 5.0000e-30])
+    """
+    k = _checked(x, p, param_ndim)
+    y, a = _rescaled(x, k)
+    norm = (_norm(y, p, k) * a).to(torch.promote_types(_real_dtype(x), torch.float32))
+    return norm if keepdim or k == 0 else norm.flatten(x.ndim - k).squeeze(-1)
+
+
+def normalize(x: Tensor, p: float = 2, *, param_ndim: int | None = -1, eps: float = TINY) -> Tensor:
+    """Divide each datum by its Lp norm: x / max(‖x‖, eps), correct to a few ulp for every finite `x`.
+
+    Parameters
+    ----------
+    x : Tensor, shape (*batch, *datum)
+        Real or complex floating point.
+    p : float
+        The order of the norm, p ≥ 1.
+    param_ndim : int or None
+        The trailing `param_ndim` dimensions are one datum; see `rai_toolbox.to_batch`.
+    eps : float
+        A lower bound of the divisor, ≥ 0. A zero datum gives zero whatever `eps` is.
+
+    Returns
+    -------
+    Tensor
+        The shape and dtype of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `lp_norm`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import normalize
+    >>> normalize(torch.tensor([[3e-30, 4e-30], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    k = _checked(x, p, param_ndim)
+    y, a = _rescaled(x, k)
+    divisor = _norm(y, p, k).clamp_min(TINY).maximum(eps / a)
+    return (y / divisor).to(x.dtype)
+
+
+def normalize_(
+    x: Tensor | Sequence[Tensor], p: float = 2, *, param_ndim: int | None = -1, eps: float = TINY, scale: float = 1.0
+) -> Tensor | Sequence[Tensor]:
+    """Divide each datum by its Lp norm in place, and multiply by `scale`; the in-place form of `normalize`.
+
+    Parameters
+    ----------
+    x : Tensor or sequence of Tensor
+        Changed in place; any strides. A sequence is treated together, which is faster than one by one.
+    p, param_ndim, eps
+        As for `normalize`.
+    scale : float
+        A factor of the result.
+
+    Returns
+    -------
+    Tensor or sequence of Tensor
+        `x`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import normalize_
+    >>> normalize_(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), scale=10.0)
+    tensor([[ 6.,  8.],
+            [ 0., 10.]])
+    """
+    xs = [x] if isinstance(x, Tensor) else x
+    ks = [_checked(t, p, param_ndim) for t in xs]
+
+    def factor(norm: Tensor) -> Tensor:
+        return norm.clamp_min(eps or math.ulp(0.0)).reciprocal_().mul_(scale)
+
+    def exact(t: Tensor, k: int) -> Tensor:
+        return normalize(t, p, param_ndim=k, eps=eps).mul_(scale)
+
+    with torch.no_grad():
+        scale_by_norm_([write_through(t) for t in xs], ks, p, factor, exact)
+    return x
+
+
+def scale_by_norm_(
+    xs: Sequence[Tensor],
+    ks: Sequence[int],
+    p: float,
+    factor: Callable[[Tensor], Tensor],
+    exact: Callable[[Tensor, int], Tensor],
+) -> None:
+    """Multiply every datum by a factor that is a function of its norm, in place.
+
+    Parameters
+    ----------
+    xs, ks
+        The tensors, and how many trailing dimensions of each are a datum.
+    p
+        The order of the norm.
+    factor
+        Given the norms of data (float64, shape (n,)), all within `_safe_range`, their factors. It owns its argument.
+    exact
+        The same change out of place for any norm: `exact(x, k)`.
+    """
+    for bundle in _bundles(xs, ks):
+        first = bundle[0][0]
+        if first.device.type != "cpu" or first.is_complex():
+            for t, k in bundle:
+                t.copy_(exact(t, k))
+            continue
+        norms = [direct_norms(t, k, p) for t, k in bundle]
+        flat = norms[0] if len(norms) == 1 else torch.cat(norms)
+        sizes = [n.numel() for n in norms]
+        low, high = _safe_range(first.dtype, p)
+        suspicious = None
+        if flat.numel() and not (flat.min().item() >= low and flat.max().item() <= high):
+            suspicious = ~((flat >= low) & (flat <= high))
+        flat = factor(flat)
+        if suspicious is not None:
+            flat.masked_fill_(suspicious, 1.0)
+            for (t, k), rows in zip(bundle, suspicious.split(sizes), strict=True):
+                _redo(t, k, rows, exact)
+        _multiply_(bundle, flat, sizes)
+
+
+def direct_norms(x: Tensor, k: int, p: float) -> Tensor:
+    """The norms of the data of `x`, float64, shape (n,), computed without rescaling: see `_safe_range`."""
+    rows = as_rows(x, k)
+    if rows is None:
+        rows = x.reshape(math.prod(x.shape[: x.ndim - k]), -1) if x.numel() else x.new_zeros(_count(x, k), 0)
+    if rows.shape[1] == 0:
+        return rows.new_zeros(rows.shape[0], dtype=torch.float64)
+    accumulate = None if x.dtype == torch.float64 else torch.float32
+    piece = _piece(rows.shape[1])
+    if piece == rows.shape[1]:
+        return torch.linalg.vector_norm(rows, p, 1, dtype=accumulate).double()
+    cut = rows.shape[1] // piece * piece
+    parts = torch.linalg.vector_norm(rows[:, :cut].unflatten(1, (-1, piece)), p, 2, dtype=accumulate).double()
+    if cut < rows.shape[1]:
+        rest = torch.linalg.vector_norm(rows[:, cut:], p, 1, keepdim=True, dtype=accumulate).double()
+        parts = torch.cat([parts, rest], dim=1)
+    return torch.linalg.vector_norm(parts, p, 1)
+
+
+def scaled_norms(x: Tensor, k: int, p: float) -> Tensor:
+    """The norms of the data of `x`, float64, shape (n,), right for every finite float32; no sync on any device."""
+    y, a = _rescaled(x, k)
+    return (_norm(y, p, k) * a).reshape(-1)
+
+
+def _count(x: Tensor, k: int) -> int:
+    return math.prod(x.shape[: x.ndim - k])
+
+
+def _checked(x: Tensor, p: float, param_ndim: int | None) -> int:
+    check_order(p)
+    if not (x.is_floating_point() or x.is_complex()):
+        raise TypeError(f"expected a floating-point tensor, got {x.dtype}")
+    return datum_ndim(x.ndim, param_ndim)
+
+
+def check_order(p: object) -> None:
+    """Raise unless `p` is the order of a norm."""
+    if isinstance(p, bool) or not isinstance(p, (int, float)):
+        raise TypeError(f"`p` must be a number, got {p!r}")
+    if not p >= 1:
+        raise ValueError(f"`p` must be at least 1 (below that it is not a norm), got {p!r}")
+
+
+def _real_dtype(x: Tensor) -> torch.dtype:
+    return x.dtype.to_real() if x.is_complex() else x.dtype
+
+
+def _norm(y: Tensor, p: float, k: int) -> Tensor:
+    """The norm over the last k dimensions, kept with size 1."""
+    if k == 0:
+        return y.abs()
+    return torch.linalg.vector_norm(y, p, tuple(range(-k, 0)), keepdim=True)
+
+
+def _rescaled(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`(y, a)`: x = a·y with the largest magnitude of each datum of y being 1; a counts as a constant."""
+    if x.device.type != "mps":  # which has no float64
+        x = x.to(torch.complex128 if x.is_complex() else torch.float64)
+    a = x.detach().abs()
+    if a.numel() == 0:
+        a = a.new_ones((*x.shape[: x.ndim - k], *(1,) * k))
+    elif k:
+        a = a.amax(tuple(range(-k, 0)), keepdim=True)
+    a = torch.where(a == 0, torch.ones_like(a), a)
+    return x / a, a
+
+
+@functools.lru_cache(maxsize=1024)
+def _piece(numel: int) -> int:
+    """How long the pieces of a row are: a divisor of its length where there is a good one."""
+    if numel <= 2 * _PIECE:
+        return numel
+    return next((d for d in range(2 * _PIECE, _PIECE // 4, -1) if numel % d == 0), _PIECE)
+
+
+def _safe_range(dtype: torch.dtype, p: float) -> tuple[float, float]:
+    """Between which norms the direct formula is right: no power of an entry that matters left the dtype's range."""
+    decades = 300 if dtype == torch.float64 else 36
+    if dtype == torch.float16:  # accumulated in float32, whose range its powers do not leave for p ≤ 2
+        return (0.0 if p <= 2 else 10 ** (6 - decades / p)), 10 ** (decades / p)
+    if p == math.inf:
+        return 1e-30, 1e36
+    return 10 ** (6 - decades / p), 10 ** (decades / p)
+
+
+def _bundles(xs: Sequence[Tensor], ks: Sequence[int]) -> list[list[tuple[Tensor, int]]]:
+    """Group blocks of tensors, so that each bundle has one dtype and device and about `BLOCK_NUMEL` entries."""
+    bundles: list[list[tuple[Tensor, int]]] = []
+    open_bundles: dict[tuple[torch.dtype, torch.device], tuple[list[tuple[Tensor, int]], int]] = {}
+    for x, k in zip(xs, ks, strict=True):
+        for block in blocks(x, k):
+            key = (block.dtype, block.device)
+            bundle, numel = open_bundles.get(key, ([], BLOCK_NUMEL))
+            if numel + block.numel() > BLOCK_NUMEL:
+                bundle, numel = [], 0
+                bundles.append(bundle)
+            bundle.append((block, k))
+            open_bundles[key] = (bundle, numel + block.numel())
+    return bundles
+
+
+def _redo(x: Tensor, k: int, rows: Tensor, exact: Callable[[Tensor, int], Tensor]) -> None:
+    """Replace the data of `x` that `rows` marks by `exact` of them."""
+    if k == x.ndim:
+        if rows.item():
+            x.copy_(exact(x, k))
+        return
+    where = rows.view(x.shape[: x.ndim - k]).nonzero(as_tuple=True)
+    if where[0].numel():
+        x[where] = exact(x[where], k)
+
+
+def _multiply_(bundle: list[tuple[Tensor, int]], factors: Tensor, sizes: list[int]) -> None:
+    """Multiply each datum by its factor, in place, rounding once to the dtype of the data."""
+    dtype = torch.promote_types(bundle[0][0].dtype, torch.float32)
+    factors = factors.to(dtype)
+    shaped = [
+        f.view(*t.shape[: t.ndim - k], *(1,) * k) if f.numel() != 1 else f.view(())
+        for (t, k), f in zip(bundle, factors.split(sizes), strict=True)
+    ]
+    torch._foreach_mul_([t for t, _ in bundle], shaped)
