@@ -1,0 +1,167 @@
+"""Run a function of matrices, one datum a row, over tensors of any shape and strides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.functional._layout import as_rows, blocks, datum_ndim, write_through
+
+RowFunction = Callable[..., Tensor]
+
+
+def may_look(x: Tensor) -> bool:
+    """Whether a branch on the values of `x` is free: an ordinary CPU tensor, neither traced nor vmapped."""
+    return (
+        x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def checked_float(name: str, x: Any) -> Tensor:
+    """`x`, if it is a real floating-point tensor."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        given = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"`{name}` must be a real floating-point tensor, got {given}")
+    return x
+
+
+def per_datum(name: str, value: float | Tensor, x: Tensor, k: int) -> float | Tensor:
+    """Check a setting that is a number or has one entry per datum; a tensor comes back with shape (N, 1).
+
+    Raises
+    ------
+    TypeError
+        Neither a number nor a real tensor.
+    ValueError
+        The number is negative or NaN (so is an entry, where that can be seen without waiting for a device), or the
+        shape fits neither the batch nor the number of data.
+    """
+    if isinstance(value, Tensor):
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"`{name}` must be real, got a tensor of {value.dtype}")
+        batch = x.shape[: x.ndim - k]
+        n = math.prod(batch)
+        if value.numel() == n and value.ndim == 1:
+            column = value
+        else:
+            try:
+                column = value.expand(batch).reshape(-1)
+            except RuntimeError:
+                raise ValueError(
+                    f"`{name}` has shape {tuple(value.shape)}; it must be a number, or have one entry per datum: "
+                    f"shape {tuple(batch)} (or broadcastable to it) or ({n},) for a tensor of shape "
+                    f"{tuple(x.shape)} whose last {k} dimensions are a datum"
+                ) from None
+        column = column.to(x.device).unsqueeze(1)
+        if may_look(column) and not bool((column.detach() >= 0).all()):
+            raise ValueError(f"`{name}` must be at least 0 for every datum, got {value!r}")
+        return column
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` must be a number or a tensor with one entry per datum, got {value!r}")
+    if not value >= 0:
+        raise ValueError(f"`{name}` must be at least 0, got {value!r}")
+    return float(value)
+
+
+def per_entry(name: str, value: float | Tensor | None, x: Tensor) -> float | Tensor | None:
+    """Check a bound that is None, a number or broadcastable to `x`; a tensor comes back expanded."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"`{name}` must be real, got a tensor of {value.dtype}")
+        if value.ndim == 0 and may_look(value) and not value.requires_grad:
+            return per_entry(name, float(value), x)
+        try:
+            return value.to(x.device).expand(x.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"`{name}` has shape {tuple(value.shape)}, which does not broadcast to {tuple(x.shape)}"
+            ) from None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` must be None, a number or a tensor, got {value!r}")
+    if math.isnan(value):
+        raise ValueError(f"`{name}` must not be NaN")
+    return float(value)
+
+
+def map_rows(
+    function: RowFunction,
+    x: Tensor,
+    param_ndim: int | None,
+    columns: Sequence[float | Tensor] = (),
+    entries: Sequence[float | Tensor | None] = (),
+) -> Tensor:
+    """`function(rows, *columns, *entries)` out of place.
+
+    Parameters
+    ----------
+    function
+        Takes a matrix with one datum per row, then the columns and entries in that layout; returns a new matrix.
+    x, param_ndim
+        What is mapped, and how many trailing dimensions of it are a datum.
+    columns
+        From `per_datum`: numbers, or tensors of shape (N, 1).
+    entries
+        From `per_entry`: None, numbers, or tensors of the shape of `x`.
+    """
+    k = datum_ndim(x.ndim, param_ndim)
+    if x.numel() == 0:
+        return x.clone()
+    shape = (math.prod(x.shape[: x.ndim - k]), math.prod(x.shape[x.ndim - k :]))
+    others = [e.reshape(shape) if isinstance(e, Tensor) else e for e in entries]
+    return function(x.reshape(shape), *columns, *others).to(x.dtype).reshape(x.shape)
+
+
+def map_rows_(
+    function: RowFunction,
+    x: Tensor,
+    param_ndim: int | None,
+    columns: Sequence[float | Tensor] = (),
+    entries: Sequence[float | Tensor | None] = (),
+    *,
+    any_order: bool = False,
+) -> Tensor:
+    """The in-place form of `map_rows`: block by block, so that no temporary is as large as a large `x`.
+
+    `any_order` says that the function does not depend on the order of a datum's entries, which spares a copy where the
+    memory of a datum is dense in another order (channels last). The function may use the matrix it is given as
+    scratch and return it.
+    """
+    k = datum_ndim(x.ndim, param_ndim)
+    if x.numel() == 0:
+        return x
+    with torch.no_grad():
+        write_through(x)
+        for block, cols, ents in _aligned_blocks(x, k, columns, entries):
+            rows = None
+            if block.is_contiguous() or (any_order and not any(isinstance(e, Tensor) for e in ents)):
+                rows = as_rows(block, k)
+            target = block if rows is None else rows
+            shape = (math.prod(block.shape[: block.ndim - k]), math.prod(block.shape[block.ndim - k :]))
+            matrix = block.reshape(shape) if rows is None else rows
+            others = [e.reshape(shape) if isinstance(e, Tensor) else e for e in ents]
+            result = function(matrix, *cols, *others)
+            if result is not target:
+                target.copy_(result.view(target.shape))
+    return x
+
+
+def _aligned_blocks(
+    x: Tensor, k: int, columns: Sequence[float | Tensor], entries: Sequence[float | Tensor | None]
+) -> Iterator[tuple[Tensor, list[float | Tensor], list[float | Tensor | None]]]:
+    """`blocks(x, k)` with the parts of the columns and entries that belong to each."""
+    iterators = [blocks(e, k) if isinstance(e, Tensor) else None for e in entries]
+    row = 0
+    for block in blocks(x.detach(), k):
+        n = math.prod(block.shape[: block.ndim - k])
+        cols = [c[row : row + n] if isinstance(c, Tensor) else c for c in columns]
+        ents = [e if i is None else next(i) for i, e in zip(iterators, entries, strict=True)]
+        yield block, cols, ents
+        row += n
