@@ -1,0 +1,211 @@
+"""Projected gradient ascent that chooses its own step sizes.
+
+References
+----------
+.. [1] F. Croce, M. Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+   attacks", ICML 2020.
+.. [2] F. Croce, M. Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.perturbations._ball import Ball
+from rai_toolbox.perturbations._problem import Best, Problem
+from rai_toolbox.perturbations._query import Answer, Loss
+
+MOMENTUM = 0.75
+ENOUGH_INCREASES = 0.75
+
+
+@dataclass
+class _State:
+    """One entry per row that is still being worked on."""
+
+    rows: Tensor
+    x: Tensor
+    before: Tensor
+    loss: Tensor
+    grad: Tensor
+    step: Tensor
+    best_x: Tensor
+    best_loss: Tensor
+    best_grad: Tensor
+    increases: Tensor
+    checked_loss: Tensor
+    reduced: Tensor
+    active: Tensor
+    """L1 alone: how many entries a step changes."""
+    nonzeros: Tensor
+    """L1 alone: how many entries of the best point were changed at the last checkpoint."""
+
+    def keep(self, mask: Tensor) -> None:
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name)[mask])
+
+
+def checkpoints(steps: int) -> list[int]:
+    """After which steps the step size is looked at: ever closer to each other."""
+    previous, last, result = 0.0, 0.22, []
+    while last <= 1:
+        result.append(max(1, -int(-last * steps // 1)))
+        previous, last = last, last + max(last - previous - 0.03, 0.06)
+    return result
+
+
+def auto_pgd(
+    problem: Problem,
+    ball: Ball,
+    best: Best,
+    rows: Tensor,
+    start: Tensor,
+    *,
+    steps: int,
+    loss_fn: Callable[[Tensor], Loss],
+    stop: bool,
+    tick: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Maximize a loss over the ball for `rows`; `best` sees every point asked about.
+
+    Parameters
+    ----------
+    problem : Problem
+    ball : Ball
+        Of all rows of the problem.
+    rows : Tensor of int64, shape (n,)
+    start : Tensor, shape (n, D)
+    steps : int
+        Questions to the model.
+    loss_fn : Callable
+        From row numbers to the loss that is maximized for them.
+    stop : bool
+        Leave a row alone when its decision has changed.
+
+    Returns
+    -------
+    Tensor, shape (N, D)
+        The point of the largest loss of each row in `rows`; the other rows are the problem's data.
+    """
+    result = problem.data.clone()
+    if not len(rows) or not steps:
+        return result
+    ball_here = ball[rows]
+    answer = _ask(problem, best, rows, start, loss_fn)
+    tick()
+    sparse = problem.norm == "l1"
+    columns = start.shape[1]
+    first = ball_here.epsilon * (1.0 if sparse else 2.0)
+    if problem.norm == "l0":
+        first = 2.0 * ball_here.epsilon.sqrt() * ball_here.width()
+    first = first.to(ball_here.dtype)
+    state = _State(
+        rows=rows,
+        x=start,
+        before=start,
+        loss=answer.loss,
+        grad=answer.grad,
+        step=first,
+        best_x=start,
+        best_loss=answer.loss,
+        best_grad=answer.grad,
+        increases=torch.zeros_like(rows),
+        checked_loss=answer.loss,
+        reduced=torch.ones_like(rows, dtype=torch.bool),
+        active=torch.full_like(rows, max(1, round(0.2 * columns))),
+        nonzeros=torch.full_like(rows, columns),
+    )
+    achieved = answer.achieved
+    checks = set(range(k, steps, k) if sparse and (k := max(1, int(0.04 * steps))) else checkpoints(steps))
+    last_check = 0
+    for step in range(1, steps):
+        if stop and bool(achieved.any()):
+            result[state.rows[achieved]] = state.x[achieved]
+            keep = ~achieved
+            state.keep(keep)
+            if not len(state.rows):
+                return result
+            ball_here = ball[state.rows]
+        x = _propose(ball_here, state, problem, step)
+        answer = _ask(problem, best, state.rows, x, loss_fn)
+        tick()
+        achieved = answer.achieved
+        state.increases += answer.loss > state.loss
+        state.before, state.x, state.loss, state.grad = state.x, x, answer.loss, answer.grad
+        better = answer.loss > state.best_loss
+        state.best_loss = torch.where(better, answer.loss, state.best_loss)
+        state.best_x = torch.where(better[:, None], x, state.best_x)
+        state.best_grad = torch.where(better[:, None], answer.grad, state.best_grad)
+        if step in checks:
+            if sparse:
+                _check_sparse(ball_here, state)
+            else:
+                _check(state, step - last_check)
+            last_check = step
+    result[state.rows] = state.best_x
+    return result
+
+
+def _ask(
+    problem: Problem, best: Best, rows: Tensor, x: Tensor, loss_fn: Callable[[Tensor], Loss]
+) -> Answer:
+    answer = problem.query.ask(x, problem.target[rows], loss_fn(rows))
+    best.see(rows, x, answer.score, answer.achieved)
+    return answer
+
+
+def _propose(ball: Ball, state: _State, problem: Problem, step: int) -> Tensor:
+    delta = ball.delta(state.x)
+    if problem.norm == "l1":
+        return ball.land(ball.project(delta + state.step * sparse_direction(state.grad, state.active)))
+    aim = ball.project(delta + state.step * ball.steepest(state.grad))
+    if step > 1:
+        aim = ball.project(
+            delta + MOMENTUM * (aim - delta) + (1 - MOMENTUM) * (delta - ball.delta(state.before))
+        )
+    return ball.land(aim)
+
+
+def sparse_direction(grad: Tensor, active: Tensor) -> Tensor:
+    """± 1/k on the k = `active` entries of each row that are largest in magnitude; zero for a zero gradient."""
+    order = grad.abs().argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank.scatter_(1, order, torch.arange(grad.shape[1], device=grad.device).expand_as(order))
+    signs = torch.where(rank < active[:, None], grad.sign(), 0.0)
+    return signs / signs.abs().sum(dim=1, keepdim=True).clamp_min(1.0)
+
+
+def _check(state: _State, taken: int) -> None:
+    """Halve the step and go back to the best point where the loss rose too seldom, or the step and it stood still."""
+    too_seldom = state.increases <= ENOUGH_INCREASES * taken
+    stuck = ~state.reduced & (state.checked_loss >= state.best_loss)
+    halve = too_seldom | stuck
+    state.checked_loss = state.best_loss
+    state.reduced = halve
+    state.increases = torch.zeros_like(state.increases)
+    state.step = torch.where(halve[:, None], state.step / 2, state.step)
+    _back_to_best(state, halve)
+
+
+def _check_sparse(ball: Ball, state: _State) -> None:
+    """Fit the sparsity of the steps to that of the best point; shorten the steps where it has settled."""
+    nonzeros = (state.best_x != ball.data).sum(dim=1)
+    sparser = nonzeros < 0.95 * state.nonzeros
+    state.active = (nonzeros / 1.5).round().clamp_min(1).to(state.active.dtype)
+    largest = ball.epsilon.to(ball.dtype)
+    shorter = (state.step / 1.5).clamp(largest / 10, largest)
+    state.step = torch.where(sparser[:, None], largest, shorter)
+    state.nonzeros = nonzeros
+    _back_to_best(state, sparser)
+
+
+def _back_to_best(state: _State, mask: Tensor) -> None:
+    column = mask[:, None]
+    state.x = torch.where(column, state.best_x, state.x)
+    state.before = torch.where(column, state.best_x, state.before)
+    state.grad = torch.where(column, state.best_grad, state.grad)
+    state.loss = torch.where(mask, state.best_loss, state.loss)

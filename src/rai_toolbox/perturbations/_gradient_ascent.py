@@ -1,0 +1,287 @@
+"""The projected-gradient loop around any optimizer and any perturbation model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from rai_toolbox._freezing import evaluating, frozen
+from rai_toolbox.perturbations._bounds import Bounds, check_bounds
+from rai_toolbox.perturbations.models import AdditivePerturbation, PerturbationModel
+
+__all__ = ["gradient_ascent"]
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+_default_criterion = partial(cross_entropy, reduction="none")
+
+
+def gradient_ascent(
+    *,
+    model: Callable[[Tensor], Tensor],
+    data: Any,
+    target: Any,
+    optimizer: type[Optimizer] | Callable[..., Optimizer] | Optimizer,
+    steps: int,
+    perturbation_model: PerturbationModel | Callable[..., PerturbationModel] = AdditivePerturbation,
+    targeted: bool = False,
+    use_best: bool = False,
+    criterion: Criterion | None = None,
+    reduction_fn: Callable[[Tensor], Tensor] = torch.sum,
+    bounds: Bounds = None,
+    samples: int = 1,
+    stop_when: Callable[[Tensor, Tensor], Tensor] | None = None,
+    callback: Callable[[int, Tensor, Tensor], Any] | None = None,
+    **optim_kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Change data so that a model's loss grows (or, targeted, shrinks), with an optimizer of your choice.
+
+    The parameters of the perturbation model are optimized; the model that is attacked is frozen and in eval mode
+    meanwhile, and everything is put back at the end, whatever happens.
+
+    Parameters
+    ----------
+    model : Callable[[Tensor], Tensor]
+        Differentiable. If an `nn.Module`, it is frozen and in eval mode during the solve.
+    data : Tensor or array-like, shape (N, ...)
+        Floating point.
+    target : Tensor or array-like, shape (N, ...)
+        What `criterion` takes beside the model's output; the classes to reach, if `targeted`.
+    optimizer : type, partial or instance of Optimizer
+        A type or partial is called with the perturbation model's parameters and `optim_kwargs`. An instance must
+        already hold the parameters of a perturbation model instance.
+    steps : int
+    perturbation_model : type, partial or instance of PerturbationModel
+        A type or partial is called with `data`. Default: `AdditivePerturbation`, started at zero.
+    targeted : bool
+        Minimize the loss instead of maximizing it.
+    use_best : bool
+        Return, per datum, the best of all iterates instead of the last one.
+    criterion : Callable[[Tensor, Tensor], Tensor], optional
+        `(output, target)` → a loss per datum, shape (N,). Default: cross-entropy.
+    reduction_fn : Callable[[Tensor], Tensor]
+        From the losses to the number that is differentiated. The default sum keeps data independent of each other.
+    bounds : (lower, upper), optional
+        Numbers or tensors that broadcast to `data`. After every step the perturbation is moved so that the perturbed
+        data lie within them; the perturbation model must have a `constraint` (see `PerturbationModel`).
+    samples : int
+        For random models: the gradient of every step is the mean over this many forward passes.
+    stop_when : Callable[[Tensor, Tensor], Tensor], optional
+        `(output, target)` → bool of shape (N,). A datum is returned as it was when this first held; when it has
+        held for all, the solve ends. Waits for the device at every step.
+    callback : Callable[[int, Tensor, Tensor], Any], optional
+        Called with the step (from 0), the perturbed data and their losses, before each step is taken.
+    **optim_kwargs
+        Passed to `optimizer`, which must then be a type or partial (`generator` among them, where it takes one).
+
+    Returns
+    -------
+    perturbed : Tensor, shape (N, ...)
+        Detached.
+    losses : Tensor
+        `criterion` at `perturbed`, computed anew in a pass of its own; never negated.
+
+    Raises
+    ------
+    TypeError
+        `optimizer` or `perturbation_model` is something else; an optimizer instance without a perturbation model
+        instance or together with `optim_kwargs`; `bounds` with a perturbation model that cannot obey them.
+    ValueError
+        `use_best` with a criterion that does not return a loss per datum; bounds that the data violate; steps < 0.
+
+    Notes
+    -----
+    Gradients that are NaN count as zero. Where the loss of an iterate is NaN, that iterate is never the best.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.perturbations import gradient_ascent
+    >>> model = torch.nn.Identity()
+    >>> perturbed, losses = gradient_ascent(
+    ...     model=model, data=[[1.0, 0.0]], target=[0], optimizer=torch.optim.SGD, lr=1.0, steps=1
+    ... )
+    >>> perturbed
+    tensor([[0.7311, 0.2689]])
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps must be an int ≥ 0; got {steps!r}")
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise ValueError(f"samples must be an int ≥ 1; got {samples!r}")
+    criterion = _default_criterion if criterion is None else criterion
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        data = _detached(data)
+        target = _detached(target)
+        pmodel, optim = _build(perturbation_model, optimizer, data, optim_kwargs)
+        if isinstance(model, nn.Module):
+            stack.enter_context(evaluating(model))
+            stack.enter_context(frozen(model))
+        if isinstance(criterion, nn.Module):
+            stack.enter_context(frozen(criterion))
+        box = check_bounds(bounds, data)
+        constrain = _constraint(pmodel, data, box)
+        params = [p for p in pmodel.parameters() if p.requires_grad]
+        stack.callback(_put_back_gradients, params, [p.grad for p in params])
+
+        best = _Best(data.shape[0] if data.ndim else 0, targeted) if use_best or stop_when else None
+        # Maximizing is descending along minus the gradient: the sign goes in once, with the seed of the backward pass.
+        seed: Tensor | None = None
+        last = None
+        for step in range(steps):
+            perturbed = pmodel(data)
+            output = model(perturbed)
+            losses = criterion(output, target)
+            if best is not None:
+                best.see(perturbed, losses, stop_when and stop_when(output.detach(), target), use_best)
+                if stop_when and best.all_stopped():
+                    break
+            if callback is not None:
+                callback(step, perturbed.detach(), losses.detach())
+            total = reduction_fn(losses)
+            if seed is None:
+                seed = torch.full_like(total, (1.0 if targeted else -1.0) / samples)
+            grads = torch.autograd.grad(total, params, seed, allow_unused=True)
+            if samples > 1:
+                grads = _accumulate(grads, params, seed, samples, lambda: reduction_fn(criterion(model(pmodel(data)), target)))
+            for param, grad in zip(params, grads, strict=True):
+                if grad is not None:
+                    grad.nan_to_num_(nan=0.0)
+                param.grad = grad
+            optim.step()
+            if constrain is not None:
+                with torch.no_grad():
+                    constrain()
+        with torch.no_grad():
+            last = pmodel(data).detach()
+            if box is not None:
+                # data + (upper - data) may round to beyond upper.
+                last = last.clamp(*box)
+            if best is not None:
+                output = model(last)
+                best.see(last, criterion(output, target), stop_when and stop_when(output, target), use_best)
+                last = best.perturbed if box is None else best.perturbed.clamp(*box)
+            return last, criterion(model(last), target).detach()
+
+
+class _Best:
+    """Per datum, the best iterate so far, or the one at which it stopped."""
+
+    def __init__(self, n: int, targeted: bool) -> None:
+        self._n = n
+        self._sign = -1.0 if targeted else 1.0
+        self._perturbed: Tensor | None = None
+
+    @property
+    def perturbed(self) -> Tensor:
+        assert self._perturbed is not None
+        return self._perturbed
+
+    @torch.no_grad()
+    def see(self, perturbed: Tensor, losses: Tensor, stop: Tensor | None, use_best: bool) -> None:
+        if losses.shape != (self._n,):
+            raise ValueError(
+                "use_best and stop_when need a loss per datum: criterion must return the shape "
+                f"({self._n},); it returned {tuple(losses.shape)} for an input of shape {tuple(perturbed.shape)}"
+            )
+        score = (losses.detach() * self._sign).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        if self._perturbed is None:
+            self._perturbed, self._score = perturbed.detach().clone(), score
+            self._stopped = torch.zeros_like(score, dtype=torch.bool) if stop is None else stop
+            return
+        better = score > self._score if use_best else torch.ones_like(self._stopped)
+        if stop is not None:
+            better = (better | stop) & ~self._stopped
+            self._stopped = self._stopped | stop
+        self._score = torch.where(better, score, self._score)
+        rows = better.view(-1, *(1,) * (perturbed.ndim - 1))
+        self._perturbed = torch.where(rows, perturbed.detach(), self._perturbed)
+
+    def all_stopped(self) -> bool:
+        return bool(self._stopped.all())
+
+
+def _detached(x: Any) -> Tensor:
+    x = torch.as_tensor(x).detach()
+    return x.clone() if x.is_inference() else x
+
+
+def _accumulate(
+    first: Iterable[Tensor | None],
+    params: list[Tensor],
+    seed: Tensor,
+    samples: int,
+    total: Callable[[], Tensor],
+) -> list[Tensor | None]:
+    sums = list(first)
+    for _ in range(samples - 1):
+        for i, grad in enumerate(torch.autograd.grad(total(), params, seed, allow_unused=True)):
+            so_far = sums[i]
+            sums[i] = grad if so_far is None or grad is None else so_far.add_(grad)
+    return sums
+
+
+def _put_back_gradients(params: list[Tensor], grads: list[Tensor | None]) -> None:
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+
+
+def _build(
+    perturbation_model: Any, optimizer: Any, data: Tensor, optim_kwargs: dict[str, Any]
+) -> tuple[Any, Optimizer]:
+    given = isinstance(perturbation_model, PerturbationModel) and not isinstance(perturbation_model, type)
+    if given:
+        pmodel = perturbation_model
+    elif callable(perturbation_model):
+        pmodel = perturbation_model(data)
+        if not isinstance(pmodel, PerturbationModel):
+            raise TypeError(
+                "perturbation_model must make an object that has parameters() and is callable on data; "
+                f"{perturbation_model!r} made a {type(pmodel).__name__}"
+            )
+    else:
+        raise TypeError(
+            "perturbation_model must be a PerturbationModel (something with parameters() that is callable on data), "
+            f"or a type or function that makes one from data; got {type(perturbation_model).__name__}"
+        )
+    if isinstance(optimizer, Optimizer):
+        if not given:
+            raise TypeError(
+                "an optimizer instance holds the parameters of a perturbation model, so perturbation_model must be "
+                "that instance; or give the optimizer as a type or partial"
+            )
+        if optim_kwargs:
+            raise TypeError(f"the optimizer is an instance: it cannot take {sorted(optim_kwargs)} any more")
+        return pmodel, optimizer
+    if not callable(optimizer):
+        raise TypeError(
+            f"optimizer must be a type, partial or instance of torch.optim.Optimizer; got {type(optimizer).__name__}"
+        )
+    optim = optimizer(pmodel.parameters(), **optim_kwargs)
+    if not isinstance(optim, Optimizer):
+        raise TypeError(
+            f"optimizer must make a torch.optim.Optimizer; {optimizer!r} made a {type(optim).__name__}"
+        )
+    return pmodel, optim
+
+
+def _constraint(pmodel: Any, data: Tensor, box: tuple[Tensor, Tensor] | None) -> Callable[[], object] | None:
+    if box is None:
+        return None
+    if not hasattr(pmodel, "constraint"):
+        raise TypeError(
+            f"bounds need a perturbation model with a method constraint(data, lower, upper); {type(pmodel).__name__} "
+            "has none"
+        )
+    with torch.no_grad():
+        constrain = pmodel.constraint(data, *box)
+        constrain()
+    return constrain

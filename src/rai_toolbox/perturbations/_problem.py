@@ -1,0 +1,166 @@
+"""The arguments that the solvers share, checked once and laid out as matrices; and the best points seen so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rai_toolbox._freezing import evaluating, frozen
+from rai_toolbox.perturbations._ball import Ball, distances
+from rai_toolbox.perturbations._bounds import Bounds, check_bounds
+from rai_toolbox.perturbations._noise import Noise
+from rai_toolbox.perturbations._query import Loss, Objective, Query, make_objective
+from rai_toolbox.perturbations._solution import Solution
+
+
+@dataclass(frozen=True)
+class Problem:
+    """N data as the rows of a matrix, what is asked of each, and the model to ask."""
+
+    query: Query
+    shape: torch.Size
+    data: Tensor
+    target: Tensor
+    lower: Tensor | None
+    upper: Tensor | None
+    noise: Noise
+    norm: str
+
+    @property
+    def objective(self) -> Objective:
+        return self.query.objective
+
+    def ball(self, epsilon: Tensor) -> Ball:
+        """The allowed perturbations for radii of shape (N,)."""
+        return Ball(self.norm, self.data, epsilon.double()[:, None], self.lower, self.upper)
+
+
+class Best:
+    """The best point seen of each row.
+
+    With a decision to change, a point that changes it is better than one that does not, then the score counts. The
+    score of a NaN is -inf, so it never wins.
+    """
+
+    def __init__(self, problem: Problem, by_score_alone: bool) -> None:
+        self._by_score_alone = by_score_alone
+        n = len(problem.data)
+        self.x = problem.data.clone()
+        self.score = torch.full((n,), -torch.inf, dtype=torch.float64, device=problem.data.device)
+        self.achieved = torch.zeros(n, dtype=torch.bool, device=problem.data.device)
+
+    def see(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> None:
+        score = score.double()
+        better = score > self.score[rows]
+        if not self._by_score_alone:
+            had = self.achieved[rows]
+            better = (achieved & ~had) | (better & (achieved == had))
+        self.x[rows] = torch.where(better[:, None], x, self.x[rows])
+        self.score[rows] = torch.where(better, score, self.score[rows])
+        self.achieved[rows] = torch.where(better, achieved, self.achieved[rows])
+
+
+@contextmanager
+def solving(model: Any, criterion: Any, device: torch.device, seed: int) -> Iterator[None]:
+    """Leave no trace: modules frozen and in eval mode, gradients on, and random numbers of the solve's own."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        cuda = [device] if device.type == "cuda" else []
+        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        # For models that draw random numbers themselves.
+        torch.manual_seed(seed)
+        for module in (model, criterion):
+            if isinstance(module, nn.Module):
+                stack.enter_context(evaluating(module))
+                stack.enter_context(frozen(module))
+        yield
+
+
+def as_data(data: Any) -> Tensor:
+    data = torch.as_tensor(data).detach()
+    if not data.is_floating_point():
+        raise TypeError(f"data must be floating point, for they are perturbed continuously; got {data.dtype}")
+    if data.ndim == 0:
+        raise ValueError("data must have a batch dimension first: shape (N, ...); got a 0-d tensor")
+    return data.clone() if data.is_inference() else data
+
+
+def as_target(target: Any, data: Tensor) -> Tensor:
+    target = torch.as_tensor(target, device=data.device).detach()
+    if target.dtype == torch.bool or not (target.is_floating_point() or target.is_complex()):
+        target = target.long()
+    if target.ndim == 0 or len(target) != len(data):
+        raise ValueError(
+            f"target must have one row per datum: data have {len(data)}, target has shape {tuple(target.shape)}"
+        )
+    return target.clone() if target.is_inference() else target
+
+
+def as_epsilon(epsilon: Any, n: int, device: torch.device, norm: str) -> Tensor:
+    """Radii of shape (n,), float64."""
+    radii = torch.as_tensor(epsilon, dtype=torch.float64, device=device).detach()
+    if radii.ndim > 1 and radii.numel() == n:
+        radii = radii.reshape(n)
+    if radii.ndim > 1 or radii.numel() not in (1, n):
+        raise ValueError(
+            f"epsilon must be a number or have one entry per datum, shape ({n},); got shape {tuple(radii.shape)}"
+        )
+    if not bool((radii >= 0).all()):
+        raise ValueError(f"epsilon must be ≥ 0 and not NaN; got {epsilon!r}")
+    if norm == "l0":
+        radii = radii.floor()
+    return radii.expand(n) if radii.ndim == 0 or len(radii) != n else radii
+
+
+def positive_int(name: str, value: Any, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int; got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be ≥ {least}; got {value}")
+    return value
+
+
+def make_problem(
+    model: Callable[[Tensor], Tensor],
+    data: Tensor,
+    target: Tensor,
+    *,
+    norm: str,
+    bounds: Bounds,
+    targeted: bool,
+    criterion: Loss | None,
+    margin: Loss | None,
+    samples: int,
+    seed: int,
+) -> Problem:
+    box = check_bounds(bounds, data)
+    matrix = data.reshape(len(data), -1)
+    lower, upper = (None, None) if box is None else (_as_matrix(bound, data) for bound in box)
+    objective = make_objective(target, criterion, margin, targeted)
+    query = Query(model, data.shape[1:], objective, positive_int("samples", samples))
+    return Problem(query, data.shape, matrix, target, lower, upper, Noise(matrix, seed), norm)
+
+
+def _as_matrix(bound: Tensor, data: Tensor) -> Tensor:
+    """A matrix that broadcasts to (N, D), of one row if the bound is the same for every datum."""
+    if bound.ndim < data.ndim or bound.shape[0] == 1:
+        if bound.numel() == 1:
+            return bound.reshape(1, 1)
+        return bound.expand(1, *data.shape[1:]).reshape(1, -1)
+    return bound.expand(data.shape).reshape(len(data), -1)
+
+
+def report(problem: Problem, x: Tensor, never: Tensor | None = None) -> Solution:
+    """Ask the model once more about what is returned. Rows of `never` count as not found."""
+    losses, achieved = problem.query.evaluate(x, problem.target)
+    distance = distances(x, problem.data, problem.norm)
+    if never is not None:
+        achieved = achieved & ~never
+        distance = torch.where(never, torch.inf, distance)
+    return Solution(x.reshape(problem.shape), losses, achieved, distance)

@@ -1,0 +1,151 @@
+"""Asking the model: losses, decisions and gradients at points given as rows of a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.perturbations import losses as L
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is to be achieved.
+
+    `criterion` is reported as it is; `sign` times it is maximized. `achieved` is None if there is no decision.
+    `margin` is positive where the decision is changed, None likewise.
+    """
+
+    criterion: Loss
+    sign: float
+    margin: Loss | None
+    achieved: Loss | None
+    classifies: bool
+    default: bool
+
+    def score(self, output: Tensor, target: Tensor) -> Tensor:
+        value = self.criterion(output, target)
+        return value if self.sign > 0 else -value
+
+
+def make_objective(target: Tensor, criterion: Loss | None, margin: Loss | None, targeted: bool) -> Objective:
+    classifies = not target.is_floating_point()
+    sign = -1.0 if targeted else 1.0
+    achieved: Loss | None
+    if margin is not None:
+        user_margin = margin
+
+        def achieved(output: Tensor, target: Tensor) -> Tensor:
+            return user_margin(output, target) > 0
+    elif classifies:
+        margin, achieved = (L.targeted_margin, L.reached) if targeted else (L.margin, L.misclassified)
+    else:
+        achieved = None
+    default = criterion is None and classifies and margin in (L.margin, L.targeted_margin)
+    if criterion is None:
+        criterion = L.margin if classifies else L.squared_error
+    return Objective(criterion, sign, margin, achieved, classifies, default)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says at n points: `loss` is what the gradient is of; NaN counts as -inf, and as no success."""
+
+    loss: Tensor
+    score: Tensor
+    achieved: Tensor
+    grad: Tensor
+
+
+class Query:
+    """The model, seen from matrices: rows in, numbers per row out.
+
+    Parameters
+    ----------
+    model : Callable[[Tensor], Tensor]
+    shape : torch.Size
+        Of one datum.
+    objective : Objective
+    samples : int
+        Forward passes per question, averaged.
+    """
+
+    def __init__(
+        self, model: Callable[[Tensor], Tensor], shape: torch.Size, objective: Objective, samples: int
+    ) -> None:
+        self._model = model
+        self._shape = shape
+        self.objective = objective
+        self._samples = samples
+
+    def output(self, x: Tensor) -> Tensor:
+        output = self._model(x.reshape(len(x), *self._shape))
+        if not isinstance(output, Tensor):
+            raise TypeError(f"the model must return a tensor; it returned {type(output).__name__}")
+        if output.ndim == 0 or len(output) != len(x):
+            raise ValueError(
+                f"the model must return one row per datum: for an input of shape {(len(x), *self._shape)} it returned "
+                f"{tuple(output.shape)}"
+            )
+        return output
+
+    def _read(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        score = _per_row(self.objective.score(output, target), len(target), "criterion")
+        if self.objective.achieved is None:
+            return score, torch.zeros_like(score, dtype=torch.bool)
+        achieved = _per_row(self.objective.achieved(output, target), len(target), "margin")
+        return score, achieved & ~score.isnan()
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The criterion and the decision at each row, averaged over the samples."""
+        losses, votes = None, None
+        for _ in range(self._samples):
+            output = self.output(x)
+            score, achieved = self._read(output, target)
+            loss = score * self.objective.sign
+            losses = loss if losses is None else losses + loss
+            votes = achieved.int() if votes is None else votes + achieved.int()
+        assert losses is not None
+        assert votes is not None
+        return losses / self._samples, 2 * votes > self._samples
+
+    def ask(self, x: Tensor, target: Tensor, loss_fn: Loss) -> Answer:
+        """Loss, score, decision and gradient at each row."""
+        total: list[Tensor] = []
+        for _ in range(self._samples):
+            leaf = x.detach().requires_grad_()
+            output = self.output(leaf)
+            loss = _per_row(loss_fn(output, target), len(x), "criterion")
+            if not loss.requires_grad:
+                raise ValueError("the loss does not depend differentiably on the input: no gradient reaches the data")
+            (grad,) = torch.autograd.grad(loss.sum(), leaf)
+            with torch.no_grad():
+                score, achieved = self._read(output.detach(), target)
+                part = [loss.detach(), score, achieved.to(loss.dtype), grad]
+                total = part if not total else [a + b for a, b in zip(total, part, strict=True)]
+        loss, score, votes, grad = total
+        grad = grad.float() if grad.element_size() == 2 else grad
+        return Answer(
+            loss=_nan_loses(loss / self._samples),
+            score=_nan_loses(score / self._samples),
+            achieved=2 * votes > self._samples,
+            grad=grad.nan_to_num_(nan=0.0),
+        )
+
+
+def _nan_loses(x: Tensor) -> Tensor:
+    return torch.where(x.isnan(), -torch.inf, x)
+
+
+def _per_row(x: Tensor, n: int, name: str) -> Tensor:
+    if x.shape != (n,):
+        raise ValueError(
+            f"{name} must return one number per datum, the shape ({n},); it returned {tuple(x.shape)}"
+        )
+    return x
