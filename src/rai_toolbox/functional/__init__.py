@@ -2,5 +2,68 @@
 
 from rai_toolbox.functional._layout import datum_ndim, to_batch
 from rai_toolbox.functional._norms import lp_norm, normalize, normalize_
+from rai_toolbox.functional._oracles import (
+    lmo_l1_ball,
+    lmo_l1_ball_,
+    lmo_l1q_ball,
+    lmo_l1q_ball_,
+    lmo_l2_ball,
+    lmo_l2_ball_,
+    lmo_linf_ball,
+    lmo_linf_ball_,
+)
+from rai_toolbox.functional._projections import (
+    project_box,
+    project_box_,
+    project_l0_ball,
+    project_l0_ball_,
+    project_l1_ball,
+    project_l1_ball_,
+    project_l2_ball,
+    project_l2_ball_,
+    project_linf_ball,
+    project_linf_ball_,
+    project_simplex,
+    project_simplex_,
+)
+from rai_toolbox.functional._sampling import (
+    uniform_like_l1_n_ball_,
+    uniform_like_l2_n_ball_,
+    uniform_like_linf_n_ball_,
+)
+from rai_toolbox.functional._selection import signed_top_q, signed_top_q_, top_q, top_q_
 
-__all__ = ["datum_ndim", "lp_norm", "normalize", "normalize_", "to_batch"]
+__all__ = [
+    "datum_ndim",
+    "lmo_l1_ball",
+    "lmo_l1_ball_",
+    "lmo_l1q_ball",
+    "lmo_l1q_ball_",
+    "lmo_l2_ball",
+    "lmo_l2_ball_",
+    "lmo_linf_ball",
+    "lmo_linf_ball_",
+    "lp_norm",
+    "normalize",
+    "normalize_",
+    "project_box",
+    "project_box_",
+    "project_l0_ball",
+    "project_l0_ball_",
+    "project_l1_ball",
+    "project_l1_ball_",
+    "project_l2_ball",
+    "project_l2_ball_",
+    "project_linf_ball",
+    "project_linf_ball_",
+    "project_simplex",
+    "project_simplex_",
+    "signed_top_q",
+    "signed_top_q_",
+    "to_batch",
+    "top_q",
+    "top_q_",
+    "uniform_like_l1_n_ball_",
+    "uniform_like_l2_n_ball_",
+    "uniform_like_linf_n_ball_",
+]

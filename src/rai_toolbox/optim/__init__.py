@@ -1,0 +1,53 @@
+"""Optimizers that wrap an optimizer: they change gradients before its step and parameters after it."""
+
+from rai_toolbox.optim._chain import ChainedParamTransformingOptimizer
+from rai_toolbox.optim._clamped import ClampedGradientOptimizer, ClampedParameterOptimizer
+from rai_toolbox.optim._frank_wolfe import (
+    FrankWolfe,
+    L1FrankWolfe,
+    L1qFrankWolfe,
+    L2FrankWolfe,
+    LinfFrankWolfe,
+)
+from rai_toolbox.optim._normed import (
+    L1NormedGradientOptim,
+    L2NormedGradientOptim,
+    LpNormedGradientOptim,
+    SignedGradientOptim,
+)
+from rai_toolbox.optim._projected import (
+    L1BallOptim,
+    L1ProjectedOptim,
+    L2BallOptim,
+    L2ProjectedOptim,
+    LinfBallOptim,
+    LinfProjectedOptim,
+    SimplexOptim,
+)
+from rai_toolbox.optim._sparse import L1qNormedGradientOptim, TopQGradientOptimizer
+from rai_toolbox.optim._wrapper import ParamTransformingOptimizer
+
+__all__ = [
+    "ChainedParamTransformingOptimizer",
+    "ClampedGradientOptimizer",
+    "ClampedParameterOptimizer",
+    "FrankWolfe",
+    "L1BallOptim",
+    "L1FrankWolfe",
+    "L1NormedGradientOptim",
+    "L1ProjectedOptim",
+    "L1qFrankWolfe",
+    "L1qNormedGradientOptim",
+    "L2BallOptim",
+    "L2FrankWolfe",
+    "L2NormedGradientOptim",
+    "L2ProjectedOptim",
+    "LinfBallOptim",
+    "LinfFrankWolfe",
+    "LinfProjectedOptim",
+    "LpNormedGradientOptim",
+    "ParamTransformingOptimizer",
+    "SignedGradientOptim",
+    "SimplexOptim",
+    "TopQGradientOptimizer",
+]

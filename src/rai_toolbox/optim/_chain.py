@@ -1,0 +1,182 @@
+"""Several transforming optimizers as one, on one inner optimizer."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from rai_toolbox.optim._docs import documented
+from rai_toolbox.optim._options import qualified_keys
+from rai_toolbox.optim._wrapper import (
+    InnerOptimizer,
+    OptimGroup,
+    OptimParams,
+    ParamTransformingOptimizer,
+    _declared,
+)
+
+_UNSCALED = {"grad_scale": 1.0, "grad_bias": 0.0}
+_SHARED = {"param_ndim", *_UNSCALED}
+
+
+@documented
+class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
+    """Apply the transforms of several optimizers, left to right, around one step of one inner optimizer.
+
+    Links `Opt1, Opt2, Opt3` change a gradient g to f3(f2(f1(g))) before the step, and a parameter likewise after it.
+
+    Parameters
+    ----------
+    *transforming_optimizers : type or functools.partial
+        Subclasses of `ParamTransformingOptimizer`, or partials of them that give their options.
+    params : iterable of Tensor, of (str, Tensor), or of dict, optional
+        As for `ParamTransformingOptimizer`.
+    {options}
+
+    Raises
+    ------
+    TypeError
+        A link is neither a class nor a partial of one; or as `ParamTransformingOptimizer`.
+    ValueError
+        As the links.
+
+    Notes
+    -----
+    The options of all links live in the groups. Where two links share the name of an option, the second one's key
+    carries its class: `ClampedParameterOptimizer.clamp_min`. A link has the chain's `param_ndim` unless its partial
+    gives another; `grad_scale` and `grad_bias` of a partial apply right after that link, those of the chain at the end.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> import torch
+    >>> from rai_toolbox.optim import (
+    ...     ChainedParamTransformingOptimizer, ClampedParameterOptimizer, SignedGradientOptim, TopQGradientOptimizer,
+    ... )
+    >>> x = torch.ones(1, 4, requires_grad=True)
+    >>> optim = ChainedParamTransformingOptimizer(
+    ...     partial(TopQGradientOptimizer, q=0.5),
+    ...     SignedGradientOptim,
+    ...     partial(ClampedParameterOptimizer, clamp_min=0.0, clamp_max=1.0),
+    ...     params=[x],
+    ...     lr=0.75,
+    ... )
+    >>> (x * torch.tensor([1.0, -3.0, 2.0, 0.5])).sum().backward()
+    >>> optim.step()
+    >>> x
+    tensor([[1.0000, 1.0000, 0.2500, 1.0000]], requires_grad=True)
+    """
+
+    def __init__(
+        self,
+        *transforming_optimizers: Any,
+        params: OptimParams | None = None,
+        InnerOpt: InnerOptimizer = SGD,
+        param_ndim: int | None = -1,
+        grad_scale: float = 1,
+        grad_bias: float = 0,
+        defaults: dict[str, Any] | None = None,
+        **inner_opt_kwargs: Any,
+    ) -> None:
+        for link in transforming_optimizers:
+            _check_link(link)
+        self._links: tuple[ParamTransformingOptimizer, ...] = ()
+        super().__init__(
+            params,
+            InnerOpt,
+            param_ndim=param_ndim,
+            grad_scale=grad_scale,
+            grad_bias=grad_bias,
+            defaults=defaults,
+            **inner_opt_kwargs,
+        )
+        from_user = set(self.defaults).intersection(*(group.keys() for group in self.param_groups)) | set(
+            set(self.param_groups[0]).intersection(*(group.keys() for group in self.param_groups))
+        )
+        for link in transforming_optimizers:
+            self._links = (*self._links, self._built_link(link, from_user))
+
+    def _built_link(self, link: Any, from_user: set[str]) -> ParamTransformingOptimizer:
+        """Let a link check its options beside those that came from the user, then put them into the chain's groups.
+
+        An option has its plain name, unless an earlier link has an option of that name already; one that the user gave
+        in the groups or in `defaults` holds for every link that does not say otherwise.
+        """
+        earlier = {key for other in self._links for key in other._option_keys} - from_user
+        groups = [{k: v for k, v in group.items() if k not in earlier} for group in self.param_groups]
+        built: ParamTransformingOptimizer = link(
+            params=None, InnerOpt=_Stage(groups, {k: v for k, v in self.defaults.items() if k not in earlier})
+        )
+        given = dict(link.keywords) if isinstance(link, functools.partial) else {}
+        given |= given.get("defaults") or {}
+        scales = not given.keys().isdisjoint(_UNSCALED)
+        own = {}
+        for name in built._option_keys:
+            if name not in _SHARED or name in given:
+                own[name] = given.get(name, built.defaults[name])
+            elif name in _UNSCALED and scales:
+                own[name] = _UNSCALED[name]
+        taken = {
+            *_SHARED,
+            *earlier,
+            *(name for name in given if any(name in o._option_keys for o in self._links)),
+        }
+        built.inner_opt = self.inner_opt
+        built._applies_scale = scales
+        built._adopt_options(own, qualified_keys(type(built), own, taken | self._all_option_keys() - from_user))
+        return built
+
+    def _all_option_keys(self) -> set[str]:
+        return super()._all_option_keys().union(*(link._option_keys for link in self._links))
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        for link in self._links:
+            link._check_group(group)
+
+    @_declared
+    def _pre_step_transform_(self, param: Tensor, optim_group: OptimGroup) -> None:
+        for link in self._links:
+            link._pre_step_transform_(param=param, optim_group=link._view(optim_group))
+
+    @_declared
+    def _post_step_transform_(self, param: Tensor, optim_group: OptimGroup) -> None:
+        for link in self._links:
+            link._post_step_transform_(param=param, optim_group=link._view(optim_group))
+
+    def _transform_gradients_of(self, group: dict[str, Any]) -> None:
+        if self._is_declared("_pre_step_transform_"):
+            for link in self._links:
+                link._transform_gradients_of(group)
+        super()._transform_gradients_of(group)
+
+    def _transform_parameters_of(self, group: dict[str, Any]) -> None:
+        if self._is_declared("_post_step_transform_"):
+            for link in self._links:
+                link._transform_parameters_of(group)
+        super()._transform_parameters_of(group)
+
+    def _repr_name(self) -> str:
+        return " ○ ".join(link._repr_name() for link in reversed(self._links)) or super()._repr_name()
+
+
+class _Stage(Optimizer):
+    """Groups for a link to be built on, so that it does not write into the chain's."""
+
+    def __init__(self, groups: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
+        super().__init__(groups, defaults)
+
+    def step(self, closure: Any = None) -> Any:  # never called
+        raise NotImplementedError
+
+
+def _check_link(link: Any) -> None:
+    cls = link.func if isinstance(link, functools.partial) else link
+    if not (isinstance(cls, type) and issubclass(cls, ParamTransformingOptimizer)):
+        raise TypeError(
+            f"a link of a chain must be a subclass of ParamTransformingOptimizer, or a functools.partial of one, "
+            f"got {link!r}"
+        )

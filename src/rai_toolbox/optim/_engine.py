@@ -1,0 +1,115 @@
+"""A transform over a list of tensors, whatever they are: dense, sparse or sharded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.functional._layout import batch_shape, datum_ndim, write_through
+from rai_toolbox.functional._norms import scale_by_norm_
+from rai_toolbox.optim._transforms import ByNorm, Entrywise, Transform
+
+
+def is_sharded(x: Tensor) -> bool:
+    """Whether `x` is a DTensor (asked without importing torch.distributed.tensor, which takes a second)."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def local(x: Tensor) -> Tensor:
+    """What this rank holds of `x`."""
+    return x.to_local() if is_sharded(x) else x  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def apply_(transform: Transform, tensors: Sequence[Tensor], param_ndim: int | None) -> None:
+    """Change every tensor in place; the trailing `param_ndim` dimensions of each are one datum."""
+    dense: list[Tensor] = []
+    sharded: list[Tensor] = []
+    for x in tensors:
+        if x.layout is not torch.strided:
+            _apply_to_sparse_(transform, x, datum_ndim(x.ndim, param_ndim))
+        elif is_sharded(x):
+            sharded.append(x)
+        else:
+            dense.append(x)
+    if sharded:
+        from rai_toolbox.optim import _sharding
+
+        _sharding.apply_(transform, sharded, param_ndim)
+    if dense:
+        apply_dense_(transform, [write_through(x) for x in dense], [datum_ndim(x.ndim, param_ndim) for x in dense])
+
+
+def apply_dense_(transform: Transform, xs: Sequence[Tensor], ks: Sequence[int]) -> None:
+    """Change dense tensors in place; the last k dimensions of each are one datum."""
+    if isinstance(transform, Entrywise):
+        transform.apply_(xs)
+    elif isinstance(transform, ByNorm):
+        scale_by_norm_(xs, ks, transform.p, transform.factor, transform.exact)
+    else:
+        for x, k in zip(xs, ks, strict=True):
+            transform.apply_(x, k)
+
+
+def scale_and_shift_(tensors: Sequence[Tensor], scale: float, bias: float) -> None:
+    """Multiply every tensor by `scale`, then add `bias`, in place and in one pass."""
+    if bias == 0:
+        if scale != 1:
+            for x in tensors:
+                (x._values() if x.layout is torch.sparse_coo else x).mul_(scale)
+        return
+    for x in tensors:
+        if x.layout is not torch.strided:
+            raise TypeError(
+                "`grad_bias` would make a sparse gradient dense: leave it 0 for parameters with sparse gradients"
+            )
+        x = local(x)
+        if scale == 1:
+            x.add_(bias)
+        else:
+            torch.add(x.new_tensor(bias), x, alpha=scale, out=x)
+
+
+def batched_view(x: Tensor, k: int) -> tuple[Tensor, bool]:
+    """`x` as (N, d0, ...) for a user's hook, and whether it shares the memory of `x` (else it is a copy)."""
+    shape = batch_shape(x.shape, k)
+    try:
+        return x.detach().view(shape), True
+    except RuntimeError:
+        return x.detach().reshape(shape), False
+
+
+def _apply_to_sparse_(transform: Transform, x: Tensor, k: int) -> None:
+    """Change a sparse COO tensor by its values, where that is what the mathematics says."""
+    name = type(transform).__name__
+    if x.layout is not torch.sparse_coo:
+        raise TypeError(f"a gradient of layout {x.layout} is not supported: use a strided or a sparse COO gradient")
+    if not x.is_coalesced():
+        x.data = x.coalesce()
+    values: Any = x._values()
+    if isinstance(transform, Entrywise):
+        if not transform.keeps_zero:
+            raise TypeError(
+                "this clamp moves zeros, which would make a sparse gradient dense: its bounds must include 0"
+            )
+        transform.apply_([values])
+    elif k <= x.dense_dim():  # a datum is (part of) one of the dense values
+        apply_dense_(transform, [values], [k])
+    elif k == x.ndim and isinstance(transform, ByNorm):  # zeros add nothing to a norm
+        apply_dense_(transform, [values], [values.ndim])
+    else:
+        raise TypeError(
+            f"a sparse gradient with {x.sparse_dim()} sparse and {x.dense_dim()} dense dimensions cannot be transformed "
+            f"by {name} over its last {k} dimensions: use `param_ndim` ≤ {x.dense_dim()}"
+            + (" or None" if isinstance(transform, ByNorm) else "")
+        )
+
+
+def has_nonzero(x: Tensor) -> bool:
+    """Whether any entry is not zero (NaN is not)."""
+    x = x._values() if x.layout is torch.sparse_coo else x
+    return bool(x.any())

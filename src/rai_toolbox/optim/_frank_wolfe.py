@@ -1,0 +1,349 @@
+"""Frank-Wolfe: steps towards the point of a ball that a linear minimisation oracle names.
+
+References
+----------
+.. [1] M. Frank and P. Wolfe, "An algorithm for quadratic programming", Naval Research Logistics Quarterly 3, 1956.
+.. [2] M. Jaggi, "Revisiting Frank-Wolfe: projection-free sparse convex optimization", ICML 2013.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.optim import Optimizer
+
+from rai_toolbox.functional._layout import datum_ndim
+from rai_toolbox.functional._norms import TINY
+from rai_toolbox.optim._docs import documented
+from rai_toolbox.optim._options import check_epsilon_fits, check_number, check_radius, required
+from rai_toolbox.optim._random import Draws
+from rai_toolbox.optim._sparse import check_selection
+from rai_toolbox.optim._transforms import Transform, negated_l1_vertex, normalization, signed_selection, signs
+from rai_toolbox.optim._wrapper import OptimGroup, OptimParams, ParamTransformingOptimizer
+
+
+@documented
+class FrankWolfe(Optimizer):
+    """Step towards the point that a linear minimisation oracle has left, negated, in the gradient.
+
+    With s the oracle, `param.grad` = -s, the k-th update (from 0) of a parameter x is
+
+        x ← (1 - a) x + a s · lmo_scaling_factor,    a = lr / (lr + k),
+
+    or a = lr without the default schedule. A convex combination of points of a convex set lies in the set, so no
+    projection is needed; on a smooth convex function the default schedule comes within O(1/k) of the minimum [1]_.
+
+    Parameters
+    ----------
+    params : iterable of Tensor, of (str, Tensor), or of dict
+        Parameters or parameter groups.
+    {options}
+    lmo_scaling_factor : float, default 1.0
+        Multiplies the oracle: the radius of the set. Per group.
+    div_by_zero_eps : float, default 1.1754943508222875e-38
+        Kept in the groups for the wrappers that compute an oracle.
+
+    Raises
+    ------
+    TypeError
+        An option is not a number.
+    ValueError
+        `lr` is negative, or exceeds 1 without the default schedule.
+
+    References
+    ----------
+    .. [1] M. Jaggi, "Revisiting Frank-Wolfe: projection-free sparse convex optimization", ICML 2013.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.optim import FrankWolfe
+    >>> x = torch.zeros(2, requires_grad=True)
+    >>> optim = FrankWolfe([x], lr=0.25, use_default_lr_schedule=False)
+    >>> x.grad = torch.tensor([-1.0, 0.0])  # the negative of the oracle
+    >>> optim.step()
+    >>> x
+    tensor([0.2500, 0.0000], requires_grad=True)
+    """
+
+    def __init__(
+        self,
+        params: OptimParams,
+        *,
+        lr: float = 2.0,
+        lmo_scaling_factor: float = 1.0,
+        use_default_lr_schedule: bool = True,
+        div_by_zero_eps: float = TINY,
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            lmo_scaling_factor=lmo_scaling_factor,
+            use_default_lr_schedule=use_default_lr_schedule,
+            div_by_zero_eps=div_by_zero_eps,
+        )
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; see `torch.optim.Optimizer.add_param_group`."""
+        options = {**self.defaults, **param_group}
+        _checked_lr(options)
+        for name, low in (("lmo_scaling_factor", -math.inf), ("div_by_zero_eps", 0.0)):
+            check_number(name, options[name], low=low)
+        if not isinstance(options["use_default_lr_schedule"], bool):
+            raise TypeError(f"`use_default_lr_schedule` must be a bool, got {options['use_default_lr_schedule']!r}")
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every parameter that has a gradient towards its oracle.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Evaluates the model anew and returns the loss.
+
+        Returns
+        -------
+        object
+            What the closure returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            lr = _checked_lr(group)
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["step"] = torch.tensor(0.0)
+                if lr == 0:  # no step: the count does not advance
+                    continue
+                a = lr / (lr + state["step"].item()) if group["use_default_lr_schedule"] else lr
+                state["step"] += 1
+                towards = self._radius(group, p) * -a
+                if a == 1:
+                    p.zero_()  # not p.mul_(0): what p held, an infinity say, is gone
+                else:
+                    p.mul_(1 - a)
+                if isinstance(towards, Tensor):
+                    p.addcmul_(p.grad, towards)
+                else:
+                    p.add_(p.grad, alpha=towards)
+        return loss
+
+    def _radius(self, group: dict[str, Any], p: Tensor) -> Any:
+        return group["lmo_scaling_factor"]
+
+
+def _checked_lr(group: OptimGroup) -> float:
+    lr = group["lr"]
+    value: Any = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr
+    check_number("lr", value, low=0.0, high=math.inf if group["use_default_lr_schedule"] else 1.0)
+    return value
+
+
+class _FrankWolfeOnBall(FrankWolfe):
+    """The inner optimizer of the families below: the radius is the option `epsilon`, a number or one per datum."""
+
+    def _radius(self, group: dict[str, Any], p: Tensor) -> Any:
+        epsilon = group["epsilon"]
+        if isinstance(epsilon, Tensor):
+            k = datum_ndim(p.ndim, group["param_ndim"])
+            batch = p.shape[: p.ndim - k]
+            epsilon = epsilon.reshape(batch) if epsilon.numel() == batch.numel() else epsilon.expand(batch)
+            epsilon = epsilon.to(p).reshape(*batch, *(1,) * k)
+        return epsilon
+
+
+class _OnBall(ParamTransformingOptimizer):
+    """The options of Frank-Wolfe on a ball."""
+
+    @required("epsilon")
+    def __init__(
+        self,
+        params: OptimParams,
+        *,
+        epsilon: float | Tensor,
+        lr: float = 2.0,
+        use_default_lr_schedule: bool = True,
+        param_ndim: int | None = -1,
+        div_by_zero_eps: float = TINY,
+    ) -> None:
+        self._init(params, {"epsilon": epsilon}, lr, use_default_lr_schedule, param_ndim, div_by_zero_eps)
+
+    def _init(
+        self,
+        params: OptimParams,
+        options: dict[str, Any],
+        lr: float,
+        use_default_lr_schedule: bool,
+        param_ndim: int | None,
+        div_by_zero_eps: float,
+    ) -> None:
+        inner = functools.partial(
+            _FrankWolfeOnBall,
+            lr=lr,
+            use_default_lr_schedule=use_default_lr_schedule,
+            div_by_zero_eps=div_by_zero_eps,
+        )
+        super().__init__(params, inner, param_ndim=param_ndim, defaults=options)
+
+    def _check_options(self, optim_group: OptimGroup) -> None:
+        super()._check_options(optim_group)
+        check_radius("epsilon", optim_group["epsilon"])
+        for p in optim_group["params"]:
+            check_epsilon_fits(optim_group["epsilon"], p, datum_ndim(p.ndim, optim_group["param_ndim"]))
+
+
+@documented
+class L1FrankWolfe(_OnBall):
+    """Minimise over an L1 ball: each step moves one entry of each datum.
+
+    The oracle is ±epsilon on the one entry of largest magnitude of each datum of the gradient.
+
+    Parameters
+    ----------
+    {options}
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `FrankWolfe`; `epsilon` is given nowhere, is negative, or fits no parameter.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.optim import L1FrankWolfe
+    >>> x = torch.zeros(1, 3, requires_grad=True)
+    >>> optim = L1FrankWolfe([x], epsilon=0.5)
+    >>> (x * torch.tensor([1.0, -3.0, 2.0])).sum().backward()
+    >>> optim.step()
+    >>> x
+    tensor([[0.0000, 0.5000, 0.0000]], requires_grad=True)
+    """
+
+    def _grad_transform(self, optim_group: OptimGroup) -> Transform:
+        return negated_l1_vertex()
+
+
+@documented
+class L2FrankWolfe(_OnBall):
+    """Minimise over an L2 ball: each step moves along the normalised gradient.
+
+    The oracle is -epsilon·g/‖g‖2 for each datum g of the gradient.
+
+    Parameters
+    ----------
+    {options}
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `L1FrankWolfe`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.optim import L2FrankWolfe
+    >>> x = torch.zeros(1, 2, requires_grad=True)
+    >>> optim = L2FrankWolfe([x], epsilon=0.5)
+    >>> (x * torch.tensor([3.0, -4.0])).sum().backward()
+    >>> optim.step()
+    >>> x
+    tensor([[-0.3000,  0.4000]], requires_grad=True)
+    """
+
+    def _grad_transform(self, optim_group: OptimGroup) -> Transform:
+        return normalization(2, optim_group["div_by_zero_eps"])
+
+
+@documented
+class LinfFrankWolfe(_OnBall):
+    """Minimise over an Linf ball: each step moves every entry towards a corner.
+
+    The oracle is -epsilon·sign(g).
+
+    Parameters
+    ----------
+    {options}
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `L1FrankWolfe`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.optim import LinfFrankWolfe
+    >>> x = torch.zeros(1, 2, requires_grad=True)
+    >>> optim = LinfFrankWolfe([x], epsilon=0.5)
+    >>> (x * torch.tensor([3.0, -4.0])).sum().backward()
+    >>> optim.step()
+    >>> x
+    tensor([[-0.5000,  0.5000]], requires_grad=True)
+    """
+
+    def _grad_transform(self, optim_group: OptimGroup) -> Transform:
+        return signs()
+
+
+@documented
+class L1qFrankWolfe(_OnBall):
+    """Minimise over an L1 ball in steps that move several entries: less sparse than `L1FrankWolfe`.
+
+    The oracle is ±epsilon/k on the k entries of largest magnitude of each datum of the gradient.
+
+    Parameters
+    ----------
+    {options}
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `L1FrankWolfe`; `q` is given nowhere; `q` or `dq` lies outside [0, 1].
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.optim import L1qFrankWolfe
+    >>> x = torch.zeros(1, 4, requires_grad=True)
+    >>> optim = L1qFrankWolfe([x], q=0.5, epsilon=1.0)
+    >>> (x * torch.tensor([1.0, -3.0, 2.0, 0.5])).sum().backward()
+    >>> optim.step()
+    >>> x
+    tensor([[ 0.0000,  0.5000, -0.5000,  0.0000]], requires_grad=True)
+    """
+
+    @required("q", "epsilon")
+    def __init__(
+        self,
+        params: OptimParams,
+        *,
+        q: float,
+        epsilon: float | Tensor,
+        dq: float = 0.0,
+        lr: float = 2.0,
+        use_default_lr_schedule: bool = True,
+        param_ndim: int | None = -1,
+        div_by_zero_eps: float = TINY,
+        generator: Generator = torch.default_generator,
+    ) -> None:
+        self._draws = Draws(generator)
+        options = {"epsilon": epsilon, "q": q, "dq": dq}
+        self._init(params, options, lr, use_default_lr_schedule, param_ndim, div_by_zero_eps)
+
+    def _check_options(self, optim_group: OptimGroup) -> None:
+        super()._check_options(optim_group)
+        check_selection(optim_group)
+
+    def _grad_transform(self, optim_group: OptimGroup) -> Transform:
+        return signed_selection(self._draws.of_q(optim_group), alike=optim_group["dq"] == 0)

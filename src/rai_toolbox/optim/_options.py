@@ -1,0 +1,133 @@
+"""The options of an optimizer, as they live in its parameter groups."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any, ParamSpec
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+
+
+class QualifiedOptions(MutableMapping[str, Any]):
+    """A parameter group seen by one of several wrappers that share it: its own options under their plain names.
+
+    Two clamps in one chain both call their bound `clamp_min`; the group holds the second one's as
+    `ClampedParameterOptimizer.clamp_min`. Everything else is the group's.
+    """
+
+    def __init__(self, group: dict[str, Any], keys: Mapping[str, str]) -> None:
+        self._group = group
+        self._keys = keys
+
+    def __getitem__(self, name: str) -> Any:
+        return self._group[self._keys.get(name, name)]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._group[self._keys.get(name, name)] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._group[self._keys.get(name, name)]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._group
+
+    def __len__(self) -> int:
+        return len(self._group)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def qualified_keys(owner: type, names: Mapping[str, Any], taken: set[str]) -> dict[str, str]:
+    """The keys of those options of `owner` whose plain name is taken: `Owner.name`, or `Owner#2.name`."""
+    keys: dict[str, str] = {}
+    for name in names:
+        if name in taken:
+            key, n = f"{owner.__name__}.{name}", 1
+            while key in taken:
+                n += 1
+                key = f"{owner.__name__}#{n}.{name}"
+            keys[name] = key
+    return keys
+
+
+def required(*names: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Let an `__init__` whose keyword-only `names` have no default be called without them.
+
+    They arrive as None, so that a parameter group or `defaults` may give them; `check_*` below refuse None. The
+    published signature is the one that is written: without a default.
+    """
+
+    def decorate(init: Callable[P, None]) -> Callable[P, None]:
+        missing = set(names) - inspect.signature(init).parameters.keys()
+        if missing:
+            raise TypeError(f"{init.__qualname__} has no parameters {sorted(missing)}")
+
+        @functools.wraps(init)
+        def __init__(*args: P.args, **kwargs: P.kwargs) -> None:
+            for name in names:
+                kwargs.setdefault(name, None)
+            init(*args, **kwargs)
+
+        return __init__
+
+    return decorate
+
+
+def check_number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf) -> None:
+    """Raise unless `value` is a real number in [low, high]."""
+    _check_type(name, value, "a number")
+    if not low <= value <= high:  # type: ignore[operator]
+        raise ValueError(f"`{name}` must be a number {_range_text(low, high)}, got {value!r}")
+
+
+def check_radius(name: str, value: object) -> None:
+    """Raise unless `value` is a number ≥ 0, or a tensor of them with one entry per datum."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and not value.requires_grad and bool((value >= 0).all()):
+            return
+        raise ValueError(
+            f"`{name}` must have entries ≥ 0 of a floating dtype and not require a gradient, got {value!r}"
+        )
+    _check_type(name, value, "a number or a tensor with one entry per datum")
+    if not value >= 0:  # type: ignore[operator]
+        raise ValueError(f"`{name}` must be ≥ 0, got {value!r}")
+
+
+def _check_type(name: str, value: object, what: str) -> None:
+    if value is None:
+        raise TypeError(
+            f"`{name}` is required: give it as a keyword, in every parameter group, or in `defaults`; it must be {what}"
+        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` must be {what}, got {value!r}")
+
+
+def _range_text(low: float, high: float) -> str:
+    if math.isinf(low) and math.isinf(high):
+        return "other than NaN"
+    if math.isinf(high):
+        return f"≥ {low:g}"
+    return f"in [{low:g}, {high:g}]"
+
+
+def check_epsilon_fits(epsilon: object, p: Tensor, k: int) -> None:
+    """Raise unless a tensor `epsilon` has one entry for each datum (last k dimensions) of `p`."""
+    if not isinstance(epsilon, Tensor) or epsilon.numel() == 1:
+        return
+    batch = p.shape[: p.ndim - k]
+    try:
+        fits = torch.broadcast_shapes(epsilon.shape, batch) == batch or epsilon.shape == (batch.numel(),)
+    except RuntimeError:
+        fits = epsilon.shape == (batch.numel(),)
+    if not fits:
+        raise ValueError(
+            f"`epsilon` has shape {tuple(epsilon.shape)}, but a parameter of shape {tuple(p.shape)} has data of shape "
+            f"{tuple(p.shape[p.ndim - k :])} in a batch of shape {tuple(batch)}: give a number, or one entry per datum"
+        )

@@ -1,0 +1,169 @@
+"""What a transform is: data that says what it does to a datum, and how far an entry's result reaches.
+
+The reach decides how a transform is applied to many tensors, to a sharded one or to a sparse one; see `_engine.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.functional import (
+    lmo_l1_ball_,
+    normalize,
+    project_l1_ball_,
+    project_l2_ball,
+    project_l2_ball_,
+    project_linf_ball_,
+    project_simplex_,
+    signed_top_q_,
+    top_q_,
+)
+
+Number: TypeAlias = float | Tensor
+Bound: TypeAlias = float | Tensor | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Entrywise:
+    """Every entry's result depends on that entry alone (sign, clamp).
+
+    Attributes
+    ----------
+    apply_ : callable
+        Changes a list of tensors in place.
+    keeps_zero : bool
+        Zero gives zero, so that a sparse tensor may be changed by its values.
+    """
+
+    apply_: Callable[[Sequence[Tensor]], Any]
+    keeps_zero: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class ByNorm:
+    """Every datum is multiplied by a factor that is a function of its norm (normalise, L2 ball).
+
+    Attributes
+    ----------
+    p : float
+        The order of the norm.
+    factor : callable
+        Given norms (float64, shape (n,)) and the dtype of the data, returns their factors, NaN where only `exact` will
+        do; it owns its argument and waits for no device.
+    exact : callable
+        `exact(x, k)`: the same change of the data x (their last k dimensions), out of place, for norms of any size.
+    """
+
+    p: float
+    factor: Callable[[Tensor, torch.dtype], Tensor]
+    exact: Callable[[Tensor, int], Tensor]
+
+    def scaled(self, scale: float) -> ByNorm:
+        """The same, followed by a multiplication: one pass over memory instead of two."""
+        factor, exact = self.factor, self.exact
+        return ByNorm(
+            self.p,
+            lambda norms, dtype: factor(norms, dtype).mul_(scale),
+            lambda x, k: exact(x, k).mul_(scale),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PerDatum:
+    """An entry's result depends on its whole datum in some other way (top-q, L1 ball, oracles).
+
+    Attributes
+    ----------
+    apply_ : callable
+        `apply_(x, k)` changes one tensor in place, whose last k dimensions are a datum.
+    alike : bool
+        The same change for every tensor, so that tensors of one shape may be stacked. False for a transform that
+        draws a number for each tensor, or that carries an option per datum.
+    """
+
+    apply_: Callable[[Tensor, int], Any]
+    alike: bool = True
+
+
+Transform: TypeAlias = Entrywise | ByNorm | PerDatum
+
+
+def normalization(p: float, eps: float) -> ByNorm:
+    """x / max(‖x‖p, eps)."""
+    return ByNorm(
+        p,
+        lambda norms, dtype: norms.clamp_min_(eps or 5e-324).reciprocal_(),
+        lambda x, k: normalize(x, p, param_ndim=k, eps=eps),
+    )
+
+
+def signs() -> Entrywise:
+    """sign(x); x / |x| where x is complex."""
+
+    def apply_(xs: Sequence[Tensor]) -> None:
+        for x in xs:
+            x.sgn_()
+
+    return Entrywise(apply_)
+
+
+def clamping(clamp_min: float | None, clamp_max: float | None) -> Entrywise:
+    """x moved into [clamp_min, clamp_max]."""
+
+    def apply_(xs: Sequence[Tensor]) -> None:
+        for x in xs:
+            x.clamp_(clamp_min, clamp_max)
+
+    keeps_zero = (clamp_min is None or clamp_min <= 0) and (clamp_max is None or clamp_max >= 0)
+    return Entrywise(apply_, keeps_zero)
+
+
+def selection(q: Callable[[], float], *, alike: bool) -> PerDatum:
+    """Keep the 1 - q share of entries of largest magnitude; `q` is asked anew for each tensor."""
+    return PerDatum(lambda x, k: top_q_(x, q(), param_ndim=k), alike)
+
+
+def signed_selection(q: Callable[[], float], *, alike: bool) -> PerDatum:
+    """`selection`, then the sign, then division by the L1 norm."""
+    return PerDatum(lambda x, k: signed_top_q_(x, q(), param_ndim=k), alike)
+
+
+def negated_l1_vertex() -> PerDatum:
+    """The negative of the oracle of the L1 ball of radius 1."""
+    return PerDatum(lambda g, k: lmo_l1_ball_(g, 1.0, param_ndim=k, negated=True))
+
+
+def l2_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> ByNorm | PerDatum:
+    """The nearest point of the L2 ball, or of the ball and a box."""
+    if isinstance(epsilon, Tensor) or lower is not None or upper is not None:
+        return PerDatum(lambda x, k: project_l2_ball_(x, epsilon, param_ndim=k, lower=lower, upper=upper), False)
+
+    def factor(norms: Tensor, dtype: torch.dtype) -> Tensor:
+        outside = norms > epsilon * (1 + 4 * torch.finfo(dtype).eps)
+        shrunk = torch.nan if torch.finfo(dtype).bits == 16 else epsilon / norms  # a half needs care below its range
+        return torch.where(outside, shrunk, 1.0)
+
+    return ByNorm(2, factor, lambda x, k: project_l2_ball(x, epsilon, param_ndim=k))
+
+
+def l1_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> PerDatum:
+    """The nearest point of the L1 ball, or of the ball and a box."""
+    alike = not isinstance(epsilon, Tensor) and lower is None and upper is None
+    return PerDatum(lambda x, k: project_l1_ball_(x, epsilon, param_ndim=k, lower=lower, upper=upper), alike)
+
+
+def linf_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> Entrywise | PerDatum:
+    """The nearest point of the Linf ball, or of the ball and a box."""
+    if isinstance(epsilon, Tensor) or lower is not None or upper is not None:
+        return PerDatum(lambda x, k: project_linf_ball_(x, epsilon, param_ndim=k, lower=lower, upper=upper), False)
+    return clamping(-epsilon, epsilon)
+
+
+def simplex_projection(total: Number) -> PerDatum:
+    """The nearest point with entries ≥ 0 that sum to `total`."""
+    return PerDatum(lambda x, k: project_simplex_(x, total, param_ndim=k), not isinstance(total, Tensor))

@@ -1,0 +1,487 @@
+"""The optimizer that wraps an optimizer: all that torch expects of one, said once.
+
+The inner optimizer owns the parameter groups, the state and the defaults; the wrapper sees them through properties,
+so that nothing is ever out of step, whichever of the two was loaded, assigned to or copied.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from rai_toolbox.functional._layout import datum_ndim
+from rai_toolbox.optim import _engine
+from rai_toolbox.optim._options import QualifiedOptions, check_number, qualified_keys
+from rai_toolbox.optim._transforms import ByNorm, Entrywise, Transform
+
+OptimParams: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
+InnerOptimizer: TypeAlias = Callable[..., Optimizer] | Optimizer
+OptimGroup: TypeAlias = Mapping[str, Any]
+
+_HOOK_TABLES = (
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
+
+
+def _declared(hook: Callable[..., None]) -> Callable[..., None]:
+    """Mark a hook as no more than what `_grad_transform` or `_param_transform` declares: lists may be treated whole."""
+    hook._applies_declared_transform = True  # pyright: ignore[reportFunctionMemberAccess]
+    return hook
+
+
+class ParamTransformingOptimizer(Optimizer):
+    """Wrap an optimizer: change each gradient before its step and each parameter after it.
+
+    A step (i) runs the closure, if there is one, (ii) applies `_pre_step_transform_` to every parameter that has a
+    gradient, then multiplies the gradient by `grad_scale` and adds `grad_bias`, all in place, (iii) takes a step of
+    the inner optimizer, (iv) applies `_post_step_transform_` to every parameter. This class transforms nothing;
+    subclasses override one or both of the hooks.
+
+    Parameters
+    ----------
+    params : iterable of Tensor, of (str, Tensor), or of dict, optional
+        Parameters or parameter groups, as any `torch.optim.Optimizer` takes them. None only with an `InnerOpt`
+        instance.
+    InnerOpt : type, callable or Optimizer
+        What takes the step: an optimizer class, a `functools.partial` of one, any callable that returns an optimizer,
+        or an optimizer, whose parameter groups are then used.
+    {options}
+    defaults : dict, optional
+        Defaults of any option of the parameter groups; an entry wins over the keyword of the same name. Not changed.
+    **inner_opt_kwargs
+        Keywords for `InnerOpt`.
+
+    Attributes
+    ----------
+    inner_opt : Optimizer
+        The inner optimizer. `param_groups`, `state` and `defaults` are its own.
+
+    Raises
+    ------
+    TypeError
+        An argument is of the wrong type; `params` is None and `InnerOpt` not an instance; keywords are given for an
+        `InnerOpt` that is already built.
+    ValueError
+        An option lies outside its range, or `param_ndim` does not fit a parameter.
+
+    Notes
+    -----
+    With LBFGS the transforms run after each evaluation of the closure. Normalised gradients break its curvature
+    pairs: give it `line_search_fn="strong_wolfe"`.
+
+    A step whose learning rates and gradients are all zero transforms nothing: that is how
+    `torch.distributed.checkpoint` has an optimizer build its state.
+
+    Examples
+    --------
+    An optimizer that steps along the sign of the gradient, on four entries of largest magnitude per datum:
+
+    >>> import torch
+    >>> from rai_toolbox.optim import ParamTransformingOptimizer
+    >>> class SignOfTheLargest(ParamTransformingOptimizer):
+    ...     def _pre_step_transform_(self, param, optim_group):
+    ...         rows = param.grad.flatten(1)  # (N, D): a view
+    ...         largest = rows.abs().topk(optim_group["k"]).indices
+    ...         rows.copy_(torch.zeros_like(rows).scatter(1, largest, rows.gather(1, largest).sign()))
+    >>> x = torch.zeros(1, 3, requires_grad=True)
+    >>> optim = SignOfTheLargest([x], lr=0.5, defaults={"k": 2})
+    >>> (x * torch.tensor([3.0, 1.0, -2.0])).sum().backward()
+    >>> optim.step()
+    >>> x
+    tensor([[-0.5000,  0.0000,  0.5000]], requires_grad=True)
+    """
+
+    inner_opt: Optimizer
+    _applies_scale = True  # a link of a chain leaves that to the chain, unless it has a scale of its own
+
+    def __init__(
+        self,
+        params: OptimParams | None = None,
+        InnerOpt: InnerOptimizer = SGD,
+        *,
+        param_ndim: int | None = -1,
+        grad_scale: float = 1.0,
+        grad_bias: float = 0.0,
+        defaults: dict[str, Any] | None = None,
+        **inner_opt_kwargs: Any,
+    ) -> None:
+        # Optimizer.__init__ would make groups and state of its own; what else it does is in _prepare_instance.
+        self.inner_opt = _built(params, InnerOpt, inner_opt_kwargs)
+        options: dict[str, Any] = {"param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
+        options |= defaults or {}
+        taken = self.inner_opt._all_option_keys() if isinstance(self.inner_opt, ParamTransformingOptimizer) else set()
+        self._adopt_options(options, qualified_keys(type(self), options, taken))
+        self._prepare_instance()
+
+    def _adopt_options(self, options: dict[str, Any], keys: dict[str, str]) -> None:
+        """Validate `options` for every group, and only then put them into the groups and the defaults."""
+        self._qualified = keys
+        self._option_keys = tuple(keys.get(name, name) for name in options)
+        stored = dict(zip(self._option_keys, options.values(), strict=True))
+        for group in self.param_groups:
+            self._check_group({**stored, **group})
+        self.defaults = {**stored, **self.defaults}
+        for group in self.param_groups:
+            for key, value in stored.items():
+                group.setdefault(key, value)
+
+    def _prepare_instance(self) -> None:
+        for table in _HOOK_TABLES:
+            self.__dict__.setdefault(table, OrderedDict())
+        self._warned_capturable_if_run_uncaptured = True
+        self._patch_step_function()
+
+    # What a family of optimizers declares.
+
+    def _check_options(self, optim_group: OptimGroup) -> None:
+        """Raise unless the options of a group are valid. Extend it for options of your own."""
+        for name in ("grad_scale", "grad_bias"):
+            check_number(name, optim_group[name])
+        for p in optim_group["params"]:
+            datum_ndim(p.ndim, optim_group["param_ndim"])
+
+    def _grad_transform(self, optim_group: OptimGroup) -> Transform | None:
+        """The change of a gradient before the step, as data. None: no change."""
+
+    def _param_transform(self, optim_group: OptimGroup) -> Transform | None:
+        """The change of a parameter after the step, as data. None: no change."""
+
+    # What users override.
+
+    @_declared
+    def _pre_step_transform_(self, param: Tensor, optim_group: OptimGroup) -> None:
+        """Change `param.grad` in place, before the inner step.
+
+        Parameters
+        ----------
+        param : Tensor, shape (N, d0, ...)
+            A view of a parameter that has a gradient; `param_ndim` determines its shape. So is `param.grad`.
+        optim_group : mapping
+            The parameter group it belongs to.
+        """
+        transform = self._grad_transform(optim_group)
+        if transform is not None and param.grad is not None:
+            _engine.apply_(transform, [param.grad], -1)
+
+    @_declared
+    def _post_step_transform_(self, param: Tensor, optim_group: OptimGroup) -> None:
+        """Change `param` in place, after the inner step; the parameters as for `_pre_step_transform_`."""
+        transform = self._param_transform(optim_group)
+        if transform is not None:
+            _engine.apply_(transform, [param], -1)
+
+    # The step.
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Transform the gradients, step the inner optimizer, transform the parameters.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Evaluates the model anew and returns the loss. Each time the inner optimizer calls it, the gradients
+            are transformed.
+
+        Returns
+        -------
+        object
+            What the closure returned, or None.
+        """
+        probe = False
+
+        def transforming_closure() -> Any:
+            nonlocal probe
+            loss = closure()
+            probe = self._is_probe()
+            if not probe:
+                self._transform_gradients()
+            return loss
+
+        if closure is None:
+            probe = self._is_probe()
+            if not probe:
+                self._transform_gradients()
+            self.inner_opt.step()
+            loss = None
+        else:
+            loss = self.inner_opt.step(transforming_closure)
+        if not probe:
+            self._transform_parameters()
+        return loss
+
+    @torch.no_grad()
+    def _transform_gradients(self) -> None:
+        for group in self.param_groups:
+            self._transform_gradients_of(group)
+
+    @torch.no_grad()
+    def _transform_parameters(self) -> None:
+        for group in self.param_groups:
+            self._transform_parameters_of(group)
+
+    def _transform_gradients_of(self, group: dict[str, Any]) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        options = self._options(group)
+        scale, bias = (options["grad_scale"], options["grad_bias"]) if self._applies_scale else (1.0, 0.0)
+        if self._is_declared("_pre_step_transform_"):
+            transform = self._grad_transform(options)
+            if isinstance(transform, ByNorm) and scale != 1:
+                transform, scale = transform.scaled(scale), 1.0
+            if transform is not None:
+                _refuse_flattened(params, transform, self)
+                _engine.apply_(transform, [p.grad for p in params], options["param_ndim"])
+        else:
+            for p in params:
+                self._run_hook(self._pre_step_transform_, p, options)
+        _engine.scale_and_shift_([p.grad for p in params], scale, bias)
+
+    def _transform_parameters_of(self, group: dict[str, Any]) -> None:
+        options = self._options(group)
+        if self._is_declared("_post_step_transform_"):
+            transform = self._param_transform(options)
+            if transform is not None:
+                _refuse_flattened(group["params"], transform, self)
+                _engine.apply_(transform, group["params"], options["param_ndim"])
+        else:
+            for p in group["params"]:
+                self._run_hook(self._post_step_transform_, p, options)
+
+    def _is_declared(self, hook: str) -> bool:
+        return hook not in self.__dict__ and getattr(getattr(type(self), hook), "_applies_declared_transform", False)
+
+    def _run_hook(self, hook: Callable[..., None], p: Tensor, options: OptimGroup) -> None:
+        """Give a user's hook `p` and its gradient as (N, d0, ...), and see that the gradient was changed in place."""
+        k = datum_ndim(p.ndim, options["param_ndim"])
+        if _engine.is_sharded(p):
+            from rai_toolbox.optim import _sharding
+
+            _sharding.run_hook(hook, p, options, k)
+            return
+        batch, shared = _engine.batched_view(p, k)
+        grad, grad_shared = None, True
+        if p.grad is not None:
+            if p.grad.layout is torch.strided:
+                grad, grad_shared = _engine.batched_view(_engine.write_through(p.grad), k)
+            elif batch.shape == p.shape:
+                grad = p.grad
+            else:
+                raise TypeError(
+                    f"{type(self).__name__} sees a parameter of shape {tuple(p.shape)} as {tuple(batch.shape)}, and a "
+                    f"sparse gradient cannot be viewed so: use a dense gradient, or `param_ndim=-1`"
+                )
+            batch.grad = grad
+        hook(param=batch, optim_group=options)
+        if batch.grad is not grad:
+            raise ValueError(
+                f"{type(self).__name__}.{hook.__name__} replaced `param.grad` by another tensor: it must change the "
+                f"gradient in place (`param.grad.mul_(…)`, `param.grad.copy_(…)`)"
+            )
+        if not shared:
+            p.copy_(batch.view(p.shape))
+        if grad is not None and p.grad is not None and not grad_shared:
+            p.grad.copy_(grad.view(p.grad.shape))
+
+    def _is_probe(self) -> bool:
+        """Whether nothing is asked for but that the state be there: every learning rate and every gradient is zero."""
+        lrs = [group.get("lr") for group in self.param_groups]
+        for lr in lrs:
+            if isinstance(lr, Tensor):
+                if lr.device.type != "cpu" or torch.compiler.is_compiling() or lr.numel() != 1 or lr.item() != 0:
+                    return False
+            elif lr is None or lr != 0:
+                return False
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not grads or any(g.is_cuda and torch.cuda.is_current_stream_capturing() for g in grads[:1]):
+            return False
+        if any(_engine.is_sharded(g) for g in grads):
+            from rai_toolbox.optim import _sharding
+
+            return _sharding.all_zero(grads)
+        return not any(_engine.has_nonzero(g) for g in grads)
+
+    # Groups and state: the inner optimizer's.
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner_opt.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:
+        self.inner_opt.param_groups = value
+
+    @property
+    def state(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner_opt.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.inner_opt.state = value
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return self.inner_opt.defaults
+
+    @defaults.setter
+    def defaults(self, value: dict[str, Any]) -> None:
+        self.inner_opt.defaults = value
+
+    def _all_option_keys(self) -> set[str]:
+        keys = set(self._option_keys)
+        return (
+            keys | self.inner_opt._all_option_keys() if isinstance(self.inner_opt, ParamTransformingOptimizer) else keys
+        )
+
+    def _options(self, group: dict[str, Any]) -> Any:
+        """The group as the transforms see it."""
+        for key in self._option_keys:
+            if key not in group:  # the inner optimizer was loaded from a checkpoint of its own
+                group[key] = self.defaults[key]
+        return self._view(group)
+
+    def _view(self, group: Any) -> Any:
+        return QualifiedOptions(group, self._qualified) if self._qualified else group
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        self._check_options(self._view(group))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, with the defaults for the options that it does not give.
+
+        Parameters
+        ----------
+        param_group : dict
+            `params`, and options of this optimizer or of the inner one. Not changed.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As at construction; the group is then not added.
+        """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"`param_group` must be a dict, got {param_group!r}")
+        group = _copied([param_group])[0]
+        params = group["params"]
+        tensors = [p[1] if isinstance(p, tuple) else p for p in ([params] if isinstance(params, Tensor) else params)]
+        if all(isinstance(p, Tensor) for p in tensors):  # else torch says what is wrong
+            self._check_group({**self.defaults, **group, "params": tensors})
+        self.inner_opt.add_param_group(group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state and the groups, as the inner optimizer does; see `torch.optim.Optimizer.state_dict`."""
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        state_dict = self.inner_opt.state_dict()
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            result = hook(self, state_dict)
+            state_dict = state_dict if result is None else result
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned, from this optimizer or from a bare inner one.
+
+        Parameters
+        ----------
+        state_dict : dict
+            Options that it does not hold keep their values. Not changed.
+        """
+        state_dict = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            result = hook(self, state_dict)
+            state_dict = state_dict if result is None else result
+        kept = [{key: group[key] for key in self._all_option_keys() if key in group} for group in self.param_groups]
+        self.inner_opt.load_state_dict(state_dict)
+        for group, options in zip(self.param_groups, kept, strict=True):
+            for key, value in options.items():
+                group.setdefault(key, value)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Others put patched methods (a scheduler's or accelerate's `step`) and hooks, which cannot be pickled, in here.
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in _HOOK_TABLES and name != "_opt_called" and not callable(getattr(type(self), name, None))
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "inner_opt" in state:
+            self.__dict__.update(state)
+            self._prepare_instance()
+        else:  # `Optimizer.load_state_dict` was called on us: new groups and state
+            self.inner_opt.__setstate__(state)
+
+    def __repr__(self) -> str:
+        groups = super().__repr__()
+        return f"{self._repr_name()} [{type(self.inner_opt).__name__}]({groups.partition('(')[2]}"
+
+    def _repr_name(self) -> str:
+        return type(self).__name__
+
+
+def _built(params: OptimParams | None, InnerOpt: InnerOptimizer, kwargs: dict[str, Any]) -> Optimizer:
+    """The inner optimizer."""
+    if isinstance(InnerOpt, Optimizer):
+        if kwargs:
+            raise TypeError(f"`InnerOpt` is already an optimizer, so it cannot take the keywords {sorted(kwargs)}")
+        if params is not None and _ids(params) != _ids(InnerOpt.param_groups):
+            raise ValueError(
+                "`InnerOpt` is already an optimizer, of other parameters than `params`: let `params` be None"
+            )
+        return InnerOpt
+    if not callable(InnerOpt):
+        raise TypeError(
+            f"`InnerOpt` must be an optimizer class, a partial of one, a callable that returns an optimizer, or an "
+            f"optimizer, got {InnerOpt!r}"
+        )
+    if params is None:
+        raise TypeError("`params` may be None only when `InnerOpt` is an optimizer that has parameters already")
+    inner = InnerOpt(params if isinstance(params, Tensor) else _copied(params), **kwargs)
+    if not isinstance(inner, Optimizer):
+        raise TypeError(f"`InnerOpt` must return a torch.optim.Optimizer, but {InnerOpt!r} returned {inner!r}")
+    return inner
+
+
+def _copied(params: Iterable[Any]) -> list[Any]:
+    """`params` with every group copied, since torch fills in the dict that it is given."""
+    copies = []
+    for group in params:
+        if isinstance(group, dict):
+            group = dict(group)
+            members = group.get("params", ())
+            group["params"] = members if isinstance(members, (Tensor, set)) else list(members)
+        copies.append(group)
+    return copies
+
+
+def _ids(params: Iterable[Any]) -> set[int]:
+    ids: set[int] = set()
+    for p in [params] if isinstance(params, Tensor) else params:
+        if isinstance(p, dict):
+            ids |= _ids(p["params"])
+        else:
+            ids.add(id(p[1] if isinstance(p, tuple) else p))
+    return ids
+
+
+def _refuse_flattened(params: Iterable[Tensor], transform: Transform, optim: Optimizer) -> None:
+    """Refuse parameters that FSDP1 flattened: their data are no longer where `param_ndim` says."""
+    if isinstance(transform, Entrywise) or "torch.distributed.fsdp" not in sys.modules:
+        return
+    if any(getattr(p, "_fsdp_flattened", False) for p in params):
+        raise TypeError(
+            f"{type(optim).__name__} acts on data, and FullyShardedDataParallel (FSDP1) has flattened the parameters that "
+            f"they lie in: use torch.distributed.fsdp.fully_shard (FSDP2)"
+        )
