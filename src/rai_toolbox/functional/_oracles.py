@@ -12,7 +12,7 @@ from torch import Tensor
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._norms import normalize
 from rai_toolbox.functional._per_datum import RowFunction, checked_float, map_rows, map_rows_, per_datum
-from rai_toolbox.functional._selection import _count, _kept, _signed
+from rai_toolbox.functional._selection import count_of, kept, _signed
 
 Number = float | Tensor
 
@@ -51,7 +51,7 @@ def lmo_linf_ball_(
 
 def lmo_l1q_ball(g: Tensor, epsilon: Number, q: float, *, param_ndim: int | None = -1) -> Tensor:
     """Spread epsilon over the k entries of largest magnitude: -epsilon/k·sign(g) there, zero elsewhere."""
-    count = _count(g, q, param_ndim)
+    count = count_of(g, q, param_ndim)
     return _oracle(
         map_rows,
         lambda rows: _signed(rows, _kept(rows, count), 1.0),
@@ -66,7 +66,7 @@ def lmo_l1q_ball_(
     g: Tensor, epsilon: Number, q: float, *, param_ndim: int | None = -1, negated: bool = False
 ) -> Tensor:
     """The in-place form of `lmo_l1q_ball`; with `negated`, -s."""
-    count = _count(g, q, param_ndim)
+    count = count_of(g, q, param_ndim)
     return _oracle(
         map_rows_,
         lambda rows: _signed(rows, _kept(rows, count), 1.0),

@@ -1,12 +1,26 @@
-"""Top-q: keep the entries of largest magnitude of each datum. A selection, never a sort."""
+"""Top-q: keep the entries of largest magnitude of each datum. A selection, never a sort.
+
+On a CPU a selection by comparing and swapping (`topk`, `kthvalue`, `numpy.partition`) runs at 3 to 6 ns an entry, where
+a pass of arithmetic takes 0.05. So the threshold is *searched*: count the entries above a guess, correct the guess by
+the density of the entries there, and after three passes most rows of thousands are right or a few entries off; the
+few are picked by their distance from the guess. A count of what is kept confirms each row, and the rare row that is
+not confirmed (ties, NaN) is selected exactly.
+"""
 
 from __future__ import annotations
+
+import functools
+import math
 
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional._layout import datum_ndim
-from rai_toolbox.functional._per_datum import checked_float, map_rows, map_rows_
+from rai_toolbox.functional._layout import BLOCK_NUMEL, datum_ndim
+from rai_toolbox.functional._per_datum import checked_float, map_rows, map_rows_, may_look
+
+# How many entries a threshold may be off to be corrected by picking, and how many passes are made at most before.
+_PICKED = 8
+_PASSES = 8
 
 
 def kept_count(numel: int, q: float) -> int:
@@ -60,8 +74,8 @@ def top_q(x: Tensor, q: float, *, param_ndim: int | None = -1) -> Tensor:
     >>> top_q(torch.tensor([[1.0, -3.0, 2.0, 0.5]]), q=0.5)
     tensor([[ 0., -3.,  2.,  0.]])
     """
-    count = _count(x, q, param_ndim)
-    return map_rows(lambda rows: _masked(rows, _kept(rows.detach(), count)), x, param_ndim)
+    count = count_of(x, q, param_ndim)
+    return map_rows(lambda rows: _keep(rows, count), x, param_ndim)
 
 
 def top_q_(x: Tensor, q: float, *, param_ndim: int | None = -1) -> Tensor:
@@ -86,8 +100,8 @@ def top_q_(x: Tensor, q: float, *, param_ndim: int | None = -1) -> Tensor:
     >>> top_q_(torch.tensor([[1.0, -3.0, 2.0, 0.5]]), q=0.75)
     tensor([[ 0., -3.,  0.,  0.]])
     """
-    count = _count(x, q, param_ndim)
-    return map_rows_(lambda rows: _masked(rows, _kept(rows, count)), x, param_ndim)
+    count = count_of(x, q, param_ndim)
+    return map_rows_(lambda rows: _keep_(rows, count), x, param_ndim)
 
 
 def signed_top_q(x: Tensor, q: float, *, param_ndim: int | None = -1, scale: float = 1.0) -> Tensor:
@@ -120,8 +134,8 @@ def signed_top_q(x: Tensor, q: float, *, param_ndim: int | None = -1, scale: flo
     >>> signed_top_q(torch.tensor([[1.0, -3.0, 2.0, 0.5]]), q=0.5)
     tensor([[ 0.0000, -0.5000,  0.5000,  0.0000]])
     """
-    count = _count(x, q, param_ndim)
-    return map_rows(lambda rows: _signed(rows, _kept(rows, count), scale), x.detach(), param_ndim)
+    count = count_of(x, q, param_ndim)
+    return map_rows(lambda rows: _signed(rows, count, scale), x.detach(), param_ndim)
 
 
 def signed_top_q_(x: Tensor, q: float, *, param_ndim: int | None = -1, scale: float = 1.0) -> Tensor:
@@ -146,21 +160,22 @@ def signed_top_q_(x: Tensor, q: float, *, param_ndim: int | None = -1, scale: fl
     >>> signed_top_q_(torch.tensor([[1.0, -3.0, 2.0, 0.5]]), q=0.5, scale=-1.0)
     tensor([[-0.0000,  0.5000, -0.5000, -0.0000]])
     """
-    count = _count(x, q, param_ndim)
-    return map_rows_(lambda rows: _signed(rows, _kept(rows, count), scale), x, param_ndim)
+    count = count_of(x, q, param_ndim)
+    return map_rows_(lambda rows: signed_rows_(rows, count, scale), x, param_ndim)
 
 
-def _count(x: Tensor, q: float, param_ndim: int | None) -> int:
+def count_of(x: Tensor, q: float, param_ndim: int | None) -> int:
+    """How many entries of a datum of `x` top-q keeps."""
     k = datum_ndim(checked_float("x", x).ndim, param_ndim)
-    return kept_count(x.shape[x.ndim - k :].numel(), q)
+    return kept_count(math.prod(x.shape[x.ndim - k :]), q)
 
 
-def _kept(rows: Tensor, count: int) -> Tensor:
-    """Mask of the `count` entries of largest magnitude of each row, the first among equals."""
+def kept(rows: Tensor, count: int) -> Tensor:
+    """Mask of the `count` entries of largest magnitude of each row, the first among equals; any device, no sync."""
     if count == 0 or count == rows.shape[1]:
         return torch.full_like(rows, count > 0, dtype=torch.bool)
     a = rows.abs()
-    a = torch.where(a.isnan(), a.new_full((), torch.inf), a)
+    a = torch.where(a.isnan(), torch.inf, a)
     threshold = a.topk(count, dim=1, sorted=False).values.amin(1, keepdim=True)
     above = a > threshold
     tied = a == threshold
@@ -168,11 +183,131 @@ def _kept(rows: Tensor, count: int) -> Tensor:
     return above | (tied & (tied.cumsum(1) <= room))
 
 
-def _masked(rows: Tensor, kept: Tensor) -> Tensor:
-    return torch.where(kept, rows, rows.new_zeros(()))
+def signed_rows_(rows: Tensor, count: int, scale: float) -> Tensor:
+    """`signed_top_q_` of a matrix with one datum a row."""
+    if not _searchable(rows, count):
+        return rows.copy_(_signed(rows, count, scale))
+    a = rows.abs().to(torch.promote_types(rows.dtype, torch.float32))
+    x = rows.to(a.dtype)
+    up = torch.empty_like(a)
+    t, odd = _guess(a, count, up)
+    # The sign of what exceeds the threshold, as a difference of two comparisons: half the time of `sign` and a mask.
+    torch.gt(x, t, out=up)
+    torch.lt(x, t.neg(), out=a)
+    sums = up.sum(1, keepdim=True).add_(a.sum(1, keepdim=True))
+    wrong = (sums - float(count)).nonzero()[:, 0]
+    exact = _signed(rows.index_select(0, wrong), count, scale) if wrong.numel() else None
+    torch.sub(up, a, out=rows).mul_(scale / count)
+    if exact is not None:
+        rows.index_copy_(0, wrong, exact.to(rows.dtype))
+    return rows
 
 
-def _signed(rows: Tensor, kept: Tensor, scale: float) -> Tensor:
+def _keep(rows: Tensor, count: int) -> Tensor:
+    if _searchable(rows, count):
+        keep, _, odd = _search(rows.detach(), count)
+        if not odd.numel():
+            return rows * keep.to(rows.dtype) + 0.0
+    return _masked(rows, kept(rows.detach(), count))
+
+
+def _keep_(rows: Tensor, count: int) -> Tensor:
+    if not _searchable(rows, count):
+        return rows.copy_(_masked(rows, kept(rows, count)))
+    keep, _, odd = _search(rows, count)
+    exact = _masked(rows[odd], kept(rows[odd], count)) if odd.numel() else None
+    rows.mul_(keep.to(rows.dtype)).add_(0.0)
+    if exact is not None:
+        rows.index_copy_(0, odd, exact)
+    return rows
+
+
+def _masked(rows: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, rows, rows.new_zeros(()))
+
+
+def _signed(rows: Tensor, count: int, scale: float) -> Tensor:
+    mask = kept(rows, count)
     work = torch.promote_types(rows.dtype, torch.float32)
-    sign = _masked(torch.where(rows.isnan(), rows, rows.sign()).to(work), kept)
-    return sign * (scale / (kept & (rows != 0)).sum(1, keepdim=True).clamp_min(1))
+    sign = _masked(torch.where(rows.isnan(), rows, rows.sign()).to(work), mask)
+    return sign * (scale / (mask & (rows != 0)).sum(1, keepdim=True).clamp_min(1)).to(work)
+
+
+def _searchable(rows: Tensor, count: int) -> bool:
+    return 0 < count < rows.shape[1] and rows.shape[1] > 16 and may_look(rows)
+
+
+def _search(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mark the largest entries of each row by 1, all others by 0.
+
+    Returns
+    -------
+    keep : Tensor, shape (N, D)
+        float32 or float64. An entry that is zero is never marked (kept or not, it is zero).
+    sums : Tensor, shape (N, 1)
+        How many are marked: `count`, or less where there are not so many that are not zero.
+    odd : Tensor, shape (M,)
+        Indices of rows that were left out: some entry is not finite (or their sum is not).
+    """
+    a = rows.abs().to(torch.promote_types(rows.dtype, torch.float32))
+    keep = torch.empty_like(a)
+    threshold, odd = _guess(a, count, keep)
+    torch.gt(a, threshold, out=keep)
+    sums = keep.sum(1, keepdim=True)
+    wrong = (sums - count).nonzero()[:, 0]
+    if wrong.numel():
+        part = a.index_select(0, wrong)
+        mask = kept(part, count).logical_and_(part != 0).to(keep.dtype)
+        keep.index_copy_(0, wrong, mask)
+        sums.index_copy_(0, wrong, mask.sum(1, keepdim=True))
+    return keep, sums, odd
+
+
+def _guess(a: Tensor, count: int, scratch: Tensor) -> tuple[Tensor, Tensor]:
+    """Thresholds that exactly `count` entries exceed, in most rows; and which rows are not finite."""
+    # First guess: as if the entries were normal. `hazard` is the density there of those above, relative to them.
+    share = count / a.shape[1]
+    z = math.sqrt(2) * _erfinv(1 - share)
+    hazard = math.sqrt(2 / math.pi) * math.exp(-z * z / 2) / share
+    mean = a.mean(1, keepdim=True)
+    odd = (mean - mean).nonzero()[:, 0]
+    t = mean * (math.sqrt(math.pi / 2) * z)
+    slope = mean.mul_(math.sqrt(math.pi / 2) / hazard)  # of the threshold, in the logarithm of the count
+    goal = math.log(count + 0.5)
+    far = None
+    for i in range(_PASSES):
+        torch.gt(a, t, out=scratch)
+        above = scratch.sum(1, keepdim=True)
+        miss = above - float(count)
+        if i >= 2 and float(miss.abs().gt_(_PICKED).sum()) <= a.shape[0] / 16:
+            break
+        log_ratio = above.add_(0.5).log_().sub_(goal)
+        if far is not None:
+            # a secant, unless both counts are so near that their difference is chance
+            secant = (t - before).div_(log_before.sub_(log_ratio).add_(1e-30)).clamp_(slope / 8, slope * 8)
+            slope = slope.lerp_(secant, far)
+        before, log_before, far = t, log_ratio, miss.abs().gt_(_PICKED)
+        t = torch.addcmul(t, slope, log_ratio).maximum(t * 0.25)
+    return _picked(a, t, miss), odd
+
+
+@functools.lru_cache(maxsize=256)
+def _erfinv(x: float) -> float:
+    return float(torch.erfinv(torch.tensor(x, dtype=torch.float64)))
+
+
+def _picked(a: Tensor, t: Tensor, miss: Tensor) -> Tensor:
+    """Move each threshold over the `miss` entries that are nearest to it, where these are few."""
+    off = miss.nonzero()[:, 0]
+    if not off.numel():
+        return t
+    m, start = miss.index_select(0, off), t.index_select(0, off)
+    side = m.sign()
+    part = a.index_select(0, off)
+    steps = int(m.abs().amax().clamp_max(_PICKED))
+    # The nearest entry on the right side has the largest reciprocal distance, the other side's are negative.
+    near = (part * side).sub_(start * side).reciprocal_().topk(min(steps, a.shape[1]), 1).indices
+    last = near.gather(1, m.abs().long().sub_(1).clamp_(0, near.shape[1] - 1))
+    value = part.gather(1, last)
+    value = torch.where(side > 0, value, torch.nextafter(value, torch.zeros_like(value)))
+    return t.index_copy(0, off, value)
