@@ -1,31 +1,36 @@
-"""The one unknown of a projection: the Lagrange multiplier of its norm constraint, per datum.
+"""The one unknown of a projection: the multiplier of its norm constraint, per datum.
 
 Every projection on a ball (with a box) is, entry by entry, a function of one number per datum, found where the norm of
-the result is the radius. Matrices hold one datum per row; `radius` has shape (N, 1).
+the result is the radius. Matrices hold one datum per row; numbers per datum have shape (N, 1). On a CPU an iteration
+ends when every row has converged; elsewhere (a device, vmap, a compiled graph) it makes a fixed number of steps.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from rai_toolbox.functional._per_datum import may_look
 
-# Newton's method on these piecewise functions stops by itself, usually after 4 to 10 steps; a row that has not done so
-# after this many goes on by bisection.
-_NEWTON_STEPS = 30
+# Newton's steps end these piecewise functions after 3 to 12; halving, where they leave the bracket, after 60 more.
+_LOOKING_STEPS = 160
+_FIXED_STEPS = 64
+
+Evaluation = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def level_for_sum(depth: Tensor, total: Tensor) -> Tensor:
-    """Solve Σ max(level - depth, 0) = total for the level: water poured into a vessel with a floor.
+    """Solve Σ max(level - depth, 0) = total for the level: water poured into a vessel with this floor.
 
     Parameters
     ----------
     depth : Tensor, shape (N, D)
-        ≥ 0, at least one 0 per row: the distance of each entry below the largest of its row. (Subtracting from the
-        largest, and not a threshold from the entry, keeps every digit of a small total of large entries.)
+        ≥ 0, at least one 0 per row: the distance of each entry below the largest of its row. (A threshold subtracted
+        from the entries would lose the digits of a small total of large entries.)
     total : Tensor, shape (N, 1)
-        ≥ 0.
+        ≥ 0 and finite.
 
     Returns
     -------
@@ -34,17 +39,18 @@ def level_for_sum(depth: Tensor, total: Tensor) -> Tensor:
     """
     if not may_look(depth):
         return _level_by_sort(depth, total)
+    # Σ max(level - depth, 0) is convex: Newton's method from above descends to the root, and is there when a step
+    # leaves every count as it was.
     level = total
-    count = torch.zeros_like(total)
-    for _ in range(depth.shape[1] + 1):  # each step but the last drops an entry from some row
-        active = depth < level
-        count_now = active.sum(1, keepdim=True)
-        if torch.equal(count_now, count):
-            break
-        count = count_now
-        below = torch.where(active, depth, depth.new_zeros(())).sum(1, keepdim=True)
-        level = torch.where(count > 0, (total + below) / count.clamp_min(1), level)
-    return level
+    scratch = torch.empty_like(depth)
+    count = None
+    while True:
+        before = count
+        count = torch.gt(level, depth, out=scratch).sum(1, keepdim=True)
+        if before is not None and torch.equal(count, before):
+            return level
+        poured = torch.sub(level, depth, out=scratch).relu_().sum(1, keepdim=True)
+        level = torch.minimum(level, level + (total - poured) / count.clamp_min(1))
 
 
 def _level_by_sort(depth: Tensor, total: Tensor) -> Tensor:
@@ -56,69 +62,153 @@ def _level_by_sort(depth: Tensor, total: Tensor) -> Tensor:
     return levels.gather(1, last - 1)
 
 
-def shift_for_sum(y: Tensor, low: Tensor, high: Tensor, total: Tensor) -> Tensor:
-    """Solve Σ clip(y - θ, low, high) = total for θ ≥ 0.
+def shift_for_sum(y: Tensor, low: Tensor | None, high: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve Σ clip(y - θ, low, high) = total for θ ≥ 0, where the sum at θ = 0 is more than `total`.
 
     Parameters
     ----------
     y : Tensor, shape (N, D)
-        float64, finite.
+        Finite.
     low, high : Tensor, shape (N, D)
-        0 ≤ low ≤ high ≤ total, and Σ low ≤ total.
+        0 ≤ low ≤ high, Σ low ≤ total; `low` None is 0.
     total : Tensor, shape (N, 1)
 
     Returns
     -------
-    Tensor, shape (N, 1)
-        0 where the sum is at most `total` already.
+    shifted : Tensor, shape (N, D)
+        y - θ, with the digits that a θ much larger than `total` would take from it.
+    error : Tensor, shape (N, 1)
+        Of the sum, relative to the total.
     """
+    scratch, value = torch.empty_like(y), torch.empty_like(y)
 
-    def excess(theta: Tensor) -> tuple[Tensor, Tensor]:
-        shifted = y - theta
-        value = shifted.clamp(low, high)
-        return value.sum(1, keepdim=True) - total, (value == shifted).sum(1, keepdim=True)
+    def evaluate_at(base: Tensor) -> Evaluation:
+        def evaluate(theta: Tensor) -> tuple[Tensor, Tensor]:
+            shifted = _sub(base, theta, scratch)
+            clipped = _clip(shifted, low, high, value)
+            excess = clipped.sum(1, keepdim=True) - total
+            free = _equal(clipped, shifted, scratch).sum(1, keepdim=True)
+            return excess, excess / free
+
+        return evaluate
 
     bottom = torch.zeros_like(total)
     top = y.amax(1, keepdim=True).clamp_min(0)
-    theta = bottom
-    return _root(excess, theta, bottom, top, total)
+    theta, error, bottom, top = _descend(evaluate_at(y), bottom, bottom, top, total)
+    shifted = y - theta
+    if may_look(y) and float(error.amax()) <= _coarse(y.dtype):
+        return shifted, error
+    # Where θ is so large that its last digit is more than the total: the same again for what is left of y.
+    width = (top - bottom).maximum(theta * (8 * torch.finfo(y.dtype).eps))
+    rest, error, _, _ = _descend(evaluate_at(shifted), torch.zeros_like(theta), -width, width, total)
+    return shifted - rest, error
 
 
-def factor_for_square_sum(y: Tensor, low: Tensor, high: Tensor, radius: Tensor, top: Tensor) -> Tensor:
-    """Solve Σ clip(t y, low, high)² = radius² for t in [0, top]; `top` where the sum is no more than that there."""
+def scale_for_square_sum(
+    y: Tensor, low: Tensor | None, high: Tensor, radius: Tensor, start: Tensor, top: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Solve Σ clip(t y, low, high)² = radius² for t in [0, top], where the sum at `top` is more than that.
 
-    def excess(t: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = y * t
-        value = scaled.clamp(low, high)
-        free = torch.where(value == scaled, y, y.new_zeros(())).square().sum(1, keepdim=True)
-        return value.square().sum(1, keepdim=True) - radius.square(), free
+    Parameters
+    ----------
+    y : Tensor, shape (N, D)
+        Finite.
+    low, high : Tensor, shape (N, D)
+        0 ≤ low ≤ high, Σ low² ≤ radius²; `low` None is 0.
+    radius, start, top : Tensor, shape (N, 1)
+        `start` is a first guess.
 
-    t = top
-    lower, upper = torch.zeros_like(top), top
-    for _ in range(100):
-        e, free = excess(t)
-        lower = torch.where(e <= 0, t, lower)
-        upper = torch.where(e > 0, t, upper)
-        # with the clipped entries held where they are: free t'² = free t² - e
-        step = (t.square() - e / free).clamp_min(0).sqrt()
-        step = torch.where((step > lower) & (step < upper), step, (lower + upper) / 2)
-        done = (e.abs() <= 1e-15 * radius.square()) | (e <= 0) & (t >= top) | (upper - lower <= 1e-16 * upper)
-        t = torch.where(done, t, step)
-        if may_look(y) and bool(done.all()):
+    Returns
+    -------
+    scaled : Tensor, shape (N, D)
+        t y.
+    error : Tensor, shape (N, 1)
+        Of the norm, relative to the radius.
+    """
+    scratch, value = torch.empty_like(y), torch.empty_like(y)
+    # In units of the radius, so that no square leaves the range.
+    unit = torch.where(radius > 0, radius, torch.ones_like(radius))
+    one = torch.ones_like(radius)
+    high = high / unit
+    low = None if low is None else low / unit
+
+    def evaluate_at(base: Tensor) -> Evaluation:
+        def evaluate(minus_t: Tensor) -> tuple[Tensor, Tensor]:
+            scaled = _mul(base, -minus_t, scratch)
+            clipped = _clip(scaled, low, high, value)
+            free = _mul(_equal(clipped, scaled, scratch), clipped, scratch)
+            squares = _mul(clipped, clipped, value).sum(1, keepdim=True)
+            free_squares = _mul(free, free, scratch).sum(1, keepdim=True)
+            # with the clipped entries held: t'² free / t² = free - excess
+            grown = (1 - (squares - 1) / free_squares).clamp_min(0).sqrt()
+            return (squares - 1) / 2, minus_t * (grown - 1)
+
+        return evaluate
+
+    zero = torch.zeros_like(top)
+    base = y / unit
+    # the sum falls in -t as it does in θ above
+    minus_t, error, _, _ = _descend(evaluate_at(base), -start, -top, zero, one)
+    scaled = y * -minus_t
+    if may_look(y) and float(error.amax()) <= _coarse(y.dtype):
+        return scaled, error
+    base = scaled / unit
+    minus_t, error, _, _ = _descend(evaluate_at(base), -one, -4 * one, -one / 4, one)
+    return scaled * -minus_t, error
+
+
+def _descend(
+    evaluate: Evaluation, x: Tensor, bottom: Tensor, top: Tensor, total: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Find the root of a falling function by Newton's steps, halving a bracket where they leave it.
+
+    Returns the root, |excess| relative to `total` there, and the bracket.
+    """
+    looking = may_look(x)
+    fine = torch.finfo(x.dtype).eps / 2
+    best, least = x, torch.full_like(x, torch.inf)
+    relative = torch.where(total > 0, total, torch.ones_like(total))
+    for _ in range(_LOOKING_STEPS if looking else _FIXED_STEPS):
+        excess, step = evaluate(x)
+        error = excess.abs() / relative
+        better = error < least
+        best = torch.where(better, x, best)
+        least = torch.where(better, error, least)
+        if looking and bool((least <= fine).all()):
             break
-    return t
-
-
-def _root(excess, theta: Tensor, bottom: Tensor, top: Tensor, total: Tensor) -> Tensor:
-    """Find where a decreasing piecewise linear function with slope -free crosses zero."""
-    for _ in range(100):
-        e, free = excess(theta)
-        bottom = torch.where(e >= 0, theta, bottom)
-        top = torch.where(e < 0, theta, top)
-        step = theta + e / free
-        step = torch.where((step > bottom) & (step < top), step, (bottom + top) / 2)
-        done = (e.abs() <= 1e-15 * total) | (e <= 0) & (theta <= 0) | (top - bottom <= 1e-16 * top)
-        theta = torch.where(done, theta, step)
-        if may_look(theta) and bool(done.all()):
+        above = excess > 0
+        bottom = torch.where(above, torch.maximum(bottom, x), bottom)
+        top = torch.where(above, top, torch.minimum(top, x))
+        new = x + step
+        middle = (bottom + top) / 2
+        new = torch.where((new > bottom) & (new < top), new, middle)
+        moved = (new != x) & (least > fine)
+        if looking and not bool(moved.any()):
             break
-    return theta
+        x = torch.where(moved, new, x)
+    return best, least, bottom, top
+
+
+def _coarse(dtype: torch.dtype) -> float:
+    """The error of a sum that shows a root was not resolved."""
+    return 32 * torch.finfo(dtype).eps
+
+
+def _sub(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    return torch.sub(a, b, out=out) if may_look(a) else a - b
+
+
+def _mul(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    return torch.mul(a, b, out=out) if may_look(a) else a * b
+
+
+def _equal(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """1.0 where equal; four times faster than a comparison that writes bools."""
+    return torch.eq(a, b, out=out) if may_look(a) else (a == b).to(a.dtype)
+
+
+def _clip(x: Tensor, low: Tensor | None, high: Tensor, out: Tensor) -> Tensor:
+    if not may_look(x):
+        return torch.minimum(x.clamp_min(0) if low is None else torch.maximum(x, low), high)
+    raised = torch.clamp_min(x, 0, out=out) if low is None else torch.maximum(x, low, out=out)
+    return torch.minimum(raised, high, out=out)

@@ -1,10 +1,12 @@
-"""Linear minimisation oracles: the point s of a ball at which ⟨g, s⟩ is least, per datum.
+"""Linear minimization oracles: the point s of a ball at which ⟨g, s⟩ is least, per datum.
 
-`g` is a gradient; Frank-Wolfe moves towards s. Every oracle has an in-place twin with a `scale`: it is -1 for the
-optimizers, which keep the *negative* of the oracle in `param.grad`.
+Frank-Wolfe moves towards s. The in-place twins take `negated`: the optimizers keep -s in `param.grad`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,96 +14,271 @@ from torch import Tensor
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._norms import normalize
 from rai_toolbox.functional._per_datum import RowFunction, checked_float, map_rows, map_rows_, per_datum
-from rai_toolbox.functional._selection import count_of, kept, _signed
+from rai_toolbox.functional._selection import count_of, signed_rows
 
-Number = float | Tensor
+Number: TypeAlias = float | Tensor
 
 
 def lmo_l1_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) -> Tensor:
-    """Minimise ⟨g, s⟩ over the L1 ball: -epsilon·sign on the one entry of largest magnitude."""
-    return _oracle(map_rows, _l1_vertex, g.detach(), epsilon, param_ndim, negated=False)
+    """Minimize ⟨g, s⟩ over the L1 ball: -epsilon·sign(g) on the one entry of largest magnitude.
+
+    Parameters
+    ----------
+    g : Tensor, shape (*batch, *datum)
+        Real floating point.
+    epsilon : float or Tensor
+        The radius, ≥ 0: a number, or one entry per datum (of the batch's shape, broadcastable to it, or flat).
+    param_ndim : int or None
+        The trailing `param_ndim` dimensions are one datum; see `rai_toolbox.to_batch`.
+
+    Returns
+    -------
+    Tensor
+        The shape and dtype of `g`: one entry of each datum is ∓epsilon, the first among equals, the others are zero.
+        Every point is a minimizer for a zero datum; its first entry gets -epsilon. NaN counts as infinite and stays
+        NaN in its datum.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `epsilon` is not a number or does not fit the data, or is negative; `param_ndim` does not fit `g`; `g` is not
+        real floating point.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import lmo_l1_ball
+    >>> lmo_l1_ball(torch.tensor([[1.0, -3.0], [2.0, 2.0]]), epsilon=0.5)
+    tensor([[ 0.0000,  0.5000],
+            [-0.5000,  0.0000]])
+    """
+    return _oracle(map_rows, _l1_vertex, g.detach(), epsilon, param_ndim, -1.0)
 
 
 def lmo_l1_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, negated: bool = False) -> Tensor:
-    """The in-place form of `lmo_l1_ball`; with `negated`, -s."""
-    return _oracle(map_rows_, _l1_vertex, g, epsilon, param_ndim, negated=negated)
+    """The in-place form of `lmo_l1_ball`; gives -s with `negated`.
+
+    Parameters
+    ----------
+    g : Tensor
+        Changed in place; any strides.
+    epsilon, param_ndim
+        As for `lmo_l1_ball`.
+    negated : bool
+        Give -s instead of s.
+
+    Returns
+    -------
+    Tensor
+        `g`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import lmo_l1_ball_
+    >>> lmo_l1_ball_(torch.tensor([[1.0, -3.0]]), epsilon=0.5, negated=True)
+    tensor([[ 0.0000, -0.5000]])
+    """
+    return _oracle(map_rows_, _l1_vertex, g, epsilon, param_ndim, 1.0 if negated else -1.0)
 
 
 def lmo_l2_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) -> Tensor:
-    """Minimise ⟨g, s⟩ over the L2 ball: -epsilon·g/‖g‖."""
-    return _oracle(map_rows, _l2_direction, g, epsilon, param_ndim, negated=False)
+    """Minimize ⟨g, s⟩ over the L2 ball: -epsilon·g/‖g‖, and zero for a zero datum.
+
+    Parameters
+    ----------
+    g, epsilon, param_ndim
+        As for `lmo_l1_ball`.
+
+    Returns
+    -------
+    Tensor
+        The shape and dtype of `g`; can be differentiated.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `lmo_l1_ball`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import lmo_l2_ball
+    >>> lmo_l2_ball(torch.tensor([[3.0, -4.0]]), epsilon=0.5)
+    tensor([[-0.3000,  0.4000]])
+    """
+    return _oracle(map_rows, _l2_direction, g, epsilon, param_ndim, -1.0)
 
 
 def lmo_l2_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, negated: bool = False) -> Tensor:
-    """The in-place form of `lmo_l2_ball`; with `negated`, -s."""
-    return _oracle(map_rows_, _l2_direction, g, epsilon, param_ndim, negated=negated)
+    """The in-place form of `lmo_l2_ball`; gives -s with `negated`.
+
+    Parameters
+    ----------
+    g, epsilon, param_ndim, negated
+        As for `lmo_l1_ball_`.
+
+    Returns
+    -------
+    Tensor
+        `g`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import lmo_l2_ball_
+    >>> lmo_l2_ball_(torch.tensor([[3.0, -4.0]]), epsilon=0.5, negated=True)
+    tensor([[ 0.3000, -0.4000]])
+    """
+    return _oracle(map_rows_, _l2_direction, g, epsilon, param_ndim, 1.0 if negated else -1.0)
 
 
 def lmo_linf_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) -> Tensor:
-    """Minimise ⟨g, s⟩ over the Linf ball: -epsilon·sign(g)."""
-    return _oracle(map_rows, _linf_corner, g.detach(), epsilon, param_ndim, negated=False)
+    """Minimize ⟨g, s⟩ over the Linf ball: -epsilon·sign(g).
+
+    Parameters
+    ----------
+    g, epsilon, param_ndim
+        As for `lmo_l1_ball`.
+
+    Returns
+    -------
+    Tensor
+        The shape and dtype of `g`. NaN stays NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `lmo_l1_ball`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import lmo_linf_ball
+    >>> lmo_linf_ball(torch.tensor([[3.0, -4.0]]), epsilon=0.5)
+    tensor([[-0.5000,  0.5000]])
+    """
+    return _oracle(map_rows, _linf_corner, g.detach(), epsilon, param_ndim, -1.0)
 
 
-def lmo_linf_ball_(
-    g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, negated: bool = False
-) -> Tensor:
-    """The in-place form of `lmo_linf_ball`; with `negated`, -s."""
-    return _oracle(map_rows_, _linf_corner, g, epsilon, param_ndim, negated=negated)
+def lmo_linf_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, negated: bool = False) -> Tensor:
+    """The in-place form of `lmo_linf_ball`; gives -s with `negated`.
+
+    Parameters
+    ----------
+    g, epsilon, param_ndim, negated
+        As for `lmo_l1_ball_`.
+
+    Returns
+    -------
+    Tensor
+        `g`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import lmo_linf_ball_
+    >>> lmo_linf_ball_(torch.tensor([[3.0, -4.0]]), epsilon=0.5, negated=True)
+    tensor([[ 0.5000, -0.5000]])
+    """
+    return _oracle(map_rows_, _linf_corner, g, epsilon, param_ndim, 1.0 if negated else -1.0)
 
 
 def lmo_l1q_ball(g: Tensor, epsilon: Number, q: float, *, param_ndim: int | None = -1) -> Tensor:
-    """Spread epsilon over the k entries of largest magnitude: -epsilon/k·sign(g) there, zero elsewhere."""
+    """Spread epsilon over the entries of largest magnitude: -epsilon/k·sign(g) on k of them, zero elsewhere.
+
+    It is the oracle of the set whose points have L1 norm ≤ epsilon and entries ≤ epsilon/k.
+
+    Parameters
+    ----------
+    g, epsilon, param_ndim
+        As for `lmo_l1_ball`.
+    q : float
+        In [0, 1]: k is `round((1 - q) * D)` for a datum of D entries, less those of the k that are zero.
+
+    Returns
+    -------
+    Tensor
+        The shape and dtype of `g`; zero for a zero datum.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `lmo_l1_ball` and `top_q`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import lmo_l1q_ball
+    >>> lmo_l1q_ball(torch.tensor([[1.0, -3.0, 2.0, 0.5]]), epsilon=1.0, q=0.5)
+    tensor([[ 0.0000,  0.5000, -0.5000,  0.0000]])
+    """
     count = count_of(g, q, param_ndim)
-    return _oracle(
-        map_rows,
-        lambda rows: _signed(rows, _kept(rows, count), 1.0),
-        g.detach(),
-        epsilon,
-        param_ndim,
-        negated=False,
-    )
+    return _oracle(map_rows, lambda rows: signed_rows(rows, count), g.detach(), epsilon, param_ndim, -1.0)
 
 
 def lmo_l1q_ball_(
     g: Tensor, epsilon: Number, q: float, *, param_ndim: int | None = -1, negated: bool = False
 ) -> Tensor:
-    """The in-place form of `lmo_l1q_ball`; with `negated`, -s."""
+    """The in-place form of `lmo_l1q_ball`; gives -s with `negated`.
+
+    Parameters
+    ----------
+    g, epsilon, q, param_ndim
+        As for `lmo_l1q_ball`; `g` is changed in place, any strides.
+    negated : bool
+        Give -s instead of s.
+
+    Returns
+    -------
+    Tensor
+        `g`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import lmo_l1q_ball_
+    >>> lmo_l1q_ball_(torch.tensor([[1.0, -3.0, 2.0, 0.5]]), epsilon=1.0, q=0.5, negated=True)
+    tensor([[ 0.0000, -0.5000,  0.5000,  0.0000]])
+    """
     count = count_of(g, q, param_ndim)
-    return _oracle(
-        map_rows_,
-        lambda rows: _signed(rows, _kept(rows, count), 1.0),
-        g,
-        epsilon,
-        param_ndim,
-        negated=negated,
-    )
+    sign = 1.0 if negated else -1.0
+    return _oracle(map_rows_, lambda rows: signed_rows(rows, count), g, epsilon, param_ndim, sign)
 
 
 def _oracle(
-    mapper, unit: RowFunction, g: Tensor, epsilon: Number, param_ndim: int | None, *, negated: bool
+    mapper: Callable[..., Tensor],
+    unit: RowFunction,
+    g: Tensor,
+    epsilon: Number,
+    param_ndim: int | None,
+    sign: float,
 ) -> Tensor:
+    """Multiply `unit`, the oracle of -g in the ball of radius 1, by the radius; + 0.0 leaves no negative zero."""
     k = datum_ndim(checked_float("g", g).ndim, param_ndim)
-    sign = 1.0 if negated else -1.0
 
     def scaled(rows: Tensor, eps: Number) -> Tensor:
-        return unit(rows) * (eps * sign)
+        return unit(rows) * (eps * sign) + 0.0
 
     return mapper(scaled, g, param_ndim, (per_datum("epsilon", epsilon, g, k),))
 
 
+def _wide(rows: Tensor) -> Tensor:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
 def _l1_vertex(rows: Tensor) -> Tensor:
-    a = rows.abs()
-    a = torch.where(a.isnan(), a.new_full((), torch.inf), a)
-    where = a.argmax(1, keepdim=True)
-    value = rows.gather(1, where)
-    value = torch.where(value.isnan(), value, torch.where(value < 0, -1.0, 1.0).to(value.dtype))
-    unit = torch.zeros_like(rows, dtype=torch.promote_types(rows.dtype, torch.float32))
-    return unit.scatter(1, where, value.to(unit.dtype))
+    # argmax takes the first among equals, and a NaN before any number
+    where = rows.abs().argmax(1, keepdim=True)
+    value = _wide(rows.gather(1, where))
+    sign = torch.where(value < 0, -torch.ones_like(value), torch.ones_like(value))
+    return torch.zeros_like(_wide(rows)).scatter(1, where, torch.where(value.isnan(), value, sign))
 
 
 def _l2_direction(rows: Tensor) -> Tensor:
-    return normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), 2, param_ndim=1, eps=0.0)
+    return normalize(_wide(rows), 2, param_ndim=1, eps=0.0)
 
 
 def _linf_corner(rows: Tensor) -> Tensor:
-    return torch.where(rows.isnan(), rows, rows.sign()).to(torch.promote_types(rows.dtype, torch.float32))
+    # the sign of NaN is 0 in torch
+    return _wide(torch.where(rows.isnan(), rows, rows.sign()))

@@ -22,12 +22,8 @@ def uniform_like_l1_n_ball_(
     def draw(rows: Tensor, eps: Number) -> Tensor:
         n, d = rows.shape
         # D+1 exponentials over their sum are uniform on the simplex; all but the last are uniform in the solid one.
-        e = torch.empty(n, d + 1, dtype=torch.float64, device=generator.device).exponential_(
-            generator=generator
-        )
-        sign = torch.empty(n, d, dtype=torch.float64, device=generator.device).bernoulli_(
-            0.5, generator=generator
-        )
+        e = torch.empty(n, d + 1, dtype=torch.float64, device=generator.device).exponential_(generator=generator)
+        sign = torch.empty(n, d, dtype=torch.float64, device=generator.device).bernoulli_(0.5, generator=generator)
         point = e[:, :d] / e.sum(1, keepdim=True) * (2 * sign - 1)
         return _in_ball(point.to(rows.device) * eps, rows)
 
@@ -44,9 +40,7 @@ def uniform_like_l2_n_ball_(
 
     def draw(rows: Tensor, eps: Number) -> Tensor:
         n, d = rows.shape
-        direction = torch.empty(n, d, dtype=torch.float64, device=generator.device).normal_(
-            generator=generator
-        )
+        direction = torch.empty(n, d, dtype=torch.float64, device=generator.device).normal_(generator=generator)
         u = torch.empty(n, 1, dtype=torch.float64, device=generator.device).uniform_(generator=generator)
         point = direction * (u.pow(1 / d) / torch.linalg.vector_norm(direction, dim=1, keepdim=True))
         return _in_ball(point.to(rows.device) * eps, rows)

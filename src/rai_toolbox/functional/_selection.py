@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional._layout import BLOCK_NUMEL, datum_ndim
+from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._per_datum import checked_float, map_rows, map_rows_, may_look
 
 # How many entries a threshold may be off to be corrected by picking, and how many passes are made at most before.
@@ -30,12 +30,6 @@ def kept_count(numel: int, q: float) -> int:
     ------
     TypeError, ValueError
         `q` is not a number, or not in [0, 1].
-
-    Examples
-    --------
-    >>> from rai_toolbox.functional import kept_count
-    >>> kept_count(3072, 0.9)
-    307
     """
     if isinstance(q, bool) or not isinstance(q, (int, float)):
         raise TypeError(f"`q` must be a number, got {q!r}")
@@ -183,6 +177,13 @@ def kept(rows: Tensor, count: int) -> Tensor:
     return above | (tied & (tied.cumsum(1) <= room))
 
 
+def signed_rows(rows: Tensor, count: int) -> Tensor:
+    """`signed_top_q` of a matrix with one datum a row, in float32 or float64."""
+    if _searchable(rows, count):
+        return signed_rows_(rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True), count, 1.0)
+    return _signed(rows, count, 1.0)
+
+
 def signed_rows_(rows: Tensor, count: int, scale: float) -> Tensor:
     """`signed_top_q_` of a matrix with one datum a row."""
     if not _searchable(rows, count):
@@ -190,7 +191,7 @@ def signed_rows_(rows: Tensor, count: int, scale: float) -> Tensor:
     a = rows.abs().to(torch.promote_types(rows.dtype, torch.float32))
     x = rows.to(a.dtype)
     up = torch.empty_like(a)
-    t, odd = _guess(a, count, up)
+    t, _ = _guess(a, count, up)
     # The sign of what exceeds the threshold, as a difference of two comparisons: half the time of `sign` and a mask.
     torch.gt(x, t, out=up)
     torch.lt(x, t.neg(), out=a)
@@ -274,7 +275,7 @@ def _guess(a: Tensor, count: int, scratch: Tensor) -> tuple[Tensor, Tensor]:
     t = mean * (math.sqrt(math.pi / 2) * z)
     slope = mean.mul_(math.sqrt(math.pi / 2) / hazard)  # of the threshold, in the logarithm of the count
     goal = math.log(count + 0.5)
-    far = None
+    before, log_before, far = t, mean, None
     for i in range(_PASSES):
         torch.gt(a, t, out=scratch)
         above = scratch.sum(1, keepdim=True)

@@ -1,0 +1,247 @@
+"""The nearest point of a ball, a box or both, for matrices with one datum a row.
+
+With y the entries turned to be ≥ 0 where the box lets them, and [l, h] their allowed magnitudes, the nearest point of
+ball ∩ box is clip(y - θ, l, h) for L1 and clip(t y, l, h) for L2, turned back: the conditions of Karush, Kuhn and
+Tucker, entry by entry. A radius that the box alone satisfies leaves θ = 0, t = 1.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.functional._multipliers import level_for_sum, scale_for_square_sum, shift_for_sum
+from rai_toolbox.functional._norms import direct_norms, scaled_norms
+from rai_toolbox.functional._per_datum import may_look
+
+Number: TypeAlias = float | Tensor
+Bound: TypeAlias = float | Tensor | None
+
+# Between these radii, single precision holds every square and sum that matters.
+_SINGLE_RANGE = 1e-12, 1e12
+
+
+def clip(x: Tensor, low: Bound, high: Bound) -> Tensor:
+    """`x` itself without bounds; NaN stays NaN."""
+    if low is None and high is None:
+        return x
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        low = None if low is None else torch.as_tensor(low, dtype=x.dtype, device=x.device)
+        high = None if high is None else torch.as_tensor(high, dtype=x.dtype, device=x.device)
+    return x.clamp(low, high)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def slack(dtype: torch.dtype, numel: int, p: float) -> tuple[float, float]:
+    """How far outside a norm may be for a point that is inside but for rounding: relative and absolute.
+
+    Without it the image of a point, rounded, could be outside by a rounding, and move when it is projected again.
+    """
+    info = torch.finfo(dtype)
+    return 4 * info.eps, 0.5 * numel ** (1 / p) * info.smallest_normal * info.eps
+
+
+def nearest_in_ball(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: int) -> Tensor:
+    """The nearest point of {‖z‖_p ≤ epsilon} ∩ [low, high] to each row, p 1 or 2."""
+    if not may_look(rows) or _needs_grad(rows, epsilon, low, high):
+        return _nearest_anywhere(rows, epsilon, low, high, p)
+    clipped = clip(rows, low, high)
+    eps = column(epsilon, rows, torch.float64)
+    least, most = (float(v) for v in eps.aminmax()) if eps.numel() > 1 else (float(eps), float(eps))
+    sane = _SINGLE_RANGE[0] <= least and most <= _SINGLE_RANGE[1]
+    norm = (direct_norms(clipped, 1, p) if sane else scaled_norms(clipped, 1, p)).unsqueeze(1)
+    relative, absolute = slack(rows.dtype, rows.shape[1], p)
+    outside = (norm > eps * (1 + relative) + absolute).nonzero()[:, 0]
+    count = outside.numel()
+    if count == 0:
+        return clipped
+    every = count == rows.shape[0]
+
+    def part(v: Bound) -> Bound:
+        return v.index_select(0, outside) if isinstance(v, Tensor) and not every and v.shape[0] > 1 else v
+
+    x, eps, norm = (v if every else v.index_select(0, outside) for v in (rows, eps, norm))
+    with torch.no_grad():
+        moved = _moved(x, eps, part(low), part(high), norm, p, sane)
+    if every:
+        return moved
+    result = clipped.clone() if clipped is rows else clipped
+    return result.index_copy_(0, outside, moved.to(result.dtype))
+
+
+def nearest_on_simplex(rows: Tensor, total: Number) -> Tensor:
+    """The nearest point of {z ≥ 0, Σz = total} to each row."""
+    work = _wide(rows)
+    x = rows.to(work)
+    s = column(total, rows, work)
+    relative, absolute = slack(rows.dtype, rows.shape[1], 1)
+    inside = ((x.sum(1, keepdim=True) - s).abs() <= s * relative + absolute) & (x.amin(1, keepdim=True) >= 0)
+    if may_look(x) and bool(inside.all()):
+        return rows
+    return torch.where(inside, x, _with_sum(x, s))
+
+
+def column(value: Number, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """A setting per datum as a column of `dtype`."""
+    if isinstance(value, Tensor):
+        return value.to(dtype)
+    return torch.full((rows.shape[0], 1), value, dtype=dtype, device=rows.device)
+
+
+def _moved(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int, sane: bool) -> Tensor:
+    """The nearest points to rows that are all outside."""
+    single = sane and x.dtype != torch.float64 and bool((norm < 1e15).all())
+    if low is None and high is None:
+        if p == 2:
+            if not bool((norm < torch.inf).all()):
+                return _l2_scaled(x.double(), eps)
+            factor = eps / norm
+            return x * factor.float() if single and float(factor.amin()) > 1e-30 else x.double() * factor
+        if not single:
+            x = x.double()
+            return _with_sum(x.abs(), eps).copysign(x)
+        a = x.abs() if x.dtype == torch.float32 else x.float().abs_()
+        depth = torch.sub(a.amax(1, keepdim=True), a, out=a)
+        level = level_for_sum(depth, eps.float())
+        return torch.sub(level, depth, out=depth).relu_().copysign_(x)
+    if single:
+        z, error = _boxed(x.float(), eps.float(), low, high, norm.float(), p)
+        if float(error.amax()) <= 1e-6:
+            return z
+        rows = (~(error[:, 0] <= 1e-6)).nonzero()[:, 0]
+        low, high = (v.index_select(0, rows) if isinstance(v, Tensor) else v for v in (low, high))
+        rest, norm = x.index_select(0, rows), norm.index_select(0, rows)
+        redone, _ = _boxed(rest.double(), eps.index_select(0, rows), low, high, norm, p)
+        return z.index_copy_(0, rows, redone.float())
+    return _boxed(x.double(), eps, low, high, norm, p)[0]
+
+
+def _boxed(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int) -> tuple[Tensor, Tensor]:
+    """The nearest points to rows whose clipped norm, `norm`, is more than eps; and the error of their norms."""
+    sign, l, h = _folded(x, low, high)
+    y = x * sign
+    h = torch.minimum(h, eps if l is None else torch.maximum(eps, l))
+    y, unbounded = _without_infinities(y, l, h, eps, p)
+    if p == 1:
+        inner, error = shift_for_sum(y, l, h, eps)
+    else:
+        top = torch.where(unbounded, eps, torch.ones_like(eps))
+        inner, error = scale_for_square_sum(y, l, h, eps, (eps / norm).minimum(top), top)
+    z = inner.clamp_min(0) if l is None else torch.maximum(inner, l)
+    return torch.minimum(z, h).mul_(sign) if may_look(x) else torch.minimum(z, h) * sign, error
+
+
+def _folded(x: Tensor, low: Bound, high: Bound) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Signs that turn entries, and the interval [l, h], 0 ≤ l, that their turned values may lie in; l None is 0."""
+    lo = torch.as_tensor(-torch.inf if low is None else low, dtype=x.dtype, device=x.device)
+    hi = torch.as_tensor(torch.inf if high is None else high, dtype=x.dtype, device=x.device)
+    if may_look(x):
+        sign = torch.ge(x, 0, out=torch.empty_like(x)).mul_(2).sub_(1)
+        around_zero = float(lo.amax()) <= 0 <= float(hi.amin())
+    else:
+        sign = torch.where(x >= 0, torch.ones_like(x), -torch.ones_like(x))
+        around_zero = False
+    if around_zero:
+        return sign, None, torch.maximum(sign * lo, sign * hi)
+    # an entry whose interval leaves zero out keeps that side's sign, whatever x is
+    nearest_zero = torch.minimum(torch.maximum(torch.zeros_like(x), lo), hi)
+    sign = torch.where(nearest_zero != 0, nearest_zero.sign(), sign)
+    return sign, nearest_zero.abs(), torch.maximum(sign * lo, sign * hi).clamp_min(0)
+
+
+def _without_infinities(y: Tensor, l: Tensor | None, h: Tensor, eps: Tensor, p: int) -> tuple[Tensor, Tensor]:
+    """Finite entries with the same nearest point, and which rows are in units of their infinite entries.
+
+    An infinite entry takes its bound h, unless the infinite ones at their bounds (and the others at their least) leave
+    the ball: then only these are shared, as if they had grown at the same pace.
+    """
+    largest = y.amax(1, keepdim=True)
+    if may_look(y) and bool((largest < torch.inf).all()):
+        return y, torch.zeros_like(largest, dtype=torch.bool)
+    infinite = y == torch.inf
+    least = torch.zeros_like(y) if l is None else l
+    bound = torch.where(infinite, h, least)
+    unbounded = infinite.any(1, keepdim=True) & ((bound**p).sum(1, keepdim=True) > eps**p)
+    finite = torch.where(infinite, torch.finfo(y.dtype).max / 4, y).clamp_min(-torch.finfo(y.dtype).max / 4)
+    unit = eps if p == 1 else torch.ones_like(eps)
+    return torch.where(unbounded, infinite.to(y.dtype) * unit, finite), unbounded
+
+
+def _l2_scaled(x: Tensor, eps: Tensor) -> Tensor:
+    """x eps/‖x‖, in double precision, where entries may be infinite or have squares that are."""
+    infinite = x.isinf()
+    x = torch.where(infinite.any(1, keepdim=True), torch.where(infinite, x.sign(), torch.zeros_like(x)), x)
+    largest = x.detach().abs().amax(1, keepdim=True)
+    unit = x / torch.where(largest > 0, largest, torch.ones_like(largest))
+    return unit * (eps / torch.linalg.vector_norm(unit, 2, 1, keepdim=True))
+
+
+def _with_sum(y: Tensor, total: Tensor) -> Tensor:
+    """The nearest point with entries ≥ 0 that sum to `total`; can be differentiated."""
+    top = y.amax(1, keepdim=True)
+    zero, infinity = y.new_zeros(()), y.new_full((), torch.inf)
+    shared = torch.where(y == infinity, zero, infinity)
+    depth = torch.where(top == infinity, shared, top - y)
+    with torch.no_grad():
+        active = depth < level_for_sum(depth.detach(), total.detach())
+    count = active.sum(1, keepdim=True).clamp_min(1)
+    level = (total + torch.where(active, depth, zero).sum(1, keepdim=True)) / count
+    return torch.where(active, (level - depth).clamp_min(0), zero)
+
+
+def _nearest_anywhere(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: int) -> Tensor:
+    """`nearest_in_ball` in a fixed number of operations, and with a gradient."""
+    work = _wide(rows)
+    x = rows.to(work)
+    eps = column(epsilon, rows, work)
+    clipped = clip(x, low, high)
+    with torch.no_grad():
+        largest = clipped.abs().amax(1, keepdim=True)
+        unit = torch.where((largest > 0) & (largest < torch.inf), largest, torch.ones_like(largest))
+        norm = torch.linalg.vector_norm(clipped / unit, p, 1, keepdim=True) * unit
+        relative, absolute = slack(rows.dtype, rows.shape[1], p)
+        outside = norm > eps * (1 + relative) + absolute
+    if low is None and high is None:
+        if p == 1:
+            z = _with_sum(x.abs(), eps).copysign(x)
+        else:
+            # rows that stay take a harmless stand-in, so that no gradient passes through 0/0
+            z = _l2_scaled(torch.where(outside, x, torch.ones_like(x)), eps)
+        return torch.where(outside, z, clipped)
+    sign, l, h = _folded(x, low, high)
+    h = torch.minimum(h, eps if l is None else torch.maximum(eps, l))
+    y = x * sign
+    with torch.no_grad():
+        safe_l = None if l is None else l.detach()
+        nearest, _ = _boxed(x.detach(), eps.detach(), _detached(low), _detached(high), norm, p)
+        magnitude = nearest * sign
+        free = (magnitude < h) & (magnitude > (0 if safe_l is None else safe_l)) & y.isfinite()
+    held = torch.where(
+        free, torch.zeros_like(y), torch.where(magnitude >= h, h, torch.zeros_like(h) if l is None else l)
+    )
+    moving = torch.where(free, y, torch.zeros_like(y))
+    if p == 1:
+        count = free.sum(1, keepdim=True).clamp_min(1)
+        theta = (moving.sum(1, keepdim=True) + held.sum(1, keepdim=True) - eps) / count
+        exact = moving - theta
+    else:
+        room = (eps.square() - held.square().sum(1, keepdim=True)).clamp_min(0)
+        squares = moving.square().sum(1, keepdim=True)
+        exact = moving * (room / torch.where(squares > 0, squares, torch.ones_like(squares))).sqrt()
+    # the value that was solved for (exact over the whole range), the gradient of the closed form
+    z = torch.where(free, exact, held) * sign
+    z = nearest + (z - z.detach()) if z.requires_grad else nearest
+    return torch.where(outside, z, clipped)
+
+
+def _detached(bound: Bound) -> Bound:
+    return bound.detach() if isinstance(bound, Tensor) else bound
+
+
+def _needs_grad(*values: Number | Bound) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values)
+
+
+def _wide(rows: Tensor) -> torch.dtype:
+    return torch.float32 if rows.device.type == "mps" else torch.float64
