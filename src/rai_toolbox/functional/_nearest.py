@@ -15,6 +15,7 @@ from torch import Tensor
 from rai_toolbox.functional._multipliers import level_for_sum, scale_for_square_sum, shift_for_sum
 from rai_toolbox.functional._norms import direct_norms, scaled_norms
 from rai_toolbox.functional._per_datum import may_look
+from rai_toolbox.functional._selection import kept
 
 Number: TypeAlias = float | Tensor
 Bound: TypeAlias = float | Tensor | None
@@ -245,3 +246,19 @@ def _needs_grad(*values: Number | Bound) -> bool:
 
 def _wide(rows: Tensor) -> torch.dtype:
     return torch.float32 if rows.device.type == "mps" else torch.float64
+
+
+def nearest_sparse(rows: Tensor, k: int, low: Bound, high: Bound) -> Tensor:
+    """The nearest point of the box with at most k entries that are not zero to each row."""
+    z = clip(rows, low, high)
+    if k >= rows.shape[1]:
+        return z
+    with torch.no_grad():
+        # Keeping an entry at z instead of zero takes x² - (x - z)² = z (2x - z) from the squared distance, which is
+        # not negative as z lies between 0 and x. Its root is formed from the roots: squares could leave the range.
+        x, inner = rows.to(_wide(rows)), z.to(_wide(rows))
+        gain = inner.abs().sqrt() * (2 * x - inner).abs().sqrt()
+        gain = torch.where(x.abs() == torch.inf, torch.where(inner.isinf(), torch.inf, gain), gain)
+        forced = clip(torch.zeros_like(rows), low, high) != 0  # zero is not in the box
+        keep = kept(torch.where(forced, torch.full_like(gain, torch.inf), gain), k)
+    return torch.where(keep, z, torch.zeros_like(z))

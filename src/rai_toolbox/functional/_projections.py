@@ -1,15 +1,30 @@
-"""Euclidean projections on balls, boxes, their intersections and the simplex, per datum."""
+"""Euclidean projections on balls, boxes, their intersections and the simplex, per datum.
+
+What all have in common, whatever the dtype and the size of the entries: a point that is in the set (but for rounding of
+its dtype) comes back bit for bit, so projecting twice changes nothing; infinite entries give the limit of finite ones
+that grow at the same pace; NaN never leaves its datum.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rai_toolbox.functional._layout import datum_ndim
-from rai_toolbox.functional._nearest import Bound, Number, clip, column, nearest_in_ball, nearest_on_simplex
-from rai_toolbox.functional._selection import kept
+from rai_toolbox.functional._nearest import (
+    Bound,
+    Number,
+    clip,
+    column,
+    nearest_in_ball,
+    nearest_on_simplex,
+    nearest_sparse,
+    slack,
+)
+from rai_toolbox.functional._norms import scaled_norms
 from rai_toolbox.functional._per_datum import (
     checked_float,
     map_rows,
@@ -23,146 +38,462 @@ from rai_toolbox.functional._per_datum import (
 def project_l1_ball(
     x: Tensor, epsilon: Number, *, param_ndim: int | None = -1, lower: Bound = None, upper: Bound = None
 ) -> Tensor:
-    """Project each datum on the L1 ball, or on the ball's intersection with a box.
+    """Project each datum on the L1 ball, or on its intersection with a box: argmin ‖z - x‖₂.
 
-    TODO"""
-    return _ball(map_rows, _l1_rows, x, epsilon, param_ndim, lower, upper)
+    Parameters
+    ----------
+    x : Tensor, shape (*batch, *datum)
+        Real floating point.
+    epsilon : float or Tensor
+        The radius, ≥ 0: a number, or one entry per datum (of the batch's shape, broadcastable to it, or flat).
+    param_ndim : int or None
+        The trailing `param_ndim` dimensions are one datum; see `rai_toolbox.to_batch`.
+    lower, upper : float, Tensor or None
+        The box; tensors are broadcast to `x`.
+
+    Returns
+    -------
+    Tensor
+        The shape and dtype of `x`. Can be differentiated with respect to every argument.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument has the wrong type, does not fit `x`, or is negative where it must not be.
+    ValueError
+        The ball and the box have no point in common. It is seen on a CPU only: elsewhere (and under `vmap` and
+        `torch.compile`) looking would wait for the device, and the result is the point of the box nearest to zero.
+
+    References
+    ----------
+    .. [1] J. Duchi, S. Shalev-Shwartz, Y. Singer, T. Chandra, "Efficient projections onto the l1-ball for learning in
+       high dimensions", ICML 2008.
+    .. [2] C. Michelot, "A finite algorithm for finding the projection of a point onto the canonical simplex of R^n",
+       Journal of Optimization Theory and Applications 50, 1986.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_l1_ball
+    >>> project_l1_ball(torch.tensor([[3.0, -2.0, 0.5]]), epsilon=2.0)
+    tensor([[ 1.5000, -0.5000,  0.0000]])
+    >>> project_l1_ball(torch.tensor([[3.0, -2.0, 0.5]]), epsilon=2.0, upper=1.0)
+    tensor([[ 1., -1.,  0.]])
+    """
+    return _on_ball(map_rows, x, epsilon, param_ndim, lower, upper, 1)
 
 
 def project_l1_ball_(
     x: Tensor, epsilon: Number, *, param_ndim: int | None = -1, lower: Bound = None, upper: Bound = None
 ) -> Tensor:
-    """The in-place form of `project_l1_ball`."""
-    return _ball(map_rows_, _l1_rows, x, epsilon, param_ndim, lower, upper)
+    """The in-place form of `project_l1_ball`.
+
+    Parameters
+    ----------
+    x : Tensor
+        Changed in place; any strides.
+    epsilon, param_ndim, lower, upper
+        As for `project_l1_ball`.
+
+    Returns
+    -------
+    Tensor
+        `x`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_l1_ball_
+    >>> project_l1_ball_(torch.tensor([[3.0, -2.0], [0.5, 0.25]]), epsilon=torch.tensor([2.0, 1.0]))
+    tensor([[ 1.5000, -0.5000],
+            [ 0.5000,  0.2500]])
+    """
+    return _on_ball(map_rows_, x, epsilon, param_ndim, lower, upper, 1)
 
 
 def project_l2_ball(
     x: Tensor, epsilon: Number, *, param_ndim: int | None = -1, lower: Bound = None, upper: Bound = None
 ) -> Tensor:
-    """Project each datum on the L2 ball, or on the ball's intersection with a box."""
-    return _ball(map_rows, _l2_rows, x, epsilon, param_ndim, lower, upper)
+    """Project each datum on the L2 ball, or on its intersection with a box: argmin ‖z - x‖₂.
+
+    Parameters
+    ----------
+    x, epsilon, param_ndim, lower, upper
+        As for `project_l1_ball`.
+
+    Returns
+    -------
+    Tensor
+        The shape and dtype of `x`. Can be differentiated with respect to every argument.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `project_l1_ball`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_l2_ball
+    >>> project_l2_ball(torch.tensor([[3.0, -4.0]]), epsilon=1.0)
+    tensor([[ 0.6000, -0.8000]])
+    >>> project_l2_ball(torch.tensor([[3.0, -4.0]]), epsilon=1.0, lower=-0.6)
+    tensor([[ 0.8000, -0.6000]])
+    """
+    return _on_ball(map_rows, x, epsilon, param_ndim, lower, upper, 2)
 
 
 def project_l2_ball_(
     x: Tensor, epsilon: Number, *, param_ndim: int | None = -1, lower: Bound = None, upper: Bound = None
 ) -> Tensor:
-    """The in-place form of `project_l2_ball`."""
-    return _ball(map_rows_, _l2_rows, x, epsilon, param_ndim, lower, upper)
+    """The in-place form of `project_l2_ball`.
+
+    Parameters
+    ----------
+    x : Tensor
+        Changed in place; any strides.
+    epsilon, param_ndim, lower, upper
+        As for `project_l1_ball`.
+
+    Returns
+    -------
+    Tensor
+        `x`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_l2_ball_
+    >>> project_l2_ball_(torch.tensor([3e20, -4e20]), epsilon=1.0, param_ndim=1)
+    tensor([ 0.6000, -0.8000])
+    """
+    return _on_ball(map_rows_, x, epsilon, param_ndim, lower, upper, 2)
 
 
 def project_linf_ball(
     x: Tensor, epsilon: Number, *, param_ndim: int | None = -1, lower: Bound = None, upper: Bound = None
 ) -> Tensor:
-    """Project each datum on the Linf ball, or on the ball's intersection with a box."""
-    return _ball(map_rows, _linf_rows, x, epsilon, param_ndim, lower, upper)
+    """Project each datum on the Linf ball, or on its intersection with a box: a clamp.
+
+    Parameters
+    ----------
+    x, epsilon, param_ndim, lower, upper
+        As for `project_l1_ball`.
+
+    Returns
+    -------
+    Tensor
+        The shape and dtype of `x`. Can be differentiated with respect to every argument.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `project_l1_ball`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_linf_ball
+    >>> project_linf_ball(torch.tensor([[3.0, -4.0]]), epsilon=1.0, lower=-0.5)
+    tensor([[ 1.0000, -0.5000]])
+    """
+    return _on_ball(map_rows, x, epsilon, param_ndim, lower, upper, torch.inf)
 
 
 def project_linf_ball_(
     x: Tensor, epsilon: Number, *, param_ndim: int | None = -1, lower: Bound = None, upper: Bound = None
 ) -> Tensor:
-    """The in-place form of `project_linf_ball`."""
-    return _ball(map_rows_, _linf_rows, x, epsilon, param_ndim, lower, upper)
+    """The in-place form of `project_linf_ball`.
+
+    Parameters
+    ----------
+    x : Tensor
+        Changed in place; any strides.
+    epsilon, param_ndim, lower, upper
+        As for `project_l1_ball`.
+
+    Returns
+    -------
+    Tensor
+        `x`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_linf_ball_
+    >>> project_linf_ball_(torch.tensor([[3.0, -0.5]]), epsilon=1.0)
+    tensor([[ 1.0000, -0.5000]])
+    """
+    return _on_ball(map_rows_, x, epsilon, param_ndim, lower, upper, torch.inf)
 
 
 def project_l0_ball(
     x: Tensor, k: int, *, param_ndim: int | None = -1, lower: Bound = None, upper: Bound = None
 ) -> Tensor:
-    """Project each datum on the set with at most `k` entries that are not zero, or on its intersection with a box."""
-    return _l0(map_rows, x, k, param_ndim, lower, upper)
+    """Project each datum on the points with at most `k` entries that are not zero, and in a box: argmin ‖z - x‖₂.
+
+    Parameters
+    ----------
+    x, param_ndim, lower, upper
+        As for `project_l1_ball`.
+    k : int
+        How many entries of a datum may differ from zero, ≥ 0.
+
+    Returns
+    -------
+    Tensor
+        The shape and dtype of `x`: the entries that reduce the distance most, clamped to the box, the first among
+        equals. (The set is not convex: there can be other points as near.) The gradient passes through the kept ones.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `k` is not an int or negative; otherwise as `project_l1_ball`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_l0_ball
+    >>> project_l0_ball(torch.tensor([[3.0, -2.0, 2.5]]), k=1)
+    tensor([[3., 0., 0.]])
+    >>> project_l0_ball(torch.tensor([[3.0, -2.0, 2.5]]), k=1, upper=0.5)
+    tensor([[ 0., -2.,  0.]])
+    """
+    return _on_sparse(map_rows, x, k, param_ndim, lower, upper)
 
 
 def project_l0_ball_(
     x: Tensor, k: int, *, param_ndim: int | None = -1, lower: Bound = None, upper: Bound = None
 ) -> Tensor:
-    """The in-place form of `project_l0_ball`."""
-    return _l0(map_rows_, x, k, param_ndim, lower, upper)
+    """The in-place form of `project_l0_ball`.
+
+    Parameters
+    ----------
+    x : Tensor
+        Changed in place; any strides.
+    k, param_ndim, lower, upper
+        As for `project_l0_ball`.
+
+    Returns
+    -------
+    Tensor
+        `x`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_l0_ball_
+    >>> project_l0_ball_(torch.tensor([[3.0, -2.0, 2.5]]), k=2)
+    tensor([[3.0000, 0.0000, 2.5000]])
+    """
+    return _on_sparse(map_rows_, x, k, param_ndim, lower, upper)
 
 
 def project_box(x: Tensor, lower: Bound, upper: Bound) -> Tensor:
-    """Clamp every entry to [lower, upper]."""
-    return map_rows(_box_rows, checked_float("x", x), 0, (), _bounds(x, lower, upper))
+    """Clamp every entry to [lower, upper].
+
+    Parameters
+    ----------
+    x : Tensor
+        Real floating point, any shape.
+    lower, upper : float, Tensor or None
+        Tensors are broadcast to `x`.
+
+    Returns
+    -------
+    Tensor
+        The shape and dtype of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A bound has the wrong type or does not fit `x`; `lower` exceeds `upper`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_box
+    >>> project_box(torch.tensor([-1.0, 0.5, 2.0]), lower=0.0, upper=torch.tensor([1.0, 1.0, 1.5]))
+    tensor([0.0000, 0.5000, 1.5000])
+    """
+    return map_rows(clip, checked_float("x", x), 0, (), _checked_bounds(x, lower, upper))
 
 
 def project_box_(x: Tensor, lower: Bound, upper: Bound) -> Tensor:
-    """The in-place form of `project_box`."""
-    return map_rows_(_box_rows, checked_float("x", x), 0, (), _bounds(x, lower, upper))
+    """The in-place form of `project_box`.
+
+    Parameters
+    ----------
+    x : Tensor
+        Changed in place; any strides.
+    lower, upper
+        As for `project_box`.
+
+    Returns
+    -------
+    Tensor
+        `x`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_box_
+    >>> project_box_(torch.tensor([-1.0, 0.5, 2.0]), lower=0.0, upper=None)
+    tensor([0.0000, 0.5000, 2.0000])
+    """
+    return map_rows_(clip, checked_float("x", x), x.ndim, (), _checked_bounds(x, lower, upper))
 
 
 def project_simplex(x: Tensor, total: Number = 1.0, *, param_ndim: int | None = -1) -> Tensor:
-    """Project each datum on the simplex {z : z ≥ 0, Σz = total}."""
-    k = datum_ndim(checked_float("x", x).ndim, param_ndim)
-    return map_rows(nearest_on_simplex, x, param_ndim, (per_datum("total", total, x, k),))
+    """Project each datum on the simplex {z : z ≥ 0, Σz = total}: argmin ‖z - x‖₂.
+
+    Parameters
+    ----------
+    x, param_ndim
+        As for `project_l1_ball`.
+    total : float or Tensor
+        ≥ 0: a number, or one entry per datum.
+
+    Returns
+    -------
+    Tensor
+        The shape and dtype of `x`. Can be differentiated.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `project_l1_ball`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_simplex
+    >>> project_simplex(torch.tensor([[0.75, 0.5, -1.0]]))
+    tensor([[0.6250, 0.3750, 0.0000]])
+    """
+    return _on_simplex(map_rows, x, total, param_ndim)
 
 
 def project_simplex_(x: Tensor, total: Number = 1.0, *, param_ndim: int | None = -1) -> Tensor:
-    """The in-place form of `project_simplex`."""
-    k = datum_ndim(checked_float("x", x).ndim, param_ndim)
-    return map_rows_(nearest_on_simplex, x, param_ndim, (per_datum("total", total, x, k),), any_order=True)
+    """The in-place form of `project_simplex`.
+
+    Parameters
+    ----------
+    x : Tensor
+        Changed in place; any strides.
+    total, param_ndim
+        As for `project_simplex`.
+
+    Returns
+    -------
+    Tensor
+        `x`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_simplex_
+    >>> project_simplex_(torch.tensor([[0.75, 0.5, -1.0]]), total=0.25)
+    tensor([[0.2500, 0.0000, 0.0000]])
+    """
+    return _on_simplex(map_rows_, x, total, param_ndim)
 
 
-def _ball(
-    mapper: Callable,
-    rows_function: Callable,
+def _on_ball(
+    mapper: Callable[..., Tensor],
     x: Tensor,
     epsilon: Number,
     param_ndim: int | None,
     lower: Bound,
     upper: Bound,
+    p: float,
 ) -> Tensor:
     k = datum_ndim(checked_float("x", x).ndim, param_ndim)
-    column = per_datum("epsilon", epsilon, x, k)
-    return mapper(rows_function, x, param_ndim, (column,), _bounds(x, lower, upper))
+    eps = per_datum("epsilon", epsilon, x, k)
+    low, high = _checked_bounds(x, lower, upper)
+    if x.numel() and may_look(x):
+        _check_common_point(x, k, eps, low, high, p)
+
+    def rows_function(rows: Tensor, e: Number, lo: Bound, hi: Bound) -> Tensor:
+        return _nearest_in_cube(rows, e, lo, hi) if p == torch.inf else nearest_in_ball(rows, e, lo, hi, int(p))
+
+    boxed = low is not None or high is not None
+    return mapper(rows_function, x, param_ndim, (eps,), (low, high), **_order(mapper, not boxed))
 
 
-def _bounds(x: Tensor, lower: Bound, upper: Bound) -> tuple[Bound, Bound]:
-    low, high = per_entry("lower", lower, x), per_entry("upper", upper, x)
-    if low is not None and high is not None:
-        both = isinstance(low, Tensor) or isinstance(high, Tensor)
-        if not both:
-            crossed = low > high  # pyright: ignore
-        elif may_look(x):
-            crossed = bool((torch.as_tensor(low) > torch.as_tensor(high)).any())
-        else:
-            crossed = False
-        if crossed:
-            raise ValueError(f"`lower` must not exceed `upper`, got lower={lower!r} and upper={upper!r}")
-    return low, high
-
-
-def _l1_rows(rows: Tensor, epsilon: Number, low: Bound, high: Bound) -> Tensor:
-    return nearest_in_ball(rows, epsilon, low, high, 1)
-
-
-def _l2_rows(rows: Tensor, epsilon: Number, low: Bound, high: Bound) -> Tensor:
-    return nearest_in_ball(rows, epsilon, low, high, 2)
-
-
-def _linf_rows(rows: Tensor, epsilon: Number, low: Bound, high: Bound) -> Tensor:
-    x = rows
-    lo = clip(-column(epsilon, x, x.dtype) if isinstance(epsilon, Tensor) else torch.tensor(-epsilon), low, None)
-    hi = clip(column(epsilon, x, x.dtype) if isinstance(epsilon, Tensor) else torch.tensor(epsilon), None, high)
-    return x.clamp(lo.to(x), hi.to(x))
-
-
-def _box_rows(rows: Tensor, low: Bound, high: Bound) -> Tensor:
-    return clip(rows, low, high)
-
-
-def _l0(mapper, x: Tensor, k: int, param_ndim: int | None, lower: Bound, upper: Bound) -> Tensor:
+def _on_sparse(
+    mapper: Callable[..., Tensor], x: Tensor, k: int, param_ndim: int | None, lower: Bound, upper: Bound
+) -> Tensor:
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"`k` must be an int, got {k!r}")
     if k < 0:
         raise ValueError(f"`k` must be at least 0, got {k!r}")
-    datum_ndim(checked_float("x", x).ndim, param_ndim)
-    return mapper(lambda rows, low, high: _l0_rows(rows, k, low, high), x, param_ndim, (), _bounds(x, lower, upper))
+    ndim = datum_ndim(checked_float("x", x).ndim, param_ndim)
+    low, high = _checked_bounds(x, lower, upper)
+    if x.numel() and may_look(x):
+        needed = _least_magnitudes(x, low, high)
+        if needed is not None:
+            counts = (needed != 0).flatten(x.ndim - ndim).sum(-1) if ndim else (needed != 0).long()
+            if int(counts.max()) > k:
+                raise ValueError(
+                    f"no point of the box has only {k} entries that are not zero: `lower` and `upper` leave zero out "
+                    f"in {int(counts.max())} entries of datum {int(counts.argmax())}"
+                )
+    return mapper(lambda rows, lo, hi: nearest_sparse(rows, k, lo, hi), x, param_ndim, (), (low, high))
 
 
-def _l0_rows(rows: Tensor, k: int, low: Bound, high: Bound) -> Tensor:
-    z = clip(rows, low, high)
-    if k >= rows.shape[1]:
-        return z
-    gain = rows.double().square() - (rows.double() - z.double()).square()
-    # an entry that zero is not allowed for must be kept
-    forced = (z != 0) & (clip(torch.zeros_like(rows), low, high) != 0)
-    gain = torch.where(forced, gain.new_full((), torch.inf), gain)
-    return torch.where(kept(gain, k), z, z.new_zeros(()))
+def _on_simplex(mapper: Callable[..., Tensor], x: Tensor, total: Number, param_ndim: int | None) -> Tensor:
+    k = datum_ndim(checked_float("x", x).ndim, param_ndim)
+    column_ = per_datum("total", total, x, k)
+    return mapper(nearest_on_simplex, x, param_ndim, (column_,), **_order(mapper, True))
+
+
+def _order(mapper: Callable[..., Tensor], any_order: bool) -> dict[str, Any]:
+    return {"any_order": any_order} if mapper is map_rows_ else {}
+
+
+def _nearest_in_cube(rows: Tensor, epsilon: Number, low: Bound, high: Bound) -> Tensor:
+    eps = epsilon.to(rows.dtype) if isinstance(epsilon, Tensor) else epsilon
+    if isinstance(eps, float) and not isinstance(low, Tensor) and not isinstance(high, Tensor):
+        return rows.clamp(-eps if low is None else max(low, -eps), eps if high is None else min(high, eps))
+    return clip(rows.clamp(-eps, eps), low, high)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def _checked_bounds(x: Tensor, lower: Bound, upper: Bound) -> tuple[Bound, Bound]:
+    low, high = per_entry("lower", lower, x), per_entry("upper", upper, x)
+    if low is None or high is None or x.numel() == 0:
+        return low, high
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        if not may_look(x):
+            return low, high
+        crossed = bool((torch.as_tensor(high) - torch.as_tensor(low)).amin() < 0)
+    else:
+        crossed = low > high
+    if crossed:
+        raise ValueError(f"`lower` must not exceed `upper`, got lower={lower!r} and upper={upper!r}")
+    return low, high
+
+
+def _least_magnitudes(x: Tensor, low: Bound, high: Bound) -> Tensor | None:
+    """The point of the box that is nearest to zero, or None where that is zero."""
+    around_zero = (float(low.amax()) if isinstance(low, Tensor) else low or 0.0) <= 0.0 and (
+        float(high.amin()) if isinstance(high, Tensor) else high or 0.0
+    ) >= 0.0
+    return None if around_zero else clip(torch.zeros_like(x), low, high)
+
+
+def _check_common_point(x: Tensor, k: int, eps: Number, low: Bound, high: Bound, p: float) -> None:
+    nearest = _least_magnitudes(x, low, high)
+    if nearest is None:
+        return
+    needed = scaled_norms(nearest, k, p).unsqueeze(1)
+    allowed = column(eps, needed, needed.dtype)
+    relative, absolute = slack(x.dtype, max(1, x[(0,) * (x.ndim - k)].numel()), p)
+    empty = (needed > allowed * (1 + relative) + absolute).nonzero()[:, 0]
+    if empty.numel():
+        i = int(empty[0])
+        raise ValueError(
+            f"the ball and the box have no point in common for {empty.numel()} of {needed.shape[0]} data, the first of "
+            f"them number {i}: `lower` and `upper` allow no norm below {float(needed[i]):.6g}, `epsilon` is "
+            f"{float(allowed[i]):.6g}"
+        )
