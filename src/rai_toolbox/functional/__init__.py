@@ -1,7 +1,7 @@
 """Pure functions of tensors: norms, projections, oracles, selection and sampling, per datum."""
 
 from rai_toolbox.functional._layout import datum_ndim, to_batch
-from rai_toolbox.functional._norms import lp_norm, normalize, normalize_
+from rai_toolbox.functional._norms import lp_norm, normalize
 from rai_toolbox.functional._oracles import (
     lmo_l1_ball,
     lmo_l1_ball_,
@@ -31,6 +31,7 @@ from rai_toolbox.functional._sampling import (
     uniform_like_l2_n_ball_,
     uniform_like_linf_n_ball_,
 )
+from rai_toolbox.functional._scaling import normalize_
 from rai_toolbox.functional._selection import signed_top_q, signed_top_q_, top_q, top_q_
 
 __all__ = [

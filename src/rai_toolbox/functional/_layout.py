@@ -127,17 +127,26 @@ def as_rows(x: Tensor, k: int) -> Tensor | None:
         return None
 
 
-def blocks(x: Tensor, k: int, numel: int = BLOCK_NUMEL) -> Iterator[Tensor]:
-    """Split `x` between data into views of at most `numel` entries (one datum may be larger: it is never cut)."""
-    if x.ndim == k or x.numel() <= numel:
-        yield x
+def block_indices(shape: Sequence[int], k: int, numel: int = BLOCK_NUMEL) -> Iterator[tuple[int | slice, ...]]:
+    """How to cut a tensor between data into blocks of at most `numel` entries: `x[index]` for every index.
+
+    The whole tensor is (). A block that is one datum may be larger: no datum is cut.
+    """
+    total = math.prod(shape)
+    if len(shape) == k or total <= numel:
+        yield ()
         return
-    step = numel * x.shape[0] // x.numel()
-    if step:
-        yield from x.split(step)
-    else:
-        for part in x.unbind(0):
-            yield from blocks(part, k, numel)
+    step = numel * shape[0] // total
+    for start in range(0, shape[0], step or 1):
+        if step:
+            yield (slice(start, min(start + step, shape[0])),)
+        else:
+            yield from ((start, *index) for index in block_indices(shape[1:], k, numel))
+
+
+def blocks(x: Tensor, k: int, numel: int = BLOCK_NUMEL) -> Iterator[Tensor]:
+    """Cut `x` between data into views of at most `numel` entries; see `block_indices`."""
+    return (x[index] if index else x for index in block_indices(x.shape, k, numel))
 
 
 def write_through(x: Tensor) -> Tensor:

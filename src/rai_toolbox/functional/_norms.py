@@ -5,7 +5,7 @@ The one formula is scale-free: with a the largest magnitude of a datum and y = x
     ‖x‖ = a ‖y‖    and    x / max(‖x‖, eps) = y / max(‖y‖, eps / a),
 
 so that no power of an entry over- or underflows. It costs several passes. A norm computed directly is right while it
-stays within `_safe_range`; on a CPU, where looking at a result costs nothing, the in-place form computes it that way
+stays within `safe_range`; on a CPU, where looking at a result costs nothing, the in-place form computes it that way
 and redoes only the data whose norm lies outside.
 """
 
@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional._layout import BLOCK_NUMEL, as_rows, blocks, datum_ndim, write_through
+from rai_toolbox.functional._layout import as_rows, datum_ndim
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -105,99 +104,8 @@ def normalize(x: Tensor, p: float = 2, *, param_ndim: int | None = -1, eps: floa
     return (y / divisor).to(x.dtype)
 
 
-def normalize_(
-    x: Tensor | Sequence[Tensor],
-    p: float = 2,
-    *,
-    param_ndim: int | None = -1,
-    eps: float = TINY,
-    scale: float = 1.0,
-) -> Tensor | Sequence[Tensor]:
-    """Divide each datum by its Lp norm in place, and multiply by `scale`; the in-place form of `normalize`.
-
-    Parameters
-    ----------
-    x : Tensor or sequence of Tensor
-        Changed in place; any strides. A sequence is treated together, which is faster than one by one.
-    p, param_ndim, eps
-        As for `normalize`.
-    scale : float
-        A factor of the result.
-
-    Returns
-    -------
-    Tensor or sequence of Tensor
-        `x`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from rai_toolbox.functional import normalize_
-    >>> normalize_(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), scale=10.0)
-    tensor([[ 6.,  8.],
-            [ 0., 10.]])
-    """
-    xs = [x] if isinstance(x, Tensor) else x
-    ks = [_checked(t, p, param_ndim) for t in xs]
-
-    def factor(norm: Tensor, dtype: torch.dtype) -> Tensor:
-        return norm.clamp_min(eps or math.ulp(0.0)).reciprocal_().mul_(scale)
-
-    def exact(t: Tensor, k: int) -> Tensor:
-        return normalize(t, p, param_ndim=k, eps=eps).mul_(scale)
-
-    with torch.no_grad():
-        scale_by_norm_([write_through(t) for t in xs], ks, p, factor, exact)
-    return x
-
-
-def scale_by_norm_(
-    xs: Sequence[Tensor],
-    ks: Sequence[int],
-    p: float,
-    factor: Callable[[Tensor, torch.dtype], Tensor],
-    exact: Callable[[Tensor, int], Tensor],
-) -> None:
-    """Multiply every datum by a factor that is a function of its norm, in place.
-
-    Parameters
-    ----------
-    xs, ks
-        The tensors, and how many trailing dimensions of each are a datum.
-    p
-        The order of the norm.
-    factor
-        Given the norms of data (float64, shape (n,)) and the dtype of the data, their factors. It owns its argument.
-        NaN where a factor would not do.
-    exact
-        The same change out of place for any norm: `exact(x, k)`.
-    """
-    for bundle in _bundles(xs, ks):
-        first = bundle[0][0]
-        if first.device.type != "cpu" or first.is_complex():
-            for t, k in bundle:
-                t.copy_(exact(t, k))
-            continue
-        norms = [direct_norms(t, k, p) for t, k in bundle]
-        flat = norms[0] if len(norms) == 1 else torch.cat(norms)
-        sizes = [n.numel() for n in norms]
-        low, high = _safe_range(first.dtype, p)
-        suspicious = None
-        if flat.numel() and not (flat.min().item() >= low and flat.max().item() <= high):
-            suspicious = ~((flat >= low) & (flat <= high))
-        flat = factor(flat, first.dtype)
-        if suspicious is None and flat.numel() and math.isnan(flat.sum().item()):
-            suspicious = flat.isnan()
-        if suspicious is not None:
-            suspicious |= flat.isnan()
-            flat.masked_fill_(suspicious, 1.0)
-            for (t, k), rows in zip(bundle, suspicious.split(sizes), strict=True):
-                _redo(t, k, rows, exact)
-        _multiply_(bundle, flat, sizes)
-
-
 def direct_norms(x: Tensor, k: int, p: float) -> Tensor:
-    """The norms of the data of `x`, float64, shape (n,), computed without rescaling: see `_safe_range`."""
+    """The norms of the data of `x`, float64, shape (n,), computed without rescaling: see `safe_range`."""
     rows = as_rows(x, k)
     if rows is None:
         rows = x.reshape(math.prod(x.shape[: x.ndim - k]), -1) if x.numel() else x.new_zeros(_count(x, k), 0)
@@ -205,8 +113,8 @@ def direct_norms(x: Tensor, k: int, p: float) -> Tensor:
         return rows.new_zeros(rows.shape[0], dtype=torch.float64)
     accumulate = torch.promote_types(x.dtype, torch.float32)
     if p == 1:
-        return _row_sums_of_abs(rows, accumulate)
-    piece = _piece(rows.shape[1])
+        return row_sums_of_abs(rows, accumulate)
+    piece = piece_length(rows.shape[1])
     if piece == rows.shape[1]:
         return torch.linalg.vector_norm(rows, p, 1, dtype=accumulate).double()
     cut = rows.shape[1] // piece * piece
@@ -217,8 +125,8 @@ def direct_norms(x: Tensor, k: int, p: float) -> Tensor:
     return torch.linalg.vector_norm(parts, p, 1)
 
 
-def _row_sums_of_abs(rows: Tensor, accumulate: torch.dtype) -> Tensor:
-    """The L1 norms of rows, float64: 4 times faster than torch 2.13's and without its error of 30 ulp on 1,024 entries."""
+def row_sums_of_abs(rows: Tensor, accumulate: torch.dtype) -> Tensor:
+    """The L1 norms of rows, float64: 4 times as fast as torch 2.13's, without its 30 ulp of error on 1,024 entries."""
     columns = min(rows.shape[1], _SCRATCH_NUMEL)
     lines = max(1, _SCRATCH_NUMEL // columns)
     scratch = rows.new_empty(min(lines, rows.shape[0]), columns)
@@ -242,9 +150,14 @@ def _count(x: Tensor, k: int) -> int:
 
 def _checked(x: Tensor, p: float, param_ndim: int | None) -> int:
     check_order(p)
+    return datum_ndim(check_floating(x).ndim, param_ndim)
+
+
+def check_floating(x: Tensor) -> Tensor:
+    """Raise unless `x` is real or complex floating point; return it."""
     if not (x.is_floating_point() or x.is_complex()):
         raise TypeError(f"expected a floating-point tensor, got {x.dtype}")
-    return datum_ndim(x.ndim, param_ndim)
+    return x
 
 
 def check_order(p: object) -> None:
@@ -264,8 +177,8 @@ def _norm(y: Tensor, p: float, k: int) -> Tensor:
     if k == 0:
         return y.abs()
     norm = y.flatten(y.ndim - k)
-    if p != math.inf and norm.shape[-1] > _PIECE and norm.shape[-1] % _piece(norm.shape[-1]) == 0:
-        norm = torch.linalg.vector_norm(norm.unflatten(-1, (-1, _piece(norm.shape[-1]))), p, -1)
+    if p != math.inf and norm.shape[-1] > _PIECE and norm.shape[-1] % piece_length(norm.shape[-1]) == 0:
+        norm = torch.linalg.vector_norm(norm.unflatten(-1, (-1, piece_length(norm.shape[-1]))), p, -1)
     return torch.linalg.vector_norm(norm, p, -1).reshape(*y.shape[: y.ndim - k], *(1,) * k)
 
 
@@ -283,61 +196,20 @@ def _rescaled(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _piece(numel: int) -> int:
+def piece_length(numel: int) -> int:
     """How long the pieces of a row are: a divisor of its length where there is a good one."""
     if numel <= 2 * _PIECE:
         return numel
     return next((d for d in range(2 * _PIECE, _PIECE // 4, -1) if numel % d == 0), _PIECE)
 
 
-def _safe_range(dtype: torch.dtype, p: float) -> tuple[float, float]:
+def safe_range(dtype: torch.dtype, p: float) -> tuple[float, float]:
     """Between which norms the direct formula is right: no power of an entry that matters left the dtype's range."""
     if p not in (1, 2, math.inf):
-        return (
-            1e-3,
-            1e3,
-        )  # beyond, a p-th root has the error of its exponent times the logarithm of its argument
+        return 1e-3, 1e3  # beyond, a p-th root has the error of its exponent times the logarithm of its argument
     if dtype == torch.float16:  # accumulated in float32, whose range the powers do not leave
         return 0.0, 1e36
     decades = 300 if dtype == torch.float64 else 36
     if p == math.inf:
         return 10.0**-decades, 10.0**decades
     return 10 ** (6 - decades / p), 10 ** (decades / p)
-
-
-def _bundles(xs: Sequence[Tensor], ks: Sequence[int]) -> list[list[tuple[Tensor, int]]]:
-    """Group blocks of tensors, so that each bundle has one dtype and device and about `BLOCK_NUMEL` entries."""
-    bundles: list[list[tuple[Tensor, int]]] = []
-    open_bundles: dict[tuple[torch.dtype, torch.device], tuple[list[tuple[Tensor, int]], int]] = {}
-    for x, k in zip(xs, ks, strict=True):
-        for block in blocks(x, k):
-            key = (block.dtype, block.device)
-            bundle, numel = open_bundles.get(key, ([], BLOCK_NUMEL))
-            if numel + block.numel() > BLOCK_NUMEL:
-                bundle, numel = [], 0
-                bundles.append(bundle)
-            bundle.append((block, k))
-            open_bundles[key] = (bundle, numel + block.numel())
-    return bundles
-
-
-def _redo(x: Tensor, k: int, rows: Tensor, exact: Callable[[Tensor, int], Tensor]) -> None:
-    """Replace the data of `x` that `rows` marks by `exact` of them."""
-    if k == x.ndim:
-        if rows.item():
-            x.copy_(exact(x, k))
-        return
-    where = rows.view(x.shape[: x.ndim - k]).nonzero(as_tuple=True)
-    if where[0].numel():
-        x[where] = exact(x[where], k)
-
-
-def _multiply_(bundle: list[tuple[Tensor, int]], factors: Tensor, sizes: list[int]) -> None:
-    """Multiply each datum by its factor, in place, rounding once to the dtype of the data."""
-    dtype = torch.promote_types(bundle[0][0].dtype, torch.float32)
-    factors = factors.to(dtype)
-    shaped = [
-        f.view(*t.shape[: t.ndim - k], *(1,) * k) if f.numel() != 1 else f.view(())
-        for (t, k), f in zip(bundle, factors.split(sizes), strict=True)
-    ]
-    torch._foreach_mul_([t for t, _ in bundle], shaped)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional._layout import batch_shape, datum_ndim, write_through
-from rai_toolbox.functional._norms import scale_by_norm_
+from rai_toolbox.functional._scaling import scale_by_norm_
 from rai_toolbox.optim._transforms import ByNorm, Entrywise, Transform
 
 

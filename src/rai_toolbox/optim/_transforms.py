@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional import (
+    _scaling,
     lmo_l1_ball_,
-    normalize,
     project_l1_ball_,
     project_l2_ball,
     project_l2_ball_,
@@ -95,11 +95,7 @@ Transform: TypeAlias = Entrywise | ByNorm | PerDatum
 
 def normalization(p: float, eps: float) -> ByNorm:
     """x / max(‖x‖p, eps)."""
-    return ByNorm(
-        p,
-        lambda norms, dtype: norms.clamp_min_(eps or 5e-324).reciprocal_(),
-        lambda x, k: normalize(x, p, param_ndim=k, eps=eps),
-    )
+    return ByNorm(p, *_scaling.normalization(p, eps))
 
 
 def signs() -> Entrywise:

@@ -1,0 +1,300 @@
+"""Multiply many tensors by factors of their norms, in place, in as few passes and calls as the memory allows.
+
+On a CPU the tensors are worked on in bundles that fit the cache, so that the pass that multiplies finds what the pass
+that measured has read. Small tensors of one shape are stacked. All that depends on shapes alone (buffers for norms
+and factors, and views of them) is laid out once, in a `ScalingPlan`, and used at every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.functional._layout import BLOCK_NUMEL, as_rows, block_indices, blocks, datum_ndim, write_through
+from rai_toolbox.functional._norms import (
+    TINY,
+    check_floating,
+    check_order,
+    normalize,
+    piece_length,
+    row_sums_of_abs,
+    safe_range,
+)
+
+Factor = Callable[[Tensor, torch.dtype], Tensor]
+Exact = Callable[[Tensor, int], Tensor]
+
+# Tensors of at most so many entries are stacked when there are several of one shape: beyond, a copy costs more than
+# the calls that it saves.
+_STACKED_NUMEL = 2**12
+
+
+def normalize_(
+    x: Tensor | Sequence[Tensor], p: float = 2, *, param_ndim: int | None = -1, eps: float = TINY, scale: float = 1.0
+) -> Tensor | Sequence[Tensor]:
+    """Divide each datum by its Lp norm in place, and multiply by `scale`; the in-place form of `normalize`.
+
+    Parameters
+    ----------
+    x : Tensor or sequence of Tensor
+        Changed in place; any strides. A sequence is treated together, which is faster than one by one.
+    p, param_ndim, eps
+        As for `normalize`.
+    scale : float
+        A factor of the result.
+
+    Returns
+    -------
+    Tensor or sequence of Tensor
+        `x`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import normalize_
+    >>> normalize_(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), scale=10.0)
+    tensor([[ 6.,  8.],
+            [ 0., 10.]])
+    """
+    check_order(p)
+    xs = [x] if isinstance(x, Tensor) else x
+    ks = [datum_ndim(check_floating(t).ndim, param_ndim) for t in xs]
+    factor, exact = normalization(p, eps, scale)
+    with torch.no_grad():
+        scale_by_norm_([write_through(t) for t in xs], ks, p, factor, exact)
+    return x
+
+
+def normalization(p: float, eps: float, scale: float = 1.0) -> tuple[Factor, Exact]:
+    """What `scale_by_norm_` needs to divide by the norm: `(factor, exact)`."""
+
+    def factor(norms: Tensor, dtype: torch.dtype) -> Tensor:
+        return norms.clamp_min_(eps or math.ulp(0.0)).reciprocal_().mul_(scale)
+
+    def exact(x: Tensor, k: int) -> Tensor:
+        return normalize(x, p, param_ndim=k, eps=eps).mul_(scale)
+
+    return factor, exact
+
+
+def scale_by_norm_(
+    xs: Sequence[Tensor], ks: Sequence[int], p: float, factor: Factor, exact: Exact, plan: ScalingPlan | None = None
+) -> ScalingPlan:
+    """Multiply every datum by a factor that is a function of its norm, in place.
+
+    Parameters
+    ----------
+    xs, ks
+        The tensors, and how many trailing dimensions of each are a datum.
+    p
+        The order of the norm.
+    factor
+        Given the norms of data (float64, shape (n,)) and the dtype of the data, their factors. It owns its argument.
+        NaN where a factor would not do.
+    exact
+        The same change out of place for any norm: `exact(x, k)`.
+    plan
+        What an earlier call returned for tensors of the same shapes, dtypes and devices, the same `ks` and `p`.
+    """
+    if plan is None:
+        plan = ScalingPlan(xs, ks, p)
+    plan(xs, factor, exact)
+    return plan
+
+
+class ScalingPlan:
+    """The bundles that `scale_by_norm_` works through, for tensors of given shapes."""
+
+    def __init__(self, xs: Sequence[Tensor], ks: Sequence[int], p: float) -> None:
+        self._p = p
+        self._elsewhere: list[tuple[int, int]] = []  # (index, k) of what is complex or not on a CPU
+        self._bundles: list[_Bundle] = []
+        open_bundles: dict[torch.dtype, _Bundle] = {}
+        alike: dict[Any, list[int]] = {}
+
+        def add(member: _Member) -> None:
+            bundle = open_bundles.get(member.dtype)
+            if bundle is None or bundle.numel + member.numel > BLOCK_NUMEL:
+                bundle = open_bundles[member.dtype] = _Bundle(member.dtype, p)
+                self._bundles.append(bundle)
+            bundle.members.append(member)
+            bundle.numel += member.numel
+
+        for i, (x, k) in enumerate(zip(xs, ks, strict=True)):
+            if x.numel() == 0:
+                continue
+            if x.device.type != "cpu" or x.is_complex():
+                self._elsewhere.append((i, k))
+            elif x.numel() <= _STACKED_NUMEL:
+                alike.setdefault((x.shape, x.dtype, k), []).append(i)
+            else:
+                for index in block_indices(x.shape, k):
+                    add(_Member([i], index, x[index].shape, x.dtype, k))
+        for (shape, dtype, k), indices in alike.items():
+            step = BLOCK_NUMEL // shape.numel()
+            for a in range(0, len(indices), step):
+                add(_Member(indices[a : a + step], (), shape, dtype, k))
+        for bundle in self._bundles:
+            bundle.lay_out()
+
+    def __call__(self, xs: Sequence[Tensor], factor: Factor, exact: Exact) -> None:
+        for i, k in self._elsewhere:
+            for block in blocks(xs[i], k):
+                if block.numel() > BLOCK_NUMEL and not block.is_complex():
+                    _scale_large_datum_(block, self._p, factor)
+                else:
+                    block.copy_(exact(block, k))
+        for bundle in self._bundles:
+            bundle.run(xs, factor, exact)
+
+
+class _Member:
+    """A block of a tensor, or several small tensors of one shape that are stacked."""
+
+    def __init__(
+        self, indices: list[int], index: tuple[int | slice, ...], shape: Sequence[int], dtype: torch.dtype, k: int
+    ) -> None:
+        self._indices = indices
+        self._index = index
+        self.dtype = dtype
+        self.k = k
+        self.stacked = len(indices) > 1
+        self.shape = (len(indices), *shape) if self.stacked else tuple(shape)
+        self.numel = math.prod(self.shape)
+        self.count = math.prod(self.shape[: len(self.shape) - k])
+        self.piece = piece_length(self.numel // self.count)
+        self.direct = self.piece * self.count == self.numel
+
+    def lay_out(self, p: float, measured: Tensor, norms: Tensor, factors: Tensor) -> None:
+        """Take places in the buffers of the bundle: for norms as they are measured, norms in float64, and factors."""
+        accumulate = measured.dtype
+        self._p = p
+        self._norms = norms
+        self._measured = measured
+        # One factor is better a 0-d tensor: it does not promote a half, which would cost a temporary.
+        batch = self.shape[: len(self.shape) - self.k]
+        self.factors = factors.view((*batch, *(1,) * self.k) if self.count > 1 else ())
+        if self.stacked:
+            self.buffer = torch.empty(self.shape, dtype=self.dtype)
+            self.unstacked = self.buffer.unbind(0)
+        if not self.direct:
+            length = self.numel // self.count
+            whole = length // self.piece
+            self._cut = whole * self.piece
+            self._parts = torch.empty(self.count, whole + (self._cut < length), dtype=accumulate)
+            self._whole = self._parts[:, :whole]
+            self._rest = self._parts[:, whole] if self._cut < length else None
+
+    def fetch(self, xs: Sequence[Tensor]) -> Tensor:
+        """The tensor to work on."""
+        if self.stacked:
+            return torch.stack([xs[i] for i in self._indices], out=self.buffer)
+        x = xs[self._indices[0]]
+        return x[self._index] if self._index else x
+
+    def give_back(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors that were stacked."""
+        return [xs[i] for i in self._indices]
+
+    def measure(self, x: Tensor) -> None:
+        """Write the norms of the data of x: direct ones as they are measured, else in float64."""
+        rows = as_rows(x, self.k)
+        if rows is None:
+            rows = x.reshape(self.count, -1)
+        accumulate = self._measured.dtype
+        if self._p == 1:
+            (self._measured if self.direct else self._norms).copy_(row_sums_of_abs(rows, accumulate))
+        elif self.direct:
+            torch.linalg.vector_norm(rows, self._p, 1, dtype=accumulate, out=self._measured)
+        else:
+            if self._rest is not None:
+                torch.linalg.vector_norm(rows[:, self._cut :], self._p, 1, dtype=accumulate, out=self._rest)
+                rows = rows[:, : self._cut]
+            pieces = rows.unflatten(1, (-1, self.piece))
+            torch.linalg.vector_norm(pieces, self._p, 2, dtype=accumulate, out=self._whole)
+            torch.linalg.vector_norm(self._parts, self._p, 1, dtype=torch.float64, out=self._norms)
+
+
+class _Bundle:
+    """Blocks and stacks of one dtype whose norms become factors together."""
+
+    def __init__(self, dtype: torch.dtype, p: float) -> None:
+        self.members: list[_Member] = []
+        self.numel = 0
+        self._dtype = dtype
+        self._p = p
+
+    def lay_out(self) -> None:
+        """Make the buffers for norms and factors, and give every member its place in them."""
+        self.members.sort(key=lambda m: (not m.direct, m.stacked))
+        self._counts = [m.count for m in self.members]
+        measured_dtype = torch.promote_types(self._dtype, torch.float32)
+        directs = sum(m.count for m in self.members if m.direct)
+        self._norms = torch.empty(sum(self._counts), dtype=torch.float64)
+        self._factors = torch.empty(sum(self._counts), dtype=measured_dtype)
+        self._measured = torch.empty(directs, dtype=measured_dtype)
+        self._measured_norms = self._norms[:directs]
+        start = 0
+        for member, count in zip(self.members, self._counts, strict=True):
+            place = slice(start, start + count)
+            measured = self._measured[place] if member.direct else self._measured[:0]
+            member.lay_out(self._p, measured, self._norms[place], self._factors[place])
+            start += count
+        self._single = [i for i, m in enumerate(self.members) if not m.stacked]
+        self._stacks = [i for i, m in enumerate(self.members) if m.stacked]
+        self._single_factors = [self.members[i].factors for i in self._single]
+        self._unstacked = [part for i in self._stacks for part in self.members[i].unstacked]
+
+    def run(self, xs: Sequence[Tensor], factor: Factor, exact: Exact) -> None:
+        """Scale the data of this bundle."""
+        parts = [member.fetch(xs) for member in self.members]
+        for member, part in zip(self.members, parts, strict=True):
+            member.measure(part)
+        self._measured_norms.copy_(self._measured)
+        norms = self._norms
+        low, high = safe_range(self._dtype, self._p)
+        least, most = torch.aminmax(norms)
+        suspicious = None if low <= least.item() and most.item() <= high else ~((norms >= low) & (norms <= high))
+        factors = factor(norms, self._dtype)
+        if suspicious is not None or math.isnan(factors.sum().item()):
+            suspicious = factors.isnan() if suspicious is None else suspicious | factors.isnan()
+            factors.masked_fill_(suspicious, 1.0)
+            for member, part, rows in zip(self.members, parts, suspicious.split(self._counts), strict=True):
+                _redo(part, member.k, rows, exact)
+        self._factors.copy_(factors)
+        if self._single:
+            torch._foreach_mul_([parts[i] for i in self._single], self._single_factors)  # pyright: ignore
+        if self._stacks:
+            for i in self._stacks:
+                parts[i].mul_(self.members[i].factors)
+            grads = [x for i in self._stacks for x in self.members[i].give_back(xs)]
+            torch._foreach_copy_(grads, self._unstacked)  # pyright: ignore
+
+
+def _redo(x: Tensor, k: int, rows: Tensor, exact: Exact) -> None:
+    """Replace the data of `x` that `rows` marks by `exact` of them."""
+    if k == x.ndim:
+        if rows.item():
+            x.copy_(exact(x, k))
+        return
+    where = rows.view(x.shape[: x.ndim - k]).nonzero(as_tuple=True)
+    if where[0].numel():
+        x[where] = exact(x[where], k)
+
+
+def _scale_large_datum_(x: Tensor, p: float, factor: Factor) -> None:
+    """Scale one large datum by pieces, right for norms of any size, without waiting for a device."""
+    work = torch.float32 if x.device.type == "mps" else torch.float64
+    flat = as_rows(x, x.ndim)
+    flat = x if flat is None else flat[0]
+    pieces = flat.split(BLOCK_NUMEL) if flat.ndim == 1 else list(flat.unbind(0))
+    a = torch.linalg.vector_norm(flat, math.inf).to(work)
+    a = torch.where(a == 0, torch.ones_like(a), a)
+    parts = [torch.linalg.vector_norm(piece.to(work) / a, p) for piece in pieces]
+    times = factor((torch.linalg.vector_norm(torch.stack(parts), p) * a).reshape(1), x.dtype)
+    for piece in pieces:
+        piece.copy_(torch.where(times == 1, piece.to(work), piece.to(work) / a * (times * a)))
