@@ -1,0 +1,126 @@
+"""The checks of an evaluation: when its figures should not be believed.
+
+Each check is a function of the situation that returns what it found. What a finding means and what to do about it is said in
+``templates/trust.md``, once, for the report and for the documentation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rai_toolbox import evaluating
+
+from ._errors import EvaluationFailed, InputError
+from ._journal import Journal
+from ._results import Curve, Finding, Verdict, _plain
+from ._samples import Summary
+from ._specs import why
+from ._stages import Bench
+
+__all__ = ["Check", "Situation", "run_check"]
+
+_SUBSET = 64
+
+
+@dataclass
+class Situation:
+    """What a check can look at.
+
+    Attributes
+    ----------
+    bench, summary
+        What is evaluated.
+    curves : dict of str to Curve
+        The results, by norm.
+    distance, error : dict of str to NDArray
+        Per-sample results, by norm.
+    clean : NDArray
+        Whether each sample is right unperturbed (classification), or its error (regression).
+    rejected : int
+        How many points a solver returned that were none when looked at again.
+    """
+
+    bench: Bench
+    summary: Summary
+    curves: Mapping[str, Curve]
+    distance: Mapping[str, NDArray]
+    error: Mapping[str, NDArray]
+    clean: NDArray
+    rejected: int
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def some(self, count: int = _SUBSET) -> NDArray:
+        """Return evenly spaced indices of samples that the model gets right (regression: of any)."""
+        able = np.flatnonzero(self.clean) if self.bench.classifies else np.arange(len(self.clean))
+        if len(able) <= count:
+            return able
+        return able[np.linspace(0, len(able) - 1, count).round().astype(int)]
+
+    def batch(self, count: int = _SUBSET) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return their inputs and targets."""
+        return self.bench.subset(self.some(count).tolist())
+
+    def evaluating(self) -> Any:
+        """Return a context in which the user's modules are in eval mode."""
+        parts = (self.bench.model.model, self.bench.model.preprocess)
+        return evaluating(*[part for part in parts if isinstance(part, torch.nn.Module)])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a check saw: its verdict, one sentence, and the numbers."""
+
+    verdict: Verdict
+    summary: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A named check.
+
+    Attributes
+    ----------
+    name, title : str
+        As in `Finding`.
+    run : callable
+        From the situation to what was seen.
+    classification_only : bool
+        Whether it needs decisions.
+    """
+
+    name: str
+    title: str
+    run: Callable[[Situation], Seen]
+    classification_only: bool = False
+
+
+def run_check(check: Check, situation: Situation, journal: Journal, *, skip: bool) -> Finding:
+    """Return what a check finds, from the journal where it has run already."""
+    name = f"check-{check.name}"
+    if check.classification_only and not situation.bench.classifies:
+        return Finding(check.name, check.title, "not run", "It is for classification.")
+    if (piece := journal.get(name)) is not None:
+        return Finding(check.name, check.title, **json.loads(str(piece["finding"])))
+    if skip:
+        return Finding(check.name, check.title, "not run", "The time limit ended the run before it.")
+    try:
+        with situation.evaluating():
+            seen = check.run(situation)
+    except (InputError, EvaluationFailed):
+        raise
+    except Exception as error:  # the user's model, at an input of the check's making
+        seen = Seen("warning", f"The check could not be made: {why(error)}")
+    finding = _plain(vars(seen))
+    journal.put(name, {"finding": json.dumps(finding)})
+    return Finding(check.name, check.title, **finding)
+
+
+CHECKS: tuple[Check, ...] = ()

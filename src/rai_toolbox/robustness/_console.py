@@ -1,0 +1,80 @@
+"""What the command shows on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ._evaluation import Progress as Callback
+from ._job import Outcome
+from ._report import figure, percent
+from ._results import Curve, Evaluation
+from ._writing import FILES
+
+__all__ = ["progress", "report"]
+
+
+@contextlib.contextmanager
+def progress(*, shown: bool) -> Iterator[Callback | None]:
+    """Show a bar with the time left for each stage, on standard error, while it is a terminal."""
+    console = Console(stderr=True)
+    if not shown or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, object] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)  # type: ignore[arg-type]
+
+        yield advance
+
+
+def report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
+    """Print the result: a table and what the checks say, or JSON on standard output and the rest on standard error."""
+    evaluation = outcome.evaluation
+    if as_json:
+        print(evaluation.to_json())
+    elif not quiet:
+        console = Console()
+        for curve in evaluation.curves.values():
+            console.print(_table(evaluation, curve))
+    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    if not quiet:
+        for finding in evaluation.findings:
+            if finding.verdict in ("warning", "distrust"):
+                color = "red" if finding.verdict == "distrust" else "yellow"
+                word = "do not trust" if finding.verdict == "distrust" else "warning"
+                messages.print(
+                    f"[{color}]{word}[/]: {escape(finding.title)}: {escape(finding.summary)} \\[{finding.check}]"
+                )
+        if not evaluation.complete:
+            messages.print("[yellow]partial[/]: the time limit ended the run; go on with --resume")
+        messages.print(f"report: {escape(str(outcome.folder / FILES[0]))}")
+    for reason in outcome.reasons:
+        print(f"error: {reason}", file=sys.stderr)
+
+
+def _table(evaluation: Evaluation, curve: Curve) -> Table:
+    accuracy = evaluation.task == "classification"
+    shown = percent if accuracy else figure
+    name = evaluation.settings.get("model", "the model")
+    table = Table(title=escape(f"{evaluation.measure} of {name} under attack ({curve.norm})"), title_justify="left")
+    table.add_column("epsilon", justify="right")
+    table.add_column(evaluation.measure, justify="right")
+    table.add_column("95 % interval", justify="right")
+    for point in curve.points:
+        table.add_row(f"{point.epsilon:g}", shown(point.value), f"{shown(point.low)} to {shown(point.high)}")
+    return table
