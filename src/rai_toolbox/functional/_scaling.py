@@ -73,7 +73,9 @@ def normalization(p: float, eps: float, scale: float = 1.0) -> tuple[Factor, Exa
     """What `scale_by_norm_` needs to divide by the norm: `(factor, exact)`."""
 
     def factor(norms: Tensor, dtype: torch.dtype) -> Tensor:
-        return norms.clamp_min_(eps or math.ulp(0.0)).reciprocal_().mul_(scale)
+        # A zero datum needs a finite factor, also as a float32. The norm of any other is above the floor.
+        floor = 1e-8 if dtype == torch.float16 else 1e-308
+        return norms.clamp_min_(max(eps, floor)).reciprocal_().mul_(scale)
 
     def exact(x: Tensor, k: int) -> Tensor:
         return normalize(x, p, param_ndim=k, eps=eps).mul_(scale)

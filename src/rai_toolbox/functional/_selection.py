@@ -231,7 +231,7 @@ def _signed(rows: Tensor, count: int, scale: float) -> Tensor:
     mask = kept(rows, count)
     work = torch.promote_types(rows.dtype, torch.float32)
     sign = _masked(torch.where(rows.isnan(), rows, rows.sign()).to(work), mask)
-    return sign * (scale / (mask & (rows != 0)).sum(1, keepdim=True).clamp_min(1)).to(work)
+    return sign * (scale / (mask & (rows != 0)).sum(1, keepdim=True).clamp_min(1).to(work))
 
 
 def _searchable(rows: Tensor, count: int) -> bool:
