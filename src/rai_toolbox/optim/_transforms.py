@@ -6,6 +6,7 @@ The reach decides how a transform is applied to many tensors, to a sharded one o
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -113,10 +114,18 @@ def clamping(clamp_min: float | None, clamp_max: float | None) -> Entrywise:
 
     def apply_(xs: Sequence[Tensor]) -> None:
         for x in xs:
-            x.clamp_(clamp_min, clamp_max)
+            x.clamp_(_representable(clamp_min, x.dtype), _representable(clamp_max, x.dtype))
 
     keeps_zero = (clamp_min is None or clamp_min <= 0) and (clamp_max is None or clamp_max >= 0)
     return Entrywise(apply_, keeps_zero)
+
+
+def _representable(bound: float | None, dtype: torch.dtype) -> float | None:
+    """The nearest finite number of `dtype`; torch refuses to convert a number outside its range."""
+    if bound is None or not math.isfinite(bound):
+        return bound
+    largest = torch.finfo(dtype).max
+    return min(max(bound, -largest), largest)
 
 
 def selection(q: Callable[[], float], *, alike: bool) -> PerDatum:
