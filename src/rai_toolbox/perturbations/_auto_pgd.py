@@ -15,9 +15,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from rai_toolbox.perturbations._attack_losses import LossOfRows
 from rai_toolbox.perturbations._ball import Ball
 from rai_toolbox.perturbations._problem import Best, Problem
-from rai_toolbox.perturbations._query import Answer, Loss
+from rai_toolbox.perturbations._query import Answer
 
 MOMENTUM = 0.75
 ENOUGH_INCREASES = 0.75
@@ -66,8 +67,9 @@ def auto_pgd(
     start: Tensor,
     *,
     steps: int,
-    loss_fn: Callable[[Tensor], Loss],
+    losses: LossOfRows,
     stop: bool,
+    stream: int,
     tick: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Maximize a loss over the ball for `rows`; `best` sees every point asked about.
@@ -81,10 +83,12 @@ def auto_pgd(
     start : Tensor, shape (n, D)
     steps : int
         Questions to the model.
-    loss_fn : Callable
-        From row numbers to the loss that is maximized for them.
+    losses : LossOfRows
+        What is maximized.
     stop : bool
         Leave a row alone when its decision has changed.
+    stream : int
+        Numbers the random draws.
 
     Returns
     -------
@@ -95,13 +99,13 @@ def auto_pgd(
     if not len(rows) or not steps:
         return result
     ball_here = ball[rows]
-    answer = _ask(problem, best, rows, start, loss_fn)
+    answer = _ask(problem, best, rows, start, losses, stream)
     tick()
     sparse = problem.norm == "l1"
     columns = start.shape[1]
     first = ball_here.epsilon * (1.0 if sparse else 2.0)
     if problem.norm == "l0":
-        first = 2.0 * ball_here.epsilon.sqrt() * ball_here.width()
+        first = 2.0 * ball_here.epsilon.sqrt() * problem.width(rows)
     first = first.to(ball_here.dtype)
     state = _State(
         rows=rows,
@@ -131,7 +135,7 @@ def auto_pgd(
                 return result
             ball_here = ball[state.rows]
         x = _propose(ball_here, state, problem, step)
-        answer = _ask(problem, best, state.rows, x, loss_fn)
+        answer = _ask(problem, best, state.rows, x, losses, stream + step)
         tick()
         achieved = answer.achieved
         state.increases += answer.loss > state.loss
@@ -151,9 +155,9 @@ def auto_pgd(
 
 
 def _ask(
-    problem: Problem, best: Best, rows: Tensor, x: Tensor, loss_fn: Callable[[Tensor], Loss]
+    problem: Problem, best: Best, rows: Tensor, x: Tensor, losses: LossOfRows, stream: int
 ) -> Answer:
-    answer = problem.query.ask(x, problem.target[rows], loss_fn(rows))
+    answer = problem.ask(rows, x, losses(rows), stream)
     best.see(rows, x, answer.score, answer.achieved)
     return answer
 

@@ -62,21 +62,12 @@ class Ball:
             self,
             data=self.data[rows],
             epsilon=self.epsilon[rows],
-            lower=_rows(self.lower, rows, len(self.data)),
-            upper=_rows(self.upper, rows, len(self.data)),
+            lower=rows_of(self.lower, rows, len(self.data)),
+            upper=rows_of(self.upper, rows, len(self.data)),
         )
 
     def with_epsilon(self, epsilon: Tensor) -> Ball:
         return replace(self, epsilon=epsilon)
-
-    def width(self) -> Tensor:
-        """A typical size of the room that an entry has, (N, 1) or (1, 1): of the box, else of the data's spread."""
-        if self.lower is not None and self.upper is not None:
-            width = (self.upper - self.lower).to(self.dtype).mean(dim=1, keepdim=True)
-            if bool(width.isfinite().all()):
-                return width
-        spread = self.data.to(self.dtype).abs().amax(dim=1, keepdim=True)
-        return torch.where(spread > 0, spread, 1.0)
 
     def delta(self, x: Tensor) -> Tensor:
         return x.to(self.dtype) - self.data.to(self.dtype)
@@ -129,7 +120,9 @@ class Ball:
             delta = noise("normal")
             delta = delta / delta.abs().sum(dim=1, keepdim=True).clamp_min(1e-300) * self.epsilon
         else:
-            delta = (noise("uniform") * 2 - 1) * self.width().double()
+            # No radius bounds an entry here; the data's own size has to do.
+            size = self.data.double().abs().amax(dim=1, keepdim=True)
+            delta = (noise("uniform") * 2 - 1) * torch.where(size > 0, size, 1.0)
         return self.land(self.project(delta.to(self.dtype)))
 
 
@@ -139,7 +132,7 @@ def unit_l2(x: Tensor) -> Tensor:
     return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
 
 
-def _rows(bound: Tensor | None, rows: Tensor, n: int) -> Tensor | None:
+def rows_of(bound: Tensor | None, rows: Tensor, n: int) -> Tensor | None:
     return bound[rows] if bound is not None and bound.shape[0] == n and n != 1 else bound
 
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rai_toolbox._freezing import evaluating, frozen
-from rai_toolbox.perturbations._ball import Ball, distances
+from rai_toolbox.perturbations import losses as L
+from rai_toolbox.perturbations._ball import Ball, distances, rows_of
 from rai_toolbox.perturbations._bounds import Bounds, check_bounds
 from rai_toolbox.perturbations._noise import Noise
-from rai_toolbox.perturbations._query import Loss, Objective, Query, make_objective
+from rai_toolbox.perturbations._query import Answer, Loss, Objective, Query, make_objective
 from rai_toolbox.perturbations._solution import Solution
+
+
+# Without bounds: how many times the largest entry of a datum an entry may reach in a search for the first success.
+FAR = 8.0
+# More than any run takes: keeps the random draws of one run apart from those of the next.
+MOST_STEPS = 2**20
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,40 @@ class Problem:
     def ball(self, epsilon: Tensor) -> Ball:
         """The allowed perturbations for radii of shape (N,)."""
         return Ball(self.norm, self.data, epsilon.double()[:, None], self.lower, self.upper)
+
+    def ask(self, rows: Tensor, x: Tensor, loss_fn: Loss, stream: int) -> Answer:
+        """Ask the model about points `x` of `rows`. A gradient that is zero is replaced by a random direction.
+
+        `stream` numbers the random draw.
+        """
+        answer = self.query.ask(x, self.target[rows], loss_fn)
+        dead = answer.grad.abs().amax(dim=1) == 0
+        if bool(dead.any()):
+            answer.grad[dead] = self.noise.normal(rows[dead], stream).to(answer.grad.dtype)
+        return answer
+
+    def put(self, rows: Tensor, delta: Tensor) -> Tensor:
+        """The stored points nearest to data + delta within the box."""
+        return replace(self.ball(self.data.new_zeros(len(self.data)))[rows], norm="l0").land(delta)
+
+    def room(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and greatest value worth trying of each entry: the box; without one, some times the data's size."""
+        data = self.data[rows]
+        size = data.abs().amax(dim=1, keepdim=True)
+        far = FAR * torch.where(size > 0, size, 1.0)
+        low, high = data - far, data + far
+        if self.lower is not None and self.upper is not None:
+            lower, upper = rows_of(self.lower, rows, len(self.data)), rows_of(self.upper, rows, len(self.data))
+            low, high = torch.where(lower.isinf(), low, lower), torch.where(upper.isinf(), high, upper)
+        return low, high
+
+    def width(self, rows: Tensor) -> Tensor:
+        """A typical size of a large change of an entry, (n, 1)."""
+        low, high = self.room(rows)
+        width = (high - low).mean(dim=1, keepdim=True)
+        if self.lower is None:
+            width = width / (2 * FAR)
+        return torch.where(width > 0, width, 1.0)
 
 
 class Best:
@@ -156,9 +197,42 @@ def _as_matrix(bound: Tensor, data: Tensor) -> Tensor:
     return bound.expand(data.shape).reshape(len(data), -1)
 
 
+def cut(box: tuple[Tensor, Tensor] | None, part: slice, data: Tensor) -> Bounds:
+    if box is None:
+        return None
+    lower, upper = (b[part] if b.ndim == data.ndim and len(b) == len(data) else b for b in box)
+    return lower, upper
+
+
+def look(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """The data themselves: a model that is wrong already needs no perturbation."""
+    with torch.no_grad():
+        output = problem.query.output(problem.data)
+        objective = problem.objective
+        if objective.default:
+            _check_labels(output, problem.target)
+        score = objective.score(output, problem.target)
+        if objective.achieved is None:
+            achieved = torch.zeros(len(output), dtype=torch.bool, device=output.device)
+        else:
+            achieved = objective.achieved(output, problem.target)
+        return score, achieved & ~score.isnan(), output
+
+
+def _check_labels(output: Tensor, target: Tensor) -> None:
+    classes = L.as_logits(output, target).shape[1]
+    if classes < 2:
+        raise ValueError("the model returns no logits")
+    if len(target) and not bool(((target >= 0) & (target < classes)).all()):
+        raise ValueError(
+            f"target must lie in [0, {classes - 1}], for the model tells {classes} classes apart; it ranges from "
+            f"{int(target.min())} to {int(target.max())}"
+        )
+
+
 def report(problem: Problem, x: Tensor, never: Tensor | None = None) -> Solution:
     """Ask the model once more about what is returned. Rows of `never` count as not found."""
-    losses, achieved = problem.query.evaluate(x, problem.target)
+    losses, achieved = problem.query.evaluate(x, problem.target, firmly=False)
     distance = distances(x, problem.data, problem.norm)
     if never is not None:
         achieved = achieved & ~never

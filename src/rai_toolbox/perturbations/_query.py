@@ -17,15 +17,15 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class Objective:
     """What is to be achieved.
 
-    `criterion` is reported as it is; `sign` times it is maximized. `achieved` is None if there is no decision.
-    `margin` is positive where the decision is changed, None likewise.
+    `criterion` is reported as it is; `sign` times it is maximized. `achieved` tells where the decision has changed;
+    `firmly` where it has by more than the rounding of a forward pass, which differs between batches of different sizes.
+    Both are None if there is no decision. `default`: class indices, and no criterion or margin of the user's.
     """
 
     criterion: Loss
     sign: float
-    margin: Loss | None
     achieved: Loss | None
-    classifies: bool
+    firmly: Loss | None
     default: bool
 
     def score(self, output: Tensor, target: Tensor) -> Tensor:
@@ -34,25 +34,36 @@ class Objective:
 
 
 def make_objective(target: Tensor, criterion: Loss | None, margin: Loss | None, targeted: bool) -> Objective:
-    classifies = not target.is_floating_point()
+    """What `target` and the user's functions mean."""
     sign = -1.0 if targeted else 1.0
-    achieved: Loss | None
-    if margin is not None:
-        user_margin = margin
-
-        def achieved(output: Tensor, target: Tensor) -> Tensor:
-            return user_margin(output, target) > 0
-    elif classifies:
-        margin, achieved = (L.targeted_margin, L.reached) if targeted else (L.margin, L.misclassified)
-    else:
-        achieved = None
-    default = criterion is None and classifies and margin in (L.margin, L.targeted_margin)
+    classifies = not target.is_floating_point()
+    default = classifies and criterion is None and margin is None
     if criterion is None:
-        criterion = L.margin if classifies else L.squared_error
-    return Objective(criterion, sign, margin, achieved, classifies, default)
+        criterion = margin if margin is not None else (L.margin if classifies else L.squared_error)
+        # A user's margin is positive where the aim is achieved, whatever the aim.
+        sign = 1.0 if margin is not None else sign
+    if margin is not None:
+        achieved = _positive(margin)
+        return Objective(criterion, sign, achieved, achieved, default)
+    if not classifies:
+        return Objective(criterion, sign, None, None, default)
+    achieved = L.reached if targeted else L.misclassified
+    return Objective(criterion, sign, achieved, _clearly(L.targeted_margin if targeted else L.margin), default)
 
 
-@dataclass(frozen=True)
+def _positive(margin: Loss) -> Loss:
+    return lambda output, target: margin(output, target) > 0
+
+
+def _clearly(margin: Loss) -> Loss:
+    def clearly(output: Tensor, target: Tensor) -> Tensor:
+        slack = output.reshape(len(output), -1).abs().amax(dim=1) * (16 * torch.finfo(output.dtype).eps)
+        return margin(output, target) > slack
+
+    return clearly
+
+
+@dataclass
 class Answer:
     """What the model says at n points: `loss` is what the gradient is of; NaN counts as -inf, and as no success."""
 
@@ -94,26 +105,25 @@ class Query:
             )
         return output
 
-    def _read(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, output: Tensor, target: Tensor, firmly: bool) -> tuple[Tensor, Tensor]:
         score = _per_row(self.objective.score(output, target), len(target), "criterion")
-        if self.objective.achieved is None:
+        decide = self.objective.firmly if firmly else self.objective.achieved
+        if decide is None:
             return score, torch.zeros_like(score, dtype=torch.bool)
-        achieved = _per_row(self.objective.achieved(output, target), len(target), "margin")
-        return score, achieved & ~score.isnan()
+        return score, _per_row(decide(output, target), len(target), "margin") & ~score.isnan()
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The criterion and the decision at each row, averaged over the samples."""
-        losses, votes = None, None
+    def evaluate(self, x: Tensor, target: Tensor, *, firmly: bool) -> tuple[Tensor, Tensor]:
+        """The criterion and the decision at each row; the mean and the majority, if there are several samples."""
+        losses = torch.zeros(len(x), device=x.device, dtype=torch.float64)
+        votes = torch.zeros(len(x), device=x.device, dtype=torch.int64)
         for _ in range(self._samples):
             output = self.output(x)
-            score, achieved = self._read(output, target)
-            loss = score * self.objective.sign
-            losses = loss if losses is None else losses + loss
-            votes = achieved.int() if votes is None else votes + achieved.int()
-        assert losses is not None
-        assert votes is not None
-        return losses / self._samples, 2 * votes > self._samples
+            score, achieved = self._read(output, target, firmly)
+            losses += score.double() * self.objective.sign
+            votes += achieved
+        dtype = torch.float32 if output.element_size() < 4 else output.dtype
+        return (losses / self._samples).to(dtype), 2 * votes > self._samples
 
     def ask(self, x: Tensor, target: Tensor, loss_fn: Loss) -> Answer:
         """Loss, score, decision and gradient at each row."""
@@ -126,7 +136,7 @@ class Query:
                 raise ValueError("the loss does not depend differentiably on the input: no gradient reaches the data")
             (grad,) = torch.autograd.grad(loss.sum(), leaf)
             with torch.no_grad():
-                score, achieved = self._read(output.detach(), target)
+                score, achieved = self._read(output.detach(), target, True)
                 part = [loss.detach(), score, achieved.to(loss.dtype), grad]
                 total = part if not total else [a + b for a, b in zip(total, part, strict=True)]
         loss, score, votes, grad = total

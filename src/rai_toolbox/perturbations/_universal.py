@@ -162,7 +162,7 @@ class _Run:
         self._query = Query(model, data.shape[1:], self.objective, samples)
         zero = torch.zeros(1, self._shape.numel(), dtype=data.dtype, device=data.device)
         radius = as_epsilon(epsilon, 1, data.device, norm)[:, None]
-        self._width = Ball("l0", data.reshape(len(data), -1), radius, None, None).width().mean()
+        self._width = data.abs().amax()
         self._ball = Ball(norm, zero, radius, None, None)
         self.delta = zero
 
@@ -193,7 +193,7 @@ class _Run:
         total, changed, count = 0.0, 0, 0
         for batch in loader:
             data, target = _pair(batch)
-            losses, achieved = self._query.evaluate(self._perturbed(data), target)
+            losses, achieved = self._query.evaluate(self._perturbed(data), target, firmly=False)
             total += losses.double().sum().item()
             changed += int(achieved.sum())
             count += len(data)

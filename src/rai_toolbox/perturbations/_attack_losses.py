@@ -1,0 +1,64 @@
+"""Which loss each of a solver's runs goes up, and from where it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.perturbations import losses as L
+from rai_toolbox.perturbations._problem import Problem
+from rai_toolbox.perturbations._query import Loss
+
+MOST_CLASSES = 9
+
+LossOfRows = Callable[[Tensor], Loss]
+"""From row numbers of a problem to the loss of these rows."""
+
+
+@dataclass(frozen=True)
+class ClassLosses:
+    """One loss per other class: by how much its logit exceeds the true one.
+
+    The worst case lies behind one particular part of the decision boundary. To go for the nearest class alone misses it
+    far more often than any fault of the ascent does, so every class gets a run of its own, likely ones first. Where
+    there are no classes to choose among (two of them, a target, a user's own loss) there is one loss, the objective's.
+    """
+
+    problem: Problem
+    ranked: Tensor | None
+
+    @staticmethod
+    def of(problem: Problem, output: Tensor) -> ClassLosses:
+        """`output` is what the model says of the data themselves."""
+        objective = problem.objective
+        if not objective.default or objective.sign < 0:
+            return ClassLosses(problem, None)
+        logits = L.as_logits(output, problem.target).nan_to_num(nan=-torch.inf)
+        if logits.shape[1] < 3:
+            return ClassLosses(problem, None)
+        others = logits.scatter(1, problem.target[:, None], -torch.inf)
+        return ClassLosses(problem, others.argsort(dim=1, descending=True, stable=True)[:, :-1])
+
+    @property
+    def count(self) -> int:
+        return 1 if self.ranked is None else min(self.ranked.shape[1], MOST_CLASSES)
+
+    def __getitem__(self, number: int) -> LossOfRows:
+        ranked = self.ranked
+        if ranked is None:
+            return lambda rows: self.problem.objective.score
+
+        def of_rows(rows: Tensor) -> Loss:
+            classes = ranked[rows, number % self.count]
+            return lambda output, target: logit_difference(output, classes, target)
+
+        return of_rows
+
+
+def logit_difference(output: Tensor, classes: Tensor, target: Tensor) -> Tensor:
+    """The logit of `classes` less that of `target`."""
+    logits = L.as_logits(output, target)
+    return (logits.gather(1, classes[:, None]) - logits.gather(1, target[:, None]))[:, 0]

@@ -1,0 +1,78 @@
+"""The nearest point found of each row that changes its decision, and how to bring it nearer yet."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.perturbations._ball import distances
+from rai_toolbox.perturbations._problem import Problem
+
+
+class Nearest:
+    """Of every point asked about, per row, the nearest one at which the decision has changed."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self.x = problem.data.clone()
+        self.distance = torch.full((len(self.x),), torch.inf, dtype=torch.float64, device=self.x.device)
+
+    def see(self, rows: Tensor, x: Tensor, achieved: Tensor) -> None:
+        distance = distances(x, self._problem.data[rows], self._problem.norm)
+        nearer = achieved & (distance < self.distance[rows])
+        self.x[rows] = torch.where(nearer[:, None], x, self.x[rows])
+        self.distance[rows] = torch.where(nearer, distance, self.distance[rows])
+
+    def found(self, rows: Tensor) -> Tensor:
+        """Those of `rows` for which there is a point."""
+        return rows[self.distance[rows].isfinite()]
+
+    def bisect(self, rows: Tensor, times: int) -> None:
+        """Back along the segment to the data, as far as the decision stays changed."""
+        rows = self.found(rows)
+        if not len(rows):
+            return
+        problem = self._problem
+        base = problem.data[rows].double()
+        delta = self.x[rows].double() - base
+        low = delta.new_zeros(len(rows), 1)
+        high = delta.new_ones(len(rows), 1)
+        # Nothing but a small step is likely; a search from the middle would spend its first questions on finding out.
+        share = delta.new_full((len(rows), 1), 0.99)
+        for _ in range(times):
+            x = (base + share * delta).to(problem.data.dtype)
+            achieved = problem.query.evaluate(x, problem.target[rows], firmly=True)[1]
+            self.see(rows, x, achieved)
+            high = torch.where(achieved[:, None], share, high)
+            low = torch.where(achieved[:, None], low, share)
+            share = (low + high) / 2
+
+    def prune(self, rows: Tensor, times: int) -> None:
+        """Put back changed entries, the least changed first, several at once as long as that goes well."""
+        rows = self.found(rows)
+        if not len(rows):
+            return
+        problem = self._problem
+        base = problem.data[rows]
+        x = self.x[rows]
+        changed = x != base
+        size = torch.where(changed, (x.double() - base.double()).abs(), torch.inf)
+        # rank[i, j]: how many entries of row i are put back before its entry j.
+        order = size.argsort(dim=1, stable=True)
+        rank = torch.empty_like(order)
+        rank.scatter_(1, order, torch.arange(x.shape[1], device=x.device).expand_as(order))
+        count = changed.sum(dim=1, keepdim=True)
+        position = torch.zeros_like(count)
+        stride = (count // 4).clamp_min(1)
+        for _ in range(times):
+            going = position < count
+            if not bool(going.any()):
+                return
+            chosen = (rank >= position) & (rank < position + stride) & changed
+            trial = torch.where(chosen, base, x)
+            achieved = problem.query.evaluate(trial, problem.target[rows], firmly=True)[1][:, None] & going
+            self.see(rows, trial, achieved[:, 0])
+            x = torch.where(achieved, trial, x)
+            single = stride == 1
+            position = position + torch.where(achieved | single, stride, 0)
+            stride = torch.where(achieved, stride * 2, (stride // 2).clamp_min(1))

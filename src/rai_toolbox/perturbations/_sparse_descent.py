@@ -1,0 +1,83 @@
+"""The local searches of `minimum_norm` for L0: how few entries to change.
+
+References
+----------
+.. [1] A. E. Cinà et al., "σ-zero: gradient-based optimization of l0-norm adversarial examples", ICLR 2025.
+.. [2] N. Papernot et al., "The limitations of deep learning in adversarial settings", EuroS&P 2016.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.perturbations._attack_losses import LossOfRows
+from rai_toolbox.perturbations._nearest import Nearest
+from rai_toolbox.perturbations._problem import Problem
+
+# Of the smooth count of changed entries δ² / (δ² + σ), and of the threshold below which an entry counts as unchanged;
+# both in units in which an entry has room for a change of 1.
+_SIGMA = 0.01
+_THRESHOLD = 0.3
+_THRESHOLD_RATE = 0.01
+_LAST_STEP = 0.1
+_DECAY_1, _DECAY_2 = 0.9, 0.999
+
+
+def add_greedily(
+    problem: Problem, nearest: Nearest, rows: Tensor, start: Tensor, losses: LossOfRows, *, steps: int, stream: int
+) -> None:
+    """Change one more entry at a time, the one that a linear model of the loss gains most from, as far as it can go."""
+    x = start
+    for step in range(steps):
+        loss_fn = losses(rows)
+        answer = problem.ask(rows, x, loss_fn, stream + step)
+        nearest.see(rows, x, answer.achieved)
+        base = problem.data[rows]
+        changed = x != base
+        # One that is across, or could at best equal what is known, is done.
+        going = (answer.loss <= 0) & (changed.sum(dim=1) + 1 < nearest.distance[rows])
+        if not bool(going.all()):
+            rows, x, base, changed = rows[going], x[going], base[going], changed[going]
+            if not len(rows):
+                return
+            answer.grad = answer.grad[going]
+        low, high = problem.room(rows)
+        end = torch.where(answer.grad > 0, high, low)
+        gain = answer.grad * (end - x)
+        # Moving an entry that is changed already costs nothing; all of those move, and the best of the others.
+        pick = torch.where(changed, -torch.inf, gain).argmax(dim=1, keepdim=True)
+        move = changed & (gain > 0)
+        move.scatter_(1, pick, True)
+        x = torch.where(move, end, x)
+
+
+def shrink_smoothly(
+    problem: Problem, nearest: Nearest, rows: Tensor, start: Tensor, losses: LossOfRows, *, steps: int, stream: int
+) -> None:
+    """Minimize a smooth count of the changed entries, with Adam and a threshold that adapts [1]_."""
+    loss_fn, base = losses(rows), problem.data[rows]
+    dtype = torch.float64 if base.dtype == torch.float64 else torch.float32
+    width = problem.width(rows)
+    low, high = ((bound - base).to(dtype) / width for bound in problem.room(rows))
+    delta = (start - base).to(dtype) / width
+    mean, square = torch.zeros_like(delta), torch.zeros_like(delta)
+    threshold = delta.new_full((len(rows), 1), _THRESHOLD)
+    for step in range(steps):
+        x = problem.put(rows, delta * width)
+        answer = problem.ask(rows, x, loss_fn, stream + step)
+        nearest.see(rows, x, answer.achieved)
+        across = (answer.loss > 0)[:, None]
+        uphill = torch.where(across, 0.0, answer.grad * width)
+        smooth = 2 * _SIGMA * delta / (delta.square() + _SIGMA).square() / delta.shape[1]
+        grad = smooth - uphill
+        grad = grad / grad.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)
+        mean = _DECAY_1 * mean + (1 - _DECAY_1) * grad
+        square = _DECAY_2 * square + (1 - _DECAY_2) * grad.square()
+        size = _LAST_STEP + (1 - _LAST_STEP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        root = (square / (1 - _DECAY_2 ** (step + 1))).sqrt() + 1e-8
+        delta = (delta - size * mean / (1 - _DECAY_1 ** (step + 1)) / root).clamp(low, high)
+        threshold = (threshold + torch.where(across, size, -size) * _THRESHOLD_RATE).clamp(0, 1)
+        delta = torch.where(delta.abs() < threshold, 0.0, delta)
