@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional._layout import batch_shape, datum_ndim, write_through
-from rai_toolbox.functional._scaling import scale_by_norm_
+from rai_toolbox.functional._scaling import ScalingPlan, scale_by_norm_
 from rai_toolbox.optim._transforms import ByNorm, Entrywise, Transform
 
 
@@ -25,17 +26,71 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if is_sharded(x) else x  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def apply_(transform: Transform, tensors: Sequence[Tensor], param_ndim: int | None) -> None:
-    """Change every tensor in place; the trailing `param_ndim` dimensions of each are one datum."""
+class Memo:
+    """What a list of parameters looked like, so that the next step need not look again."""
+
+    def __init__(self, owners: Sequence[Tensor], param_ndim: int | None) -> None:
+        self._owners = list(owners)
+        self._param_ndim = param_ndim
+        self.ks = [datum_ndim(p.ndim, param_ndim) for p in owners]
+        self.sharded = any(map(is_sharded, owners))
+        self.plans: dict[float, ScalingPlan] = {}  # by the order of the norm
+
+    def holds_for(self, owners: Sequence[Tensor], param_ndim: int | None) -> bool:
+        """Whether these are the parameters and the `param_ndim` that were looked at."""
+        return (
+            param_ndim == self._param_ndim
+            and len(owners) == len(self._owners)
+            and all(map(operator.is_, owners, self._owners))
+        )
+
+
+def apply_(
+    transform: Transform,
+    tensors: Sequence[Tensor],
+    param_ndim: int | None,
+    owners: Sequence[Tensor] | None = None,
+    memo: Memo | None = None,
+) -> Memo:
+    """Change every tensor in place; the trailing `param_ndim` dimensions of each are one datum.
+
+    Parameters
+    ----------
+    transform, tensors, param_ndim
+        What to do, to what.
+    owners : sequence of Tensor, optional
+        The parameters whose values or gradients the tensors are. Default: the tensors.
+    memo : Memo, optional
+        What an earlier call returned.
+
+    Returns
+    -------
+    Memo
+        For the next call.
+    """
+    owners = tensors if owners is None else owners
+    if memo is None or not memo.holds_for(owners, param_ndim):
+        memo = Memo(owners, param_ndim)
+    if memo.sharded or any(x.layout is not torch.strided for x in tensors):
+        _apply_one_kind_at_a_time_(transform, tensors, param_ndim)
+    elif tensors:
+        xs = [x if x.is_contiguous() else write_through(x) for x in tensors]
+        plan = apply_dense_(
+            transform, xs, memo.ks, memo.plans.get(transform.p) if isinstance(transform, ByNorm) else None
+        )
+        if isinstance(transform, ByNorm) and plan is not None:
+            memo.plans[transform.p] = plan
+    return memo
+
+
+def _apply_one_kind_at_a_time_(transform: Transform, tensors: Sequence[Tensor], param_ndim: int | None) -> None:
     dense: list[Tensor] = []
     sharded: list[Tensor] = []
     for x in tensors:
         if x.layout is not torch.strided:
             _apply_to_sparse_(transform, x, datum_ndim(x.ndim, param_ndim))
-        elif is_sharded(x):
-            sharded.append(x)
         else:
-            dense.append(x)
+            (sharded if is_sharded(x) else dense).append(x)
     if sharded:
         from rai_toolbox.optim import _sharding
 
@@ -44,15 +99,18 @@ def apply_(transform: Transform, tensors: Sequence[Tensor], param_ndim: int | No
         apply_dense_(transform, [write_through(x) for x in dense], [datum_ndim(x.ndim, param_ndim) for x in dense])
 
 
-def apply_dense_(transform: Transform, xs: Sequence[Tensor], ks: Sequence[int]) -> None:
-    """Change dense tensors in place; the last k dimensions of each are one datum."""
+def apply_dense_(
+    transform: Transform, xs: Sequence[Tensor], ks: Sequence[int], plan: ScalingPlan | None = None
+) -> ScalingPlan | None:
+    """Change dense tensors in place; the last k dimensions of each are one datum. Returns a plan for the next time."""
     if isinstance(transform, Entrywise):
         transform.apply_(xs)
     elif isinstance(transform, ByNorm):
-        scale_by_norm_(xs, ks, transform.p, transform.factor, transform.exact)
+        return scale_by_norm_(xs, ks, transform.p, transform.factor, transform.exact, plan)
     else:
         for x, k in zip(xs, ks, strict=True):
             transform.apply_(x, k)
+    return None
 
 
 def scale_and_shift_(tensors: Sequence[Tensor], scale: float, bias: float) -> None:

@@ -58,19 +58,22 @@ class ByNorm:
         do; it owns its argument and waits for no device.
     exact : callable
         `exact(x, k)`: the same change of the data x (their last k dimensions), out of place, for norms of any size.
+    has_limit : bool
+        A datum with infinite entries goes where a large one in that direction goes (else it becomes NaN).
     """
 
     p: float
     factor: Callable[[Tensor, torch.dtype], Tensor]
     exact: Callable[[Tensor, int], Tensor]
+    has_limit: bool = False
 
     def scaled(self, scale: float) -> ByNorm:
         """The same, followed by a multiplication: one pass over memory instead of two."""
         factor, exact = self.factor, self.exact
-        return ByNorm(
-            self.p,
-            lambda norms, dtype: factor(norms, dtype).mul_(scale),
-            lambda x, k: exact(x, k).mul_(scale),
+        return dataclasses.replace(
+            self,
+            factor=lambda norms, dtype: factor(norms, dtype).mul_(scale),
+            exact=lambda x, k: exact(x, k).mul_(scale),
         )
 
 
@@ -85,10 +88,18 @@ class PerDatum:
     alike : bool
         The same change for every tensor, so that tensors of one shape may be stacked. False for a transform that
         draws a number for each tensor, or that carries an option per datum.
+    drawn : callable, optional
+        Draws the number for one tensor, and returns the transform with that number.
+    within : callable, optional
+        `within(rows, entries)`: the same transform for a part of the tensor that it was made for. Both are functions
+        of an option, which cut one that is a tensor: `rows` one that has an entry per datum, `entries` one that
+        broadcasts to the tensor.
     """
 
     apply_: Callable[[Tensor, int], Any]
     alike: bool = True
+    drawn: Callable[[], PerDatum] | None = None
+    within: Callable[[Callable[[Any], Any], Callable[[Any], Any]], PerDatum] | None = None
 
 
 Transform: TypeAlias = Entrywise | ByNorm | PerDatum
@@ -130,12 +141,20 @@ def _representable(bound: float | None, dtype: torch.dtype) -> float | None:
 
 def selection(q: Callable[[], float], *, alike: bool) -> PerDatum:
     """Keep the 1 - q share of entries of largest magnitude; `q` is asked anew for each tensor."""
-    return PerDatum(lambda x, k: top_q_(x, q(), param_ndim=k), alike)
+    return _with_share(lambda x, k, share: top_q_(x, share, param_ndim=k), q, alike)
 
 
 def signed_selection(q: Callable[[], float], *, alike: bool) -> PerDatum:
     """`selection`, then the sign, then division by the L1 norm."""
-    return PerDatum(lambda x, k: signed_top_q_(x, q(), param_ndim=k), alike)
+    return _with_share(lambda x, k, share: signed_top_q_(x, share, param_ndim=k), q, alike)
+
+
+def _with_share(select_: Callable[[Tensor, int, float], Any], q: Callable[[], float], alike: bool) -> PerDatum:
+    def drawn() -> PerDatum:
+        share = q()
+        return PerDatum(lambda x, k: select_(x, k, share))
+
+    return PerDatum(lambda x, k: select_(x, k, q()), alike, None if alike else drawn)
 
 
 def negated_l1_vertex() -> PerDatum:
@@ -146,29 +165,41 @@ def negated_l1_vertex() -> PerDatum:
 def l2_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> ByNorm | PerDatum:
     """The nearest point of the L2 ball, or of the ball and a box."""
     if isinstance(epsilon, Tensor) or lower is not None or upper is not None:
-        return PerDatum(lambda x, k: project_l2_ball_(x, epsilon, param_ndim=k, lower=lower, upper=upper), False)
+        return _projection(project_l2_ball_, epsilon, lower, upper)
 
     def factor(norms: Tensor, dtype: torch.dtype) -> Tensor:
         outside = norms > epsilon * (1 + 4 * torch.finfo(dtype).eps)
         shrunk = torch.nan if torch.finfo(dtype).bits == 16 else epsilon / norms  # a half needs care below its range
         return torch.where(outside, shrunk, 1.0)
 
-    return ByNorm(2, factor, lambda x, k: project_l2_ball(x, epsilon, param_ndim=k))
+    return ByNorm(2, factor, lambda x, k: project_l2_ball(x, epsilon, param_ndim=k), has_limit=True)
 
 
 def l1_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> PerDatum:
     """The nearest point of the L1 ball, or of the ball and a box."""
-    alike = not isinstance(epsilon, Tensor) and lower is None and upper is None
-    return PerDatum(lambda x, k: project_l1_ball_(x, epsilon, param_ndim=k, lower=lower, upper=upper), alike)
+    return _projection(project_l1_ball_, epsilon, lower, upper)
 
 
 def linf_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> Entrywise | PerDatum:
     """The nearest point of the Linf ball, or of the ball and a box."""
     if isinstance(epsilon, Tensor) or lower is not None or upper is not None:
-        return PerDatum(lambda x, k: project_linf_ball_(x, epsilon, param_ndim=k, lower=lower, upper=upper), False)
+        return _projection(project_linf_ball_, epsilon, lower, upper)
     return clamping(-epsilon, epsilon)
+
+
+def _projection(project_: Callable[..., Any], epsilon: Number, lower: Bound, upper: Bound) -> PerDatum:
+    alike = not isinstance(epsilon, Tensor) and lower is None and upper is None
+    return PerDatum(
+        lambda x, k: project_(x, epsilon, param_ndim=k, lower=lower, upper=upper),
+        alike,
+        within=lambda rows, entries: _projection(project_, rows(epsilon), entries(lower), entries(upper)),
+    )
 
 
 def simplex_projection(total: Number) -> PerDatum:
     """The nearest point with entries ≥ 0 that sum to `total`."""
-    return PerDatum(lambda x, k: project_simplex_(x, total, param_ndim=k), not isinstance(total, Tensor))
+    return PerDatum(
+        lambda x, k: project_simplex_(x, total, param_ndim=k),
+        not isinstance(total, Tensor),
+        within=lambda rows, entries: simplex_projection(rows(total)),
+    )

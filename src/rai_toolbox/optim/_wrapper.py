@@ -140,6 +140,7 @@ class ParamTransformingOptimizer(Optimizer):
         for table in _HOOK_TABLES:
             self.__dict__.setdefault(table, OrderedDict())
         self._warned_capturable_if_run_uncaptured = True
+        self._memos: dict[Any, _engine.Memo] = {}
         self._patch_step_function()
 
     # What a family of optimizers declares.
@@ -241,7 +242,7 @@ class ParamTransformingOptimizer(Optimizer):
                 transform, scale = transform.scaled(scale), 1.0
             if transform is not None:
                 _refuse_flattened(params, transform, self)
-                _engine.apply_(transform, [p.grad for p in params], options["param_ndim"])
+                self._apply_(transform, [p.grad for p in params], params, options, "gradients")
         else:
             for p in params:
                 self._run_hook(self._pre_step_transform_, p, options)
@@ -253,10 +254,17 @@ class ParamTransformingOptimizer(Optimizer):
             transform = self._param_transform(options)
             if transform is not None:
                 _refuse_flattened(group["params"], transform, self)
-                _engine.apply_(transform, group["params"], options["param_ndim"])
+                self._apply_(transform, group["params"], group["params"], options, "parameters")
         else:
             for p in group["params"]:
                 self._run_hook(self._post_step_transform_, p, options)
+
+    def _apply_(
+        self, transform: Transform, tensors: list[Tensor], params: list[Tensor], options: OptimGroup, which: str
+    ) -> None:
+        key = (which, id(params[0]) if params else None)
+        memo = self._memos.get(key)
+        self._memos[key] = _engine.apply_(transform, tensors, options["param_ndim"], params, memo)
 
     def _is_declared(self, hook: str) -> bool:
         return hook not in self.__dict__ and getattr(getattr(type(self), hook), "_applies_declared_transform", False)
@@ -413,7 +421,9 @@ class ParamTransformingOptimizer(Optimizer):
         return {
             name: value
             for name, value in self.__dict__.items()
-            if name not in _HOOK_TABLES and name != "_opt_called" and not callable(getattr(type(self), name, None))
+            if name not in _HOOK_TABLES
+            and name not in ("_opt_called", "_memos")
+            and not callable(getattr(type(self), name, None))
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
