@@ -68,6 +68,9 @@ _PARAGRAPHS = {
     "inner_opt_kwargs": """
         **inner_opt_kwargs
             Keywords for `InnerOpt`.""",
+    "kwargs": """
+        **kwargs
+            Keywords for `InnerOpt`.""",
 }
 
 
