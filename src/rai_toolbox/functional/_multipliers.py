@@ -14,9 +14,9 @@ from torch import Tensor
 
 from rai_toolbox.functional._per_datum import may_look
 
-# Newton's steps end these piecewise functions after 3 to 12; halving, where they leave the bracket, after 60 more.
+# Newton's steps end after 3 to 12 on these piecewise functions; halving, where they leave the bracket, after 75.
 _LOOKING_STEPS = 160
-_FIXED_STEPS = 64
+_FIXED_STEPS = 80
 
 Evaluation = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -95,12 +95,15 @@ def shift_for_sum(y: Tensor, low: Tensor | None, high: Tensor, total: Tensor) ->
     bottom = torch.zeros_like(total)
     top = y.amax(1, keepdim=True).clamp_min(0)
     theta, error, bottom, top = _descend(evaluate_at(y), bottom, bottom, top, total)
-    shifted = y - theta
     if may_look(y) and float(error.amax()) <= _coarse(y.dtype):
-        return shifted, error
-    # Where θ is so large that its last digit is more than the total: the same again for what is left of y.
-    width = (top - bottom).maximum(theta * (8 * torch.finfo(y.dtype).eps))
-    rest, error, _, _ = _descend(evaluate_at(shifted), torch.zeros_like(theta), -width, width, total)
+        return y - theta, error
+    # Where the last digit of θ is more than the sum may be off: the same again for what is left of y, counted from
+    # the upper end of the bracket, which is then an entry of y or as good as one.
+    shifted = y - top
+    margin = bottom * (8 * torch.finfo(y.dtype).eps)
+    rest, error, _, _ = _descend(
+        evaluate_at(shifted), theta - top, bottom - top - margin, torch.zeros_like(top), total
+    )
     return shifted - rest, error
 
 
@@ -126,8 +129,10 @@ def scale_for_square_sum(
         Of the norm, relative to the radius.
     """
     scratch, value = torch.empty_like(y), torch.empty_like(y)
-    # In units of the radius, so that no square leaves the range.
+    # The results in units of the radius and y in units of its largest entry: no square leaves the range.
     unit = torch.where(radius > 0, radius, torch.ones_like(radius))
+    largest = y.amax(1, keepdim=True)
+    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
     one = torch.ones_like(radius)
     high = high / unit
     low = None if low is None else low / unit
@@ -145,16 +150,16 @@ def scale_for_square_sum(
 
         return evaluate
 
-    zero = torch.zeros_like(top)
-    base = y / unit
     # the sum falls in -t as it does in θ above
-    minus_t, error, _, _ = _descend(evaluate_at(base), -start, -top, zero, one)
-    scaled = y * -minus_t
+    largest_t = torch.finfo(y.dtype).max / 4
+    base, ratio = y / largest, largest / unit
+    bottom, first = (-(v * ratio).clamp_max(largest_t) for v in (top, start))
+    minus_t, error, _, _ = _descend(evaluate_at(base), first, bottom, torch.zeros_like(top), one)
+    base = base * -minus_t
     if may_look(y) and float(error.amax()) <= _coarse(y.dtype):
-        return scaled, error
-    base = scaled / unit
+        return base.mul_(unit), error
     minus_t, error, _, _ = _descend(evaluate_at(base), -one, -4 * one, -one / 4, one)
-    return scaled * -minus_t, error
+    return base * (-minus_t * unit), error
 
 
 def _descend(
@@ -180,7 +185,7 @@ def _descend(
         bottom = torch.where(above, torch.maximum(bottom, x), bottom)
         top = torch.where(above, top, torch.minimum(top, x))
         new = x + step
-        middle = (bottom + top) / 2
+        middle = _middle(bottom, top)
         new = torch.where((new > bottom) & (new < top), new, middle)
         moved = (new != x) & (least > fine)
         if looking and not bool(moved.any()):
@@ -189,9 +194,18 @@ def _descend(
     return best, least, bottom, top
 
 
+def _middle(bottom: Tensor, top: Tensor) -> Tensor:
+    """Between two numbers: by exponent while these differ, so that a bracket of 600 decades takes 11 halvings."""
+    small, large = bottom.abs(), top.abs()
+    small, large = torch.minimum(small, large), torch.maximum(small, large)
+    small = small.clamp_min(torch.finfo(bottom.dtype).smallest_normal)
+    geometric = (bottom + top).sign() * small.sqrt() * large.sqrt()
+    return torch.where((bottom * top >= 0) & (large > 4 * small), geometric, (bottom + top) / 2)
+
+
 def _coarse(dtype: torch.dtype) -> float:
     """The error of a sum that shows a root was not resolved."""
-    return 32 * torch.finfo(dtype).eps
+    return 2 * torch.finfo(dtype).eps
 
 
 def _sub(a: Tensor, b: Tensor, out: Tensor) -> Tensor:

@@ -23,6 +23,9 @@ Bound: TypeAlias = float | Tensor | None
 # Between these radii, single precision holds every square and sum that matters.
 _SINGLE_RANGE = 1e-12, 1e12
 
+# A power of two that brings the largest numbers of float64 where they can be added up.
+_DOWN = 2.0**-64
+
 
 def clip(x: Tensor, low: Bound, high: Bound) -> Tensor:
     """`x` itself without bounds; NaN stays NaN."""
@@ -45,6 +48,9 @@ def slack(dtype: torch.dtype, numel: int, p: float) -> tuple[float, float]:
 
 def nearest_in_ball(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: int) -> Tensor:
     """The nearest point of {‖z‖_p ≤ epsilon} ∩ [low, high] to each row, p 1 or 2."""
+    if rows.dtype == torch.float64 and _near_the_end(epsilon):
+        down = [v * _DOWN if v is not None else None for v in (epsilon, low, high)]
+        return nearest_in_ball(rows * _DOWN, down[0], down[1], down[2], p) / _DOWN  # pyright: ignore
     if not may_look(rows) or _needs_grad(rows, epsilon, low, high):
         return _nearest_anywhere(rows, epsilon, low, high, p)
     clipped = clip(rows, low, high)
@@ -105,7 +111,8 @@ def _moved(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int
         a = x.abs() if x.dtype == torch.float32 else x.float().abs_()
         depth = torch.sub(a.amax(1, keepdim=True), a, out=a)
         level = level_for_sum(depth, eps.float())
-        return torch.sub(level, depth, out=depth).relu_().copysign_(x)
+        z = torch.sub(level, depth, out=depth).relu_()
+        return z.mul_(_correction(z, eps.float())).copysign_(x)
     if single:
         z, error = _boxed(x.float(), eps.float(), low, high, norm.float(), p)
         if float(error.amax()) <= 1e-6:
@@ -139,7 +146,7 @@ def _folded(x: Tensor, low: Bound, high: Bound) -> tuple[Tensor, Tensor | None, 
     hi = torch.as_tensor(torch.inf if high is None else high, dtype=x.dtype, device=x.device)
     if may_look(x):
         sign = torch.ge(x, 0, out=torch.empty_like(x)).mul_(2).sub_(1)
-        around_zero = float(lo.amax()) <= 0 <= float(hi.amin())
+        around_zero = float(lo.detach().amax()) <= 0 <= float(hi.detach().amin())
     else:
         sign = torch.where(x >= 0, torch.ones_like(x), -torch.ones_like(x))
         around_zero = False
@@ -188,7 +195,14 @@ def _with_sum(y: Tensor, total: Tensor) -> Tensor:
         active = depth < level_for_sum(depth.detach(), total.detach())
     count = active.sum(1, keepdim=True).clamp_min(1)
     level = (total + torch.where(active, depth, zero).sum(1, keepdim=True)) / count
-    return torch.where(active, (level - depth).clamp_min(0), zero)
+    z = torch.where(active, (level - depth).clamp_min(0), zero)
+    return z * _correction(z.detach(), total.detach())
+
+
+def _correction(z: Tensor, total: Tensor) -> Tensor:
+    """A factor within rounding of 1 that brings the sum to the total: the level has digits only of its own size."""
+    found = z.sum(1, keepdim=True)
+    return torch.where(found > 0, total / found, torch.ones_like(found))
 
 
 def _nearest_anywhere(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: int) -> Tensor:
@@ -238,6 +252,13 @@ def _nearest_anywhere(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p:
 
 def _detached(bound: Bound) -> Bound:
     return bound.detach() if isinstance(bound, Tensor) else bound
+
+
+def _near_the_end(epsilon: Number) -> bool:
+    """Whether sums as large as the radius could leave the range of float64."""
+    if isinstance(epsilon, Tensor):
+        return may_look(epsilon) and bool(((epsilon > 1e300) & (epsilon < torch.inf)).any())
+    return 1e300 < epsilon < torch.inf
 
 
 def _needs_grad(*values: Number | Bound) -> bool:

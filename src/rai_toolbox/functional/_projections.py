@@ -476,14 +476,14 @@ def _checked_bounds(x: Tensor, lower: Bound, upper: Bound) -> tuple[Bound, Bound
 
 def _least_magnitudes(x: Tensor, low: Bound, high: Bound) -> Tensor | None:
     """The point of the box that is nearest to zero, or None where that is zero."""
-    around_zero = (float(low.amax()) if isinstance(low, Tensor) else low or 0.0) <= 0.0 and (
-        float(high.amin()) if isinstance(high, Tensor) else high or 0.0
+    around_zero = (float(low.detach().amax()) if isinstance(low, Tensor) else low or 0.0) <= 0.0 and (
+        float(high.detach().amin()) if isinstance(high, Tensor) else high or 0.0
     ) >= 0.0
     return None if around_zero else clip(torch.zeros_like(x), low, high)
 
 
 def _check_common_point(x: Tensor, k: int, eps: Number, low: Bound, high: Bound, p: float) -> None:
-    nearest = _least_magnitudes(x, low, high)
+    nearest = _least_magnitudes(x.detach(), low, high)
     if nearest is None:
         return
     needed = scaled_norms(nearest, k, p).unsqueeze(1)
