@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from rai_toolbox.optim._docs import documented
+from rai_toolbox.optim._one_pass import Stage
 from rai_toolbox.optim._options import qualified_keys
 from rai_toolbox.optim._wrapper import (
     InnerOptimizer,
@@ -108,7 +110,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         earlier = {key for other in self._links for key in other._option_keys} - from_user
         groups = [{k: v for k, v in group.items() if k not in earlier} for group in self.param_groups]
         built: ParamTransformingOptimizer = link(
-            params=None, InnerOpt=_Stage(groups, {k: v for k, v in self.defaults.items() if k not in earlier})
+            params=None, InnerOpt=_Platform(groups, {k: v for k, v in self.defaults.items() if k not in earlier})
         )
         given = dict(link.keywords) if isinstance(link, functools.partial) else {}
         given |= given.get("defaults") or {}
@@ -147,23 +149,44 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         for link in self._links:
             link._post_step_transform_(param=param, optim_group=link._view(optim_group))
 
-    def _transform_gradients_of(self, group: dict[str, Any]) -> None:
+    def _gradient_stages(self, group: dict[str, Any]) -> list[Stage] | None:
+        own = super()._gradient_stages(group)
+        return _joined([*(link._gradient_stages(group) for link in self._links), own])
+
+    def _parameter_stages(self, group: dict[str, Any]) -> list[Stage] | None:
+        own = super()._parameter_stages(group)
+        return _joined([*(link._parameter_stages(group) for link in self._links), own])
+
+    def _transform_gradients_of(self, group: dict[str, Any], params: list[Tensor]) -> None:
         if self._is_declared("_pre_step_transform_"):
             for link in self._links:
-                link._transform_gradients_of(group)
-        super()._transform_gradients_of(group)
+                link._transform_gradients_of(group, params)
+            self._run_stages(super()._gradient_stages(group) or [], [p.grad for p in params], params, "gradients")
+        else:
+            super()._transform_gradients_of(group, params)
 
-    def _transform_parameters_of(self, group: dict[str, Any]) -> None:
+    def _transform_parameters_of(self, group: dict[str, Any], params: list[Tensor]) -> None:
         if self._is_declared("_post_step_transform_"):
             for link in self._links:
-                link._transform_parameters_of(group)
-        super()._transform_parameters_of(group)
+                link._transform_parameters_of(group, params)
+        else:
+            super()._transform_parameters_of(group, params)
 
     def _repr_name(self) -> str:
         return " ○ ".join(link._repr_name() for link in reversed(self._links)) or super()._repr_name()
 
 
-class _Stage(Optimizer):
+def _joined(stages: list[list[Stage] | None]) -> list[Stage] | None:
+    """The stages of all links, or None if one of them cannot be said as stages."""
+    joined: list[Stage] = []
+    for some in stages:
+        if some is None:
+            return None
+        joined += some
+    return joined
+
+
+class _Platform(Optimizer):
     """Groups for a link to be built on, so that it does not write into the chain's."""
 
     def __init__(self, groups: list[dict[str, Any]], defaults: dict[str, Any]) -> None:

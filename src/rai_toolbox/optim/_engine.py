@@ -5,14 +5,18 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional._layout import batch_shape, datum_ndim, write_through
+from rai_toolbox.functional._layout import batch_shape, blocks, datum_ndim, write_through
 from rai_toolbox.functional._scaling import ScalingPlan, scale_by_norm_
-from rai_toolbox.optim._transforms import ByNorm, Entrywise, Transform
+from rai_toolbox.optim._transforms import ByNorm, Entrywise, PerDatum, Transform
+
+
+_form = operator.attrgetter("dtype", "device", "shape")
 
 
 def is_sharded(x: Tensor) -> bool:
@@ -26,22 +30,41 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if is_sharded(x) else x  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class Memo:
-    """What a list of parameters looked like, so that the next step need not look again."""
+def together() -> AbstractContextManager[None]:
+    """A context in which sharded tensors share their collectives: they are changed at its end."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return nullcontext()
+    from rai_toolbox.optim import _sharding
 
-    def __init__(self, owners: Sequence[Tensor], param_ndim: int | None) -> None:
+    return _sharding.together()
+
+
+def settle_gradients(params: Sequence[Tensor]) -> None:
+    """Carry out the sums that are pending in gradients of sharded parameters; `param.grad` is then another tensor."""
+    if "torch.distributed.tensor" in sys.modules and any(map(is_sharded, params)):
+        from rai_toolbox.optim import _sharding
+
+        _sharding.settle_gradients(params)
+
+
+class Memo:
+    """What a list of tensors looked like, so that the next step need not look again."""
+
+    def __init__(self, owners: Sequence[Tensor], tensors: Sequence[Tensor], param_ndim: int | None) -> None:
         self._owners = list(owners)
+        self._forms = list(map(_form, tensors))
         self._param_ndim = param_ndim
         self.ks = [datum_ndim(p.ndim, param_ndim) for p in owners]
         self.sharded = any(map(is_sharded, owners))
         self.plans: dict[float, ScalingPlan] = {}  # by the order of the norm
 
-    def holds_for(self, owners: Sequence[Tensor], param_ndim: int | None) -> bool:
-        """Whether these are the parameters and the `param_ndim` that were looked at."""
+    def holds_for(self, owners: Sequence[Tensor], tensors: Sequence[Tensor], param_ndim: int | None) -> bool:
+        """Whether these are the parameters and the `param_ndim` that were looked at, and neither moved nor cast since."""
         return (
             param_ndim == self._param_ndim
             and len(owners) == len(self._owners)
             and all(map(operator.is_, owners, self._owners))
+            and all(map(operator.eq, map(_form, tensors), self._forms))
         )
 
 
@@ -69,8 +92,8 @@ def apply_(
         For the next call.
     """
     owners = tensors if owners is None else owners
-    if memo is None or not memo.holds_for(owners, param_ndim):
-        memo = Memo(owners, param_ndim)
+    if memo is None or not memo.holds_for(owners, tensors, param_ndim):
+        memo = Memo(owners, tensors, param_ndim)
     if memo.sharded or any(x.layout is not torch.strided for x in tensors):
         _apply_one_kind_at_a_time_(transform, tensors, param_ndim)
     elif tensors:
@@ -84,6 +107,10 @@ def apply_(
 
 
 def _apply_one_kind_at_a_time_(transform: Transform, tensors: Sequence[Tensor], param_ndim: int | None) -> None:
+    if isinstance(transform, PerDatum) and transform.drawn is not None:
+        for x in tensors:  # draw in the order of the parameters, whatever the order of the work
+            _apply_one_kind_at_a_time_(transform.drawn(), [x], param_ndim)
+        return
     dense: list[Tensor] = []
     sharded: list[Tensor] = []
     for x in tensors:
@@ -118,7 +145,7 @@ def scale_and_shift_(tensors: Sequence[Tensor], scale: float, bias: float) -> No
     if bias == 0:
         if scale != 1:
             for x in tensors:
-                (x._values() if x.layout is torch.sparse_coo else x).mul_(scale)
+                (x._values() if x.layout is torch.sparse_coo else local(x)).mul_(scale)
         return
     for x in tensors:
         if x.layout is not torch.strided:
@@ -128,8 +155,11 @@ def scale_and_shift_(tensors: Sequence[Tensor], scale: float, bias: float) -> No
         x = local(x)
         if scale == 1:
             x.add_(bias)
+        elif x.device.type == "cpu":  # rounded twice, as by hand: one `add` with `alpha` would round once
+            for block in blocks(x, 0):
+                block.mul_(scale).add_(bias)
         else:
-            torch.add(x.new_tensor(bias), x, alpha=scale, out=x)
+            torch.add(x.new_full((), bias), x, alpha=scale, out=x)
 
 
 def batched_view(x: Tensor, k: int) -> tuple[Tensor, bool]:

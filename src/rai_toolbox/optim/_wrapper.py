@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -17,6 +17,8 @@ from torch.optim import SGD, Optimizer
 
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.optim import _engine
+from rai_toolbox.optim._docs import documented
+from rai_toolbox.optim._one_pass import OnePass, Stage, is_plain_sgd
 from rai_toolbox.optim._options import QualifiedOptions, check_number, qualified_keys
 from rai_toolbox.optim._transforms import ByNorm, Entrywise, Transform
 
@@ -40,6 +42,7 @@ def _declared(hook: Callable[..., None]) -> Callable[..., None]:
     return hook
 
 
+@documented
 class ParamTransformingOptimizer(Optimizer):
     """Wrap an optimizer: change each gradient before its step and each parameter after it.
 
@@ -57,10 +60,6 @@ class ParamTransformingOptimizer(Optimizer):
         What takes the step: an optimizer class, a `functools.partial` of one, any callable that returns an optimizer,
         or an optimizer, whose parameter groups are then used.
     {options}
-    defaults : dict, optional
-        Defaults of any option of the parameter groups; an entry wins over the keyword of the same name. Not changed.
-    **inner_opt_kwargs
-        Keywords for `InnerOpt`.
 
     Attributes
     ----------
@@ -141,6 +140,7 @@ class ParamTransformingOptimizer(Optimizer):
             self.__dict__.setdefault(table, OrderedDict())
         self._warned_capturable_if_run_uncaptured = True
         self._memos: dict[Any, _engine.Memo] = {}
+        self._passes: dict[int, OnePass] = {}
         self._patch_step_function()
 
     # What a family of optimizers declares.
@@ -210,6 +210,8 @@ class ParamTransformingOptimizer(Optimizer):
 
         if closure is None:
             probe = self._is_probe()
+            if not probe and self._step_in_one_pass():
+                return None
             if not probe:
                 self._transform_gradients()
             self.inner_opt.step()
@@ -221,50 +223,88 @@ class ParamTransformingOptimizer(Optimizer):
         return loss
 
     @torch.no_grad()
+    def _step_in_one_pass(self) -> bool:
+        """Take the whole step block by block, if that cannot be told from taking it in three parts."""
+        if not is_plain_sgd(self.inner_opt):
+            return False
+        work = []
+        for group in self.param_groups:
+            before, after = self._gradient_stages(group), self._parameter_stages(group)
+            if before is None or after is None:
+                return False
+            params = [p for p in group["params"] if p.grad is not None]
+            passes = self._passes.get(id(group))
+            if passes is None or not passes.holds_for(params, [*before, *after]):
+                passes = self._passes[id(group)] = OnePass(params, [*before, *after])
+            grads: list[Any] = [p.grad for p in params]
+            if not passes.fits(grads):
+                return False
+            work.append((group, passes, grads, before, after))
+        for group, passes, grads, before, after in work:
+            passes.step(grads, group["lr"], before, after)
+            if len(grads) < len(group["params"]):
+                self._transform_parameters_of(group, [p for p in group["params"] if p.grad is None])
+        return True
+
+    @torch.no_grad()
     def _transform_gradients(self) -> None:
         for group in self.param_groups:
-            self._transform_gradients_of(group)
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._transform_gradients_of(group, params)
 
     @torch.no_grad()
     def _transform_parameters(self) -> None:
         for group in self.param_groups:
-            self._transform_parameters_of(group)
+            if group["params"]:
+                self._transform_parameters_of(group, group["params"])
 
-    def _transform_gradients_of(self, group: dict[str, Any]) -> None:
-        params = [p for p in group["params"] if p.grad is not None]
-        if not params:
-            return
+    def _gradient_stages(self, group: dict[str, Any]) -> list[Stage] | None:
+        """What becomes of the gradients of a group, or None where a user's hook has a hand in it."""
+        if not self._is_declared("_pre_step_transform_"):
+            return None
         options = self._options(group)
         scale, bias = (options["grad_scale"], options["grad_bias"]) if self._applies_scale else (1.0, 0.0)
-        if self._is_declared("_pre_step_transform_"):
-            transform = self._grad_transform(options)
-            if isinstance(transform, ByNorm) and scale != 1:
-                transform, scale = transform.scaled(scale), 1.0
-            if transform is not None:
-                _refuse_flattened(params, transform, self)
-                self._apply_(transform, [p.grad for p in params], params, options, "gradients")
-        else:
+        transform = self._grad_transform(options)
+        if isinstance(transform, ByNorm) and scale != 1:
+            transform, scale = transform.scaled(scale), 1.0
+        return [Stage(transform, options["param_ndim"], scale, bias)]
+
+    def _parameter_stages(self, group: dict[str, Any]) -> list[Stage] | None:
+        """What becomes of the parameters of a group after the step, or None where a user's hook has a hand in it."""
+        if not self._is_declared("_post_step_transform_"):
+            return None
+        options = self._options(group)
+        return [Stage(self._param_transform(options), options["param_ndim"])]
+
+    def _transform_gradients_of(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        stages = self._gradient_stages(group)
+        if stages is None:
+            options = self._options(group)
             for p in params:
                 self._run_hook(self._pre_step_transform_, p, options)
-        _engine.scale_and_shift_([p.grad for p in params], scale, bias)
-
-    def _transform_parameters_of(self, group: dict[str, Any]) -> None:
-        options = self._options(group)
-        if self._is_declared("_post_step_transform_"):
-            transform = self._param_transform(options)
-            if transform is not None:
-                _refuse_flattened(group["params"], transform, self)
-                self._apply_(transform, group["params"], group["params"], options, "parameters")
+            if self._applies_scale:
+                grads = [p.grad for p in params if p.grad is not None]
+                _engine.scale_and_shift_(grads, options["grad_scale"], options["grad_bias"])
         else:
-            for p in group["params"]:
-                self._run_hook(self._post_step_transform_, p, options)
+            self._run_stages(stages, [p.grad for p in params], params, "gradients")
 
-    def _apply_(
-        self, transform: Transform, tensors: list[Tensor], params: list[Tensor], options: OptimGroup, which: str
-    ) -> None:
-        key = (which, id(params[0]) if params else None)
-        memo = self._memos.get(key)
-        self._memos[key] = _engine.apply_(transform, tensors, options["param_ndim"], params, memo)
+    def _transform_parameters_of(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        stages = self._parameter_stages(group)
+        if stages is None:
+            for p in params:
+                self._run_hook(self._post_step_transform_, p, self._options(group))
+        else:
+            self._run_stages(stages, params, params, "parameters")
+
+    def _run_stages(self, stages: list[Stage], tensors: list[Any], params: list[Tensor], which: str) -> None:
+        for n, stage in enumerate(stages):
+            if stage.transform is not None:
+                _refuse_flattened(params, stage.transform, self)
+                key = (which, n, id(params[0]))
+                memo = self._memos.get(key)
+                self._memos[key] = _engine.apply_(stage.transform, tensors, stage.param_ndim, params, memo)
+            _engine.scale_and_shift_(tensors, stage.scale, stage.bias)
 
     def _is_declared(self, hook: str) -> bool:
         return hook not in self.__dict__ and getattr(getattr(type(self), hook), "_applies_declared_transform", False)
@@ -275,7 +315,7 @@ class ParamTransformingOptimizer(Optimizer):
         if _engine.is_sharded(p):
             from rai_toolbox.optim import _sharding
 
-            _sharding.run_hook(hook, p, options, k)
+            _sharding.run_hook(lambda part: self._run_hook(hook, part, options), p, k)
             return
         batch, shared = _engine.batched_view(p, k)
         grad, grad_shared = None, True
@@ -422,7 +462,7 @@ class ParamTransformingOptimizer(Optimizer):
             name: value
             for name, value in self.__dict__.items()
             if name not in _HOOK_TABLES
-            and name not in ("_opt_called", "_memos")
+            and name not in ("_opt_called", "_memos", "_passes")
             and not callable(getattr(type(self), name, None))
         }
 
@@ -486,8 +526,11 @@ def _ids(params: Iterable[Any]) -> set[int]:
     return ids
 
 
-def _refuse_flattened(params: Iterable[Tensor], transform: Transform, optim: Optimizer) -> None:
-    """Refuse parameters that FSDP1 flattened: their data are no longer where `param_ndim` says."""
+def _refuse_flattened(params: Iterable[Tensor], transform: Transform | None, optim: Optimizer) -> None:
+    """Refuse parameters that FSDP1 flattened: their data are no longer where `param_ndim` says.
+
+    Without a transform, a user's hook is meant: who knows what it does.
+    """
     if isinstance(transform, Entrywise) or "torch.distributed.fsdp" not in sys.modules:
         return
     if any(getattr(p, "_fsdp_flattened", False) for p in params):
