@@ -267,6 +267,8 @@ class _Bundle:
             factors.masked_fill_(suspicious, 1.0)
             for member, part, rows in zip(self.members, parts, suspicious.split(self._counts), strict=True):
                 _redo(part, member.k, rows, exact)
+        if (factors == 1).all().item() and suspicious is None:  # all inside a ball, say
+            return
         self._factors.copy_(factors)
         if self._single:
             torch._foreach_mul_([parts[i] for i in self._single], self._single_factors)  # pyright: ignore

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -202,7 +202,7 @@ class ParamTransformingOptimizer(Optimizer):
 
         def transforming_closure() -> Any:
             nonlocal probe
-            loss = closure()
+            loss = closure()  # pyright: ignore[reportOptionalCall]
             probe = self._is_probe()
             if not probe:
                 self._transform_gradients()
@@ -251,6 +251,7 @@ class ParamTransformingOptimizer(Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
+                _engine.settle_gradients(params)
                 self._transform_gradients_of(group, params)
 
     @torch.no_grad()
@@ -362,7 +363,7 @@ class ParamTransformingOptimizer(Optimizer):
     # Groups and state: the inner optimizer's.
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore
         return self.inner_opt.param_groups
 
     @param_groups.setter
@@ -370,7 +371,7 @@ class ParamTransformingOptimizer(Optimizer):
         self.inner_opt.param_groups = value
 
     @property
-    def state(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def state(self) -> Any:  # pyright: ignore
         return self.inner_opt.state
 
     @state.setter
@@ -535,6 +536,6 @@ def _refuse_flattened(params: Iterable[Tensor], transform: Transform | None, opt
         return
     if any(getattr(p, "_fsdp_flattened", False) for p in params):
         raise TypeError(
-            f"{type(optim).__name__} acts on data, and FullyShardedDataParallel (FSDP1) has flattened the parameters that "
-            f"they lie in: use torch.distributed.fsdp.fully_shard (FSDP2)"
+            f"{type(optim).__name__} acts on data, and FullyShardedDataParallel (FSDP1) has flattened the parameters "
+            f"that they lie in: use torch.distributed.fsdp.fully_shard (FSDP2)"
         )

@@ -1,0 +1,235 @@
+"""Transform, update and transform again, block by block, where the inner optimizer is plain SGD on a CPU.
+
+A step is memory traffic: three separate passes read each gradient and parameter from memory three times, one pass over
+blocks that fit the cache reads them once. What is computed is the same, bit for bit: SGD's update of a block is
+`p.add_(g, alpha=-lr)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from rai_toolbox.functional._layout import as_rows, block_indices, datum_ndim
+from rai_toolbox.functional._norms import direct_norms, safe_range
+from rai_toolbox.functional._scaling import ScalingPlan
+from rai_toolbox.optim import _engine
+from rai_toolbox.optim._transforms import ByNorm, Entrywise, PerDatum, Transform
+
+# Of a gradient and of a parameter each: both, and the buffers, stay in the cache (2**19 to 2**21 were as good here).
+_BLOCK_NUMEL = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One transform of the gradients or of the parameters of a group, and the scale and the bias that follow it."""
+
+    transform: Transform | None
+    param_ndim: int | None
+    scale: float = 1.0
+    bias: float = 0.0
+
+
+def is_plain_sgd(inner: Optimizer) -> bool:
+    """Whether nobody could tell the step of `inner` from `p.add_(grad, alpha=-lr)`."""
+    return (
+        type(inner) is SGD
+        and "step" not in inner.__dict__  # patched, by a scheduler say
+        and not inner._optimizer_step_pre_hooks
+        and not inner._optimizer_step_post_hooks
+        and not _global_optimizer_pre_hooks
+        and not _global_optimizer_post_hooks
+        and not torch.compiler.is_compiling()
+        and all(map(_is_plain_group, inner.param_groups))
+    )
+
+
+def _is_plain_group(group: dict[str, Any]) -> bool:
+    return (
+        isinstance(group["lr"], float)
+        and not (group["momentum"] or group["weight_decay"] or group["maximize"] or group["differentiable"])
+        and group["foreach"] is None  # else the user chose how SGD is to step
+        and group["fused"] is None
+    )
+
+
+class OnePass:
+    """The blocks of one group of parameters, and what each needs to be worked on."""
+
+    def __init__(self, params: Sequence[Tensor], stages: Sequence[Stage]) -> None:
+        self._params = list(params)
+        self._signature = _signature(stages)
+        self.possible = all(
+            type(p) in (Tensor, torch.nn.Parameter)
+            and p.device.type == "cpu"
+            and p.layout is torch.strided
+            and p.is_floating_point()
+            and not getattr(p, "_fsdp_flattened", False)
+            for p in params
+        ) and all(not isinstance(s.transform, PerDatum) or s.transform.alike for s in stages)
+        if self.possible:
+            self._dtypes = [p.dtype for p in params]
+            self._bundles = _bundles(params, stages)
+
+    def holds_for(self, params: Sequence[Tensor], stages: Sequence[Stage]) -> bool:
+        """Whether these are the parameters and the kinds of transforms that it was made for."""
+        return (
+            len(params) == len(self._params)
+            and all(map(operator.is_, params, self._params))
+            and _signature(stages) == self._signature
+        )
+
+    def fits(self, grads: Sequence[Tensor]) -> bool:
+        """Whether the gradients can be worked on in place, block by block."""
+        return self.possible and all(
+            g.layout is torch.strided and g.dtype is dtype and g.is_contiguous()
+            for g, dtype in zip(grads, self._dtypes, strict=True)
+        )
+
+    def step(self, grads: Sequence[Tensor], lr: float, before: Sequence[Stage], after: Sequence[Stage]) -> None:
+        """Change the gradients by the stages `before`, update, and change the parameters by the stages `after`."""
+        for bundle in self._bundles:
+            bundle.step(grads, self._params, lr, before, after)
+
+
+def _signature(stages: Sequence[Stage]) -> tuple[Any, ...]:
+    return tuple(
+        (type(s.transform), s.transform.p if isinstance(s.transform, ByNorm) else None, s.param_ndim) for s in stages
+    )
+
+
+def _bundles(params: Sequence[Tensor], stages: Sequence[Stage]) -> list[_Bundle]:
+    """Cut large parameters between data, and put small ones together."""
+    bundles: list[_Bundle] = []
+    room: dict[torch.dtype, int] = {}
+    current: dict[torch.dtype, _Bundle] = {}
+    acting = [s for s in stages if s.transform is not None and not isinstance(s.transform, Entrywise)]
+    for i, p in enumerate(params):
+        if p.numel() == 0:
+            continue
+        uncut = max((datum_ndim(p.ndim, s.param_ndim) for s in acting), default=0)
+        for index in block_indices(p.shape, uncut, _BLOCK_NUMEL):
+            block = p[index] if index else p
+            if block.numel() > room.get(p.dtype, 0):
+                current[p.dtype] = _Bundle()
+                bundles.append(current[p.dtype])
+                room[p.dtype] = _BLOCK_NUMEL
+            current[p.dtype].add(i, index, [datum_ndim(p.ndim, s.param_ndim) for s in stages])
+            current[p.dtype].large = block.numel() > _BLOCK_NUMEL and block.is_contiguous()
+            room[p.dtype] -= block.numel()
+    return bundles
+
+
+class _Bundle:
+    """Blocks that are worked on together."""
+
+    def __init__(self) -> None:
+        self.large = False  # one datum that does not fit the cache
+        self._places: list[tuple[int, tuple[int | slice, ...]]] = []
+        self._ks: list[list[int]] = []  # for each block, for each stage
+        self._plans: dict[int, ScalingPlan | None] = {}
+
+    def add(self, i: int, index: tuple[int | slice, ...], ks: list[int]) -> None:
+        """Add the block `index` of the parameter `i`."""
+        self._places.append((i, index))
+        self._ks.append(ks)
+
+    def step(
+        self,
+        grads: Sequence[Tensor],
+        params: Sequence[Tensor],
+        lr: float,
+        before: Sequence[Stage],
+        after: Sequence[Stage],
+    ) -> None:
+        """Work on these blocks of `grads` and `params`."""
+        gs = [grads[i][index] if index else grads[i] for i, index in self._places]
+        ps = [params[i][index] if index else params[i] for i, index in self._places]
+        if self.large:
+            self._step_large(gs[0], ps[0], lr, before, after)
+            return
+        for n, stage in enumerate(before):
+            self._apply_(stage, n, gs)
+        torch._foreach_add_(ps, gs, alpha=-lr)  # pyright: ignore[reportPrivateImportUsage]
+        for n, stage in enumerate(after, len(before)):
+            self._apply_(stage, n, ps)
+
+    def _apply_(self, stage: Stage, n: int, xs: Sequence[Tensor]) -> None:
+        if stage.transform is not None:
+            self._plans[n] = _engine.apply_dense_(stage.transform, xs, [ks[n] for ks in self._ks], self._plans.get(n))
+        _engine.scale_and_shift_(xs, stage.scale, stage.bias)
+
+    def _step_large(self, g: Tensor, p: Tensor, lr: float, before: Sequence[Stage], after: Sequence[Stage]) -> None:
+        """Work on one datum by pieces: a norm is measured first, and applied in the pass that updates."""
+        whole = next((n for n in reversed(range(len(before))) if not _by_piece(before[n])), -1)
+        for n in range(whole):
+            self._apply_(before[n], n, [g])
+        factor = None
+        if whole >= 0:
+            transform = before[whole].transform
+            factor = (
+                _factor(transform, direct_norms(g, self._ks[0][whole], transform.p), g.dtype)
+                if isinstance(transform, ByNorm)
+                else None
+            )
+            if factor is None:
+                self._apply_(dataclasses.replace(before[whole], scale=1.0, bias=0.0), whole, [g])
+        by_piece = next((n for n, stage in enumerate(after) if not _by_piece(stage)), len(after))
+        measured = after[by_piece].transform if by_piece < len(after) else None
+        norms: list[Tensor] = []
+        for g_piece, p_piece in zip(_pieces(g), _pieces(p), strict=True):
+            if factor is not None:
+                g_piece.mul_(factor)
+            if whole >= 0:
+                _engine.scale_and_shift_([g_piece], before[whole].scale, before[whole].bias)
+            for stage in before[whole + 1 :]:
+                _piece_stage_(stage, g_piece)
+            p_piece.add_(g_piece, alpha=-lr)
+            for stage in after[:by_piece]:
+                _piece_stage_(stage, p_piece)
+            if isinstance(measured, ByNorm):
+                norms.append(direct_norms(p_piece, 1, measured.p))
+        rest = by_piece
+        if isinstance(measured, ByNorm):
+            norm = torch.linalg.vector_norm(torch.stack(norms), measured.p).reshape(1)
+            factor = _factor(measured, norm, p.dtype)
+            if factor is not None:
+                if factor.item() != 1:
+                    p.mul_(factor)
+                rest += 1
+        for n in range(rest, len(after)):
+            self._apply_(after[n], len(before) + n, [p])
+
+
+def _by_piece(stage: Stage) -> bool:
+    return stage.transform is None or isinstance(stage.transform, Entrywise)
+
+
+def _piece_stage_(stage: Stage, piece: Tensor) -> None:
+    if isinstance(stage.transform, Entrywise):
+        stage.transform.apply_([piece])
+    _engine.scale_and_shift_([piece], stage.scale, stage.bias)
+
+
+def _factor(transform: ByNorm, norm: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The one factor of a datum, 0-d, or None where its norm is such that only the exact formula will do."""
+    low, high = safe_range(dtype, transform.p)
+    if not low <= norm.item() <= high:
+        return None
+    factor = transform.factor(norm, dtype)
+    if factor.isnan().item():
+        return None
+    return factor.to(torch.promote_types(dtype, torch.float32)).view(())
+
+
+def _pieces(x: Tensor) -> Sequence[Tensor]:
+    rows = as_rows(x, x.ndim)
+    assert rows is not None  # it is contiguous
+    return rows[0].split(_BLOCK_NUMEL // 2)
