@@ -267,7 +267,7 @@ class ParamTransformingOptimizer(Optimizer):
         options = self._options(group)
         scale, bias = (options["grad_scale"], options["grad_bias"]) if self._applies_scale else (1.0, 0.0)
         transform = self._grad_transform(options)
-        if isinstance(transform, ByNorm) and scale != 1:
+        if isinstance(transform, ByNorm) and scale != 1 and transform.takes(scale):
             transform, scale = transform.scaled(scale), 1.0
         return [Stage(transform, options["param_ndim"], scale, bias)]
 
