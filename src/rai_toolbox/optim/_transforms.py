@@ -67,6 +67,11 @@ class ByNorm:
     exact: Callable[[Tensor, int], Tensor]
     has_limit: bool = False
 
+    @staticmethod
+    def takes(scale: float) -> bool:
+        """Whether `scaled(scale)` keeps its factors within the range of float32, whatever ordinary norms there are."""
+        return 0.02 <= abs(scale) <= 1e6
+
     def scaled(self, scale: float) -> ByNorm:
         """The same, followed by a multiplication: one pass over memory instead of two."""
         factor, exact = self.factor, self.exact
@@ -114,8 +119,11 @@ def signs() -> Entrywise:
     """sign(x); x / |x| where x is complex."""
 
     def apply_(xs: Sequence[Tensor]) -> None:
-        for x in xs:
-            x.sgn_()
+        if any(map(torch.is_complex, xs)):
+            for x in xs:
+                x.sgn_()
+        else:
+            torch._foreach_sign_(xs)  # pyright: ignore[reportPrivateImportUsage]
 
     return Entrywise(apply_)
 
