@@ -15,7 +15,6 @@ from rai_toolbox.functional._layout import batch_shape, blocks, datum_ndim, writ
 from rai_toolbox.functional._scaling import ScalingPlan, scale_by_norm_
 from rai_toolbox.optim._transforms import ByNorm, Entrywise, PerDatum, Transform
 
-
 _form = operator.attrgetter("dtype", "device", "shape")
 
 
@@ -23,11 +22,6 @@ def is_sharded(x: Tensor) -> bool:
     """Whether `x` is a DTensor (asked without importing torch.distributed.tensor, which takes a second)."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
-
-
-def local(x: Tensor) -> Tensor:
-    """What this rank holds of `x`."""
-    return x.to_local() if is_sharded(x) else x  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def together() -> AbstractContextManager[None]:
@@ -142,17 +136,23 @@ def apply_dense_(
 
 def scale_and_shift_(tensors: Sequence[Tensor], scale: float, bias: float) -> None:
     """Multiply every tensor by `scale`, then add `bias`, in place and in one pass."""
+    if (scale != 1 or bias != 0) and any(map(is_sharded, tensors)):
+        from rai_toolbox.optim import _sharding
+
+        # A transform like any other, so that it waits for its turn.
+        shift = Entrywise(lambda parts: scale_and_shift_(parts, scale, bias))
+        _sharding.apply_(shift, [x for x in tensors if is_sharded(x)], None)
+        tensors = [x for x in tensors if not is_sharded(x)]
     if bias == 0:
         if scale != 1:
             for x in tensors:
-                (x._values() if x.layout is torch.sparse_coo else local(x)).mul_(scale)
+                (x._values() if x.layout is torch.sparse_coo else x).mul_(scale)
         return
     for x in tensors:
         if x.layout is not torch.strided:
             raise TypeError(
                 "`grad_bias` would make a sparse gradient dense: leave it 0 for parameters with sparse gradients"
             )
-        x = local(x)
         if scale == 1:
             x.add_(bias)
         elif x.device.type == "cpu":  # rounded twice, as by hand: one `add` with `alpha` would round once

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -248,17 +249,23 @@ class ParamTransformingOptimizer(Optimizer):
 
     @torch.no_grad()
     def _transform_gradients(self) -> None:
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                _engine.settle_gradients(params)
-                self._transform_gradients_of(group, params)
+        _engine.settle_gradients([p for group in self.param_groups for p in group["params"]])
+        with self._drawing_alike(), _engine.together():
+            for group in self.param_groups:
+                params = [p for p in group["params"] if p.grad is not None]
+                if params:
+                    self._transform_gradients_of(group, params)
 
     @torch.no_grad()
     def _transform_parameters(self) -> None:
-        for group in self.param_groups:
-            if group["params"]:
-                self._transform_parameters_of(group, group["params"])
+        with _engine.together():
+            for group in self.param_groups:
+                if group["params"]:
+                    self._transform_parameters_of(group, group["params"])
+
+    def _drawing_alike(self) -> AbstractContextManager[None]:
+        """The context in which what a step leaves to chance is drawn: there, all ranks draw the same."""
+        return nullcontext()
 
     def _gradient_stages(self, group: dict[str, Any]) -> list[Stage] | None:
         """What becomes of the gradients of a group, or None where a user's hook has a hand in it."""
@@ -282,6 +289,7 @@ class ParamTransformingOptimizer(Optimizer):
         stages = self._gradient_stages(group)
         if stages is None:
             options = self._options(group)
+            _refuse_flattened(params, None, self)
             for p in params:
                 self._run_hook(self._pre_step_transform_, p, options)
             if self._applies_scale:
@@ -293,6 +301,7 @@ class ParamTransformingOptimizer(Optimizer):
     def _transform_parameters_of(self, group: dict[str, Any], params: list[Tensor]) -> None:
         stages = self._parameter_stages(group)
         if stages is None:
+            _refuse_flattened(params, None, self)
             for p in params:
                 self._run_hook(self._post_step_transform_, p, self._options(group))
         else:
