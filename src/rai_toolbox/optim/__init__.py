@@ -24,6 +24,7 @@ from rai_toolbox.optim._projected import (
     LinfProjectedOptim,
     SimplexOptim,
 )
+from rai_toolbox.optim._random import independent_draws
 from rai_toolbox.optim._sparse import L1qNormedGradientOptim, TopQGradientOptimizer
 from rai_toolbox.optim._wrapper import ParamTransformingOptimizer
 
@@ -50,4 +51,5 @@ __all__ = [
     "SignedGradientOptim",
     "SimplexOptim",
     "TopQGradientOptimizer",
+    "independent_draws",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -155,6 +157,13 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
     def _parameter_stages(self, group: dict[str, Any]) -> list[Stage] | None:
         own = super()._parameter_stages(group)
         return _joined([*(link._parameter_stages(group) for link in self._links), own])
+
+    @contextmanager
+    def _drawing_alike(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for link in self._links:
+                stack.enter_context(link._drawing_alike())
+            yield
 
     def _transform_gradients_of(self, group: dict[str, Any], params: list[Tensor]) -> None:
         if self._is_declared("_pre_step_transform_"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -344,6 +345,9 @@ class L1qFrankWolfe(_OnBall):
     def _check_options(self, optim_group: OptimGroup) -> None:
         super()._check_options(optim_group)
         check_selection(optim_group)
+
+    def _drawing_alike(self) -> AbstractContextManager[None]:
+        return self._draws.alike(map(self._options, self.param_groups))
 
     def _grad_transform(self, optim_group: OptimGroup) -> Transform:
         return signed_selection(self._draws.of_q(optim_group), alike=optim_group["dq"] == 0)

@@ -5,8 +5,8 @@ nothing is sent. Where data are cut,
 
 - a transform by norm has every rank measure its part, exchanges the norms of all tensors at once, and has every rank
   scale its part;
-- any other transform has the tensors gathered, in buffers of at most `GATHER_BYTES` (a single tensor may be larger); all
-  ranks do the same work on whole data, and keep their part of the result.
+- any other transform has the tensors gathered, in buffers of at most `GATHER_BYTES` (a single tensor may be larger);
+  all ranks do the same work on whole data, and keep their part of the result.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def together() -> Iterator[None]:
         yield
     finally:
         _waiting.reset(token)
-    _run(jobs)
+    _run_in_turn(jobs)
 
 
 def apply_(transform: Transform, dtensors: Sequence[Any], param_ndim: int | None) -> None:
@@ -82,9 +82,23 @@ def apply_(transform: Transform, dtensors: Sequence[Any], param_ndim: int | None
     jobs = [_Job(transform, x, datum_ndim(x.ndim, param_ndim), Layout(x)) for x in dtensors]
     waiting = _waiting.get()
     if waiting is None:
-        _run(jobs)
+        _run_in_turn(jobs)
     else:
         waiting += jobs
+
+
+def _run_in_turn(jobs: Sequence[_Job]) -> None:
+    """Run the first job of every tensor, then the second of those that have two (the links of a chain), and so on."""
+    turns: list[list[_Job]] = []
+    seen: dict[int, int] = {}
+    for job in jobs:
+        turn = seen.get(id(job.x), 0)
+        seen[id(job.x)] = turn + 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(job)
+    for some in turns:
+        _run(some)
 
 
 def _run(jobs: Sequence[_Job]) -> None:
@@ -369,6 +383,10 @@ def run_hook(run: Callable[[Tensor], None], p: Any, k: int) -> None:
     k : int
         How many trailing dimensions are a datum.
     """
+    waiting = _waiting.get()
+    if waiting:  # what was to come before
+        jobs, waiting[:] = list(waiting), []
+        _run_in_turn(jobs)
     layout = Layout(p)
     if layout.coordinate is None:
         return
