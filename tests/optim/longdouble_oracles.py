@@ -79,14 +79,15 @@ def in_l1_ball(x: np.ndarray, epsilon: float | np.ndarray) -> np.ndarray:
     if x.shape[1] == 0:
         return x
     epsilon = np.asarray(epsilon, LD)
-    shrunk = np.copysign(on_simplex(np.abs(x), epsilon), x)
+    shrunk = np.copysign(on_simplex(np.abs(x), np.where(np.isinf(epsilon), LD(1), epsilon)), x)
     return np.where(norms(x, 1) <= epsilon, x, shrunk)
 
 
 def in_l2_ball(x: np.ndarray, epsilon: float | np.ndarray) -> np.ndarray:
     epsilon = np.asarray(epsilon, LD)
     n = norms(x, 2)
-    return np.where(n <= epsilon, x, x / np.where(n == 0, LD(1), n) * epsilon)
+    shrunk = x / np.where(n == 0, LD(1), n) * np.where(np.isinf(epsilon), LD(1), epsilon)
+    return np.where(n <= epsilon, x, shrunk)
 
 
 def clamped(x: np.ndarray, low: float | np.ndarray | None, high: float | np.ndarray | None) -> np.ndarray:
