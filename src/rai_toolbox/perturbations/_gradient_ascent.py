@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from rai_toolbox._freezing import evaluating, frozen
+from rai_toolbox.optim import independent_draws
 from rai_toolbox.perturbations._bounds import Bounds, check_bounds
 from rai_toolbox.perturbations.models import AdditivePerturbation, PerturbationModel
 
@@ -119,6 +120,7 @@ def gradient_ascent(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(independent_draws())  # another rank may have more data, or none
         data = _detached(data)
         target = _detached(target)
         pmodel, optim = _build(perturbation_model, optimizer, data, optim_kwargs)
