@@ -8,6 +8,7 @@ and factors, and views of them) is laid out once, in a `ScalingPlan`, and used a
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -160,11 +161,12 @@ class _Member:
     def __init__(
         self, indices: list[int], index: tuple[int | slice, ...], shape: Sequence[int], dtype: torch.dtype, k: int
     ) -> None:
-        self._indices = indices
+        self.indices = indices
         self._index = index
         self.dtype = dtype
         self.k = k
         self.stacked = len(indices) > 1
+        self._take = operator.itemgetter(*indices)
         self.shape = (len(indices), *shape) if self.stacked else tuple(shape)
         self.numel = math.prod(self.shape)
         self.count = math.prod(self.shape[: len(self.shape) - k])
@@ -194,13 +196,9 @@ class _Member:
     def fetch(self, xs: Sequence[Tensor]) -> Tensor:
         """The tensor to work on."""
         if self.stacked:
-            return torch.stack([xs[i] for i in self._indices], out=self.buffer)
-        x = xs[self._indices[0]]
+            return torch.stack(self._take(xs), out=self.buffer)
+        x = xs[self.indices[0]]
         return x[self._index] if self._index else x
-
-    def give_back(self, xs: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors that were stacked."""
-        return [xs[i] for i in self._indices]
 
     def measure(self, x: Tensor) -> None:
         """Write the norms of the data of x: direct ones as they are measured, else in float64."""
@@ -249,6 +247,8 @@ class _Bundle:
         self._single = [i for i, m in enumerate(self.members) if not m.stacked]
         self._stacks = [i for i, m in enumerate(self.members) if m.stacked]
         self._single_factors = [self.members[i].factors for i in self._single]
+        stacked = [j for i in self._stacks for j in self.members[i].indices]
+        self._take_stacked = operator.itemgetter(*stacked) if stacked else tuple
         self._unstacked = [part for i in self._stacks for part in self.members[i].unstacked]
 
     def run(self, xs: Sequence[Tensor], factor: Factor, exact: Exact) -> None:
@@ -275,8 +275,7 @@ class _Bundle:
         if self._stacks:
             for i in self._stacks:
                 parts[i].mul_(self.members[i].factors)
-            grads = [x for i in self._stacks for x in self.members[i].give_back(xs)]
-            torch._foreach_copy_(grads, self._unstacked)  # pyright: ignore
+            torch._foreach_copy_(self._take_stacked(xs), self._unstacked)  # pyright: ignore
 
 
 def _redo(x: Tensor, k: int, rows: Tensor, exact: Exact) -> None:

@@ -37,6 +37,11 @@ class Stage:
     bias: float = 0.0
 
 
+_dtype_of = operator.attrgetter("dtype")
+_shape_of = operator.attrgetter("shape")
+_is_sparse = operator.attrgetter("is_sparse")
+
+
 def is_plain_sgd(inner: Optimizer) -> bool:
     """Whether nobody could tell the step of `inner` from `p.add_(grad, alpha=-lr)`."""
     return (
@@ -75,7 +80,8 @@ class OnePass:
             for p in params
         ) and all(not isinstance(s.transform, PerDatum) or s.transform.alike for s in stages)
         if self.possible:
-            self._dtypes = [p.dtype for p in params]
+            self._dtypes = list(map(_dtype_of, params))
+            self._shapes = list(map(_shape_of, params))
             self._bundles = _bundles(params, stages)
 
     def holds_for(self, params: Sequence[Tensor], stages: Sequence[Stage]) -> bool:
@@ -88,9 +94,12 @@ class OnePass:
 
     def fits(self, grads: Sequence[Tensor]) -> bool:
         """Whether the gradients can be worked on in place, block by block."""
-        return self.possible and all(
-            g.layout is torch.strided and g.dtype is dtype and g.is_contiguous()
-            for g, dtype in zip(grads, self._dtypes, strict=True)
+        return (
+            self.possible
+            and list(map(_shape_of, grads)) == self._shapes
+            and all(map(operator.is_, map(_dtype_of, grads), self._dtypes))
+            and not any(map(_is_sparse, grads))
+            and all(map(Tensor.is_contiguous, grads))
         )
 
     def step(self, grads: Sequence[Tensor], lr: float, before: Sequence[Stage], after: Sequence[Stage]) -> None:
@@ -131,6 +140,7 @@ class _Bundle:
     """Blocks that are worked on together."""
 
     def __init__(self) -> None:
+        self._whole = True  # all tensors, none cut
         self.large = False  # one datum that does not fit the cache
         self._places: list[tuple[int, tuple[int | slice, ...]]] = []
         self._ks: list[list[int]] = []  # for each block, for each stage
@@ -138,6 +148,7 @@ class _Bundle:
 
     def add(self, i: int, index: tuple[int | slice, ...], ks: list[int]) -> None:
         """Add the block `index` of the parameter `i`."""
+        self._whole = self._whole and not index and i == len(self._places)
         self._places.append((i, index))
         self._ks.append(ks)
 
@@ -150,8 +161,7 @@ class _Bundle:
         after: Sequence[Stage],
     ) -> None:
         """Work on these blocks of `grads` and `params`."""
-        gs = [grads[i][index] if index else grads[i] for i, index in self._places]
-        ps = [params[i][index] if index else params[i] for i, index in self._places]
+        gs, ps = self._blocks(grads), self._blocks(params)
         if self.large:
             self._step_large(gs[0], ps[0], lr, before, after)
             return
@@ -160,6 +170,11 @@ class _Bundle:
         torch._foreach_add_(ps, gs, alpha=-lr)  # pyright: ignore[reportPrivateImportUsage]
         for n, stage in enumerate(after, len(before)):
             self._apply_(stage, n, ps)
+
+    def _blocks(self, xs: Sequence[Tensor]) -> Sequence[Tensor]:
+        if len(self._places) == len(xs) and self._whole:
+            return xs
+        return [xs[i][index] if index else xs[i] for i, index in self._places]
 
     def _apply_(self, stage: Stage, n: int, xs: Sequence[Tensor]) -> None:
         if stage.transform is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -24,6 +25,9 @@ from rai_toolbox.functional import (
     signed_top_q_,
     top_q_,
 )
+
+# From so many tensors on, the calls cost more than the memory traffic does.
+_MANY = 64
 
 Number: TypeAlias = float | Tensor
 Bound: TypeAlias = float | Tensor | None
@@ -132,8 +136,16 @@ def clamping(clamp_min: float | None, clamp_max: float | None) -> Entrywise:
     """x moved into [clamp_min, clamp_max]."""
 
     def apply_(xs: Sequence[Tensor]) -> None:
-        for x in xs:
-            x.clamp_(_representable(clamp_min, x.dtype), _representable(clamp_max, x.dtype))
+        if len(xs) < _MANY or len(set(map(operator.attrgetter("dtype"), xs))) > 1:
+            for x in xs:
+                x.clamp_(_representable(clamp_min, x.dtype), _representable(clamp_max, x.dtype))
+            return
+        # two calls for all of them cost less than one for each, but read large ones twice
+        low, high = _representable(clamp_min, xs[0].dtype), _representable(clamp_max, xs[0].dtype)
+        if low is not None:
+            torch._foreach_clamp_min_(xs, low)  # pyright: ignore[reportPrivateImportUsage]
+        if high is not None:
+            torch._foreach_clamp_max_(xs, high)  # pyright: ignore[reportPrivateImportUsage]
 
     keeps_zero = (clamp_min is None or clamp_min <= 0) and (clamp_max is None or clamp_max >= 0)
     return Entrywise(apply_, keeps_zero)
