@@ -51,7 +51,8 @@ def matrices(draw: st.DrawFn, dtype: torch.dtype, decades: float | None = None) 
     top = draw(st.floats(math.log10(info.max) - span + width, math.log10(info.max)))
     exponents = st.floats(top - width, top)
     entry = st.one_of(
-        st.just(0.0), st.builds(lambda e, s: s * min(10.0 ** min(e, 308.2), info.max), exponents, st.sampled_from([1.0, -1.0]))
+        st.just(0.0),
+        st.builds(lambda e, s: s * min(10.0 ** min(e, 308.2), info.max), exponents, st.sampled_from([1.0, -1.0])),
     )
     d = draw(st.integers(1, 5))
     data = draw(st.lists(st.lists(entry, min_size=d, max_size=d), min_size=1, max_size=3))
@@ -66,7 +67,7 @@ def test_projection_on_a_ball_is_the_nearest_point_over_the_whole_range(p: float
     @example(x=torch.full((1, 4), torch.finfo(dtype).max, dtype=dtype), share=1e-3)
     @example(x=torch.full((1, 4), torch.finfo(dtype).smallest_normal, dtype=dtype), share=0.5)
     def check(x: torch.Tensor, share: float):
-        epsilon = min(share * float(norm(x, p).max()), torch.finfo(dtype).max)
+        epsilon = min(share * min(float(norm(x, p).max()), torch.finfo(dtype).max), torch.finfo(dtype).max)
         z = BALLS[p](x, epsilon)
         exact = exact_projections.rows(x, epsilon, p, -INF, INF)
         assert (norm(z, p) <= allowed(epsilon, dtype, x.shape[1], p)).all()
@@ -86,7 +87,7 @@ def test_projection_on_ball_and_box_is_the_nearest_point_over_the_whole_range(p:
         x, bound = x[:, :d], box[:1, :d].abs()
         lower, upper = data.draw(st.sampled_from([(-bound, bound), (-bound, None), (0.0, bound), (bound / 2, bound)]))
         least = 0.0 if not isinstance(lower, torch.Tensor) else float(norm(lower.clamp_min(0), p).max())
-        epsilon = least + share * max(float(norm(x, p).max()), float(norm(bound, p).max()))
+        epsilon = least + share * min(float(torch.maximum(norm(x, p).max(), norm(bound, p).max())), 1e308)
         epsilon = min(epsilon, torch.finfo(dtype).max)
         if not epsilon >= least:
             return
