@@ -6,6 +6,8 @@ so that nothing is ever out of step, whichever of the two was loaded, assigned t
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -117,9 +119,11 @@ class ParamTransformingOptimizer(Optimizer):
         **inner_opt_kwargs: Any,
     ) -> None:
         # Optimizer.__init__ would make groups and state of its own; what else it does is in _prepare_instance.
-        self.inner_opt = _built(params, InnerOpt, inner_opt_kwargs)
         options: dict[str, Any] = {"param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
         options |= defaults or {}
+        for name in _inner_keywords(InnerOpt) & options.keys():
+            inner_opt_kwargs[name] = options.pop(name)
+        self.inner_opt = _built(params, InnerOpt, inner_opt_kwargs)
         taken = self.inner_opt._all_option_keys() if isinstance(self.inner_opt, ParamTransformingOptimizer) else set()
         self._adopt_options(options, qualified_keys(type(self), options, taken))
         self._prepare_instance()
@@ -512,6 +516,19 @@ def _built(params: OptimParams | None, InnerOpt: InnerOptimizer, kwargs: dict[st
     if not isinstance(inner, Optimizer):
         raise TypeError(f"`InnerOpt` must return a torch.optim.Optimizer, but {InnerOpt!r} returned {inner!r}")
     return inner
+
+
+def _inner_keywords(InnerOpt: InnerOptimizer) -> set[str]:
+    """The keywords that an entry of `defaults` may be meant for."""
+    cls = InnerOpt
+    while isinstance(cls, functools.partial):
+        cls = cls.func
+    if not callable(cls) or isinstance(cls, type) and issubclass(cls, ParamTransformingOptimizer):
+        return set()
+    try:
+        return set(inspect.signature(cls).parameters)
+    except ValueError:  # written in C
+        return set()
 
 
 def _copied(params: Iterable[Any]) -> list[Any]:
