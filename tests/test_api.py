@@ -143,7 +143,9 @@ def _public_callables() -> list[tuple[str, Callable[..., Any]]]:
     return [(f"{m.__name__}.{n}", getattr(m, n)) for m in (rai_toolbox, optim, functional) for n in m.__all__]
 
 
-@pytest.mark.parametrize(("name", "item"), [c for c in _public_callables() if callable(c[1])], ids=lambda x: str(x)[:50])
+@pytest.mark.parametrize(
+    ("name", "item"), [c for c in _public_callables() if callable(c[1])], ids=lambda x: str(x)[:50]
+)
 def test_a_public_name_documents_its_parameters_and_has_an_example_that_runs(
     name: str, item: Callable[..., Any]
 ) -> None:

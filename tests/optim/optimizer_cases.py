@@ -69,7 +69,10 @@ CASES = [
         grad=lambda g: ld.clamped(g, -0.5, 2.0),
     ),
     Case(
-        "ClampedParameter", optim.ClampedParameterOptimizer, {"clamp_max": 0.25}, param=lambda x: ld.clamped(x, None, 0.25)
+        "ClampedParameter",
+        optim.ClampedParameterOptimizer,
+        {"clamp_max": 0.25},
+        param=lambda x: ld.clamped(x, None, 0.25),
     ),
     *(
         Case(f"{name} {epsilon:g}", cls, {"epsilon": epsilon}, grad, project(epsilon), subtracts)

@@ -184,7 +184,9 @@ def test_a_hook_that_calls_super_takes_the_slow_path_to_the_same_bits(
     results = []
     for cls in (case.cls, slow):
         gen = torch.Generator().manual_seed(0)
-        params = [torch.randn(shape, generator=gen).to(dtype).requires_grad_() for shape in [(3, 40), (2, 3, 5), (1, 9)]]
+        params = [
+            torch.randn(shape, generator=gen).to(dtype).requires_grad_() for shape in [(3, 40), (2, 3, 5), (1, 9)]
+        ]
         optim = cls(params, SGD, lr=0.25, param_ndim=param_ndim, **case.options)
         for _ in range(3):
             for p in params:
@@ -218,7 +220,9 @@ def test_a_hook_set_on_an_instance_is_used() -> None:
 
 @pytest.mark.parametrize("how", ["cast", "reshaped", "cast back"])
 @pytest.mark.parametrize("inner", [SGD, Idle, Adam])
-@pytest.mark.parametrize("cls", [L2NormedGradientOptim, SignedGradientOptim, functools.partial(L2ProjectedOptim, epsilon=1.0)])
+@pytest.mark.parametrize(
+    "cls", [L2NormedGradientOptim, SignedGradientOptim, functools.partial(L2ProjectedOptim, epsilon=1.0)]
+)
 def test_a_parameter_may_be_cast_or_given_another_shape_between_steps(cls: Any, inner: Any, how: str) -> None:
     x = torch.ones(3, 4, requires_grad=True)
     optim = cls([x], inner)
