@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Many small tensors: more threads than processes only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: help demo test test-fast check format clean
+.PHONY: help demo test test-fast check format docs readme-picture clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,14 +34,27 @@ test: $(VENV)/.dev  ## every test and every docstring example
 test-fast: $(VENV)/.dev  ## all but the slow ones
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow and not distributed and not browser" $(ARGS)
 
-check: $(VENV)/.dev  ## format, lint and types, changing nothing
+check: $(VENV)/.dev  ## format, lint, types and who imports whom, changing nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(VENV)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+$(VENV)/.docs: $(VENV)/.dev
+	$(PIP) -e '.[docs]'
+	@touch $@
+
+# Warnings are errors, tutorials are run, and every public name must have a page. Their cells also run in `make test`.
+docs: $(VENV)/.docs  ## build the site: docs/_build/html/index.html
+	$(TEST_ENV) $(BIN)/python -m pytest -q src tests/docs
+	$(TEST_ENV) $(BIN)/python -m sphinx -W --keep-going -E -b html docs docs/_build/html
+
+readme-picture: demo  ## draw the picture of the README from what the demo has found
+	$(BIN)/python docs/readme_picture.py demo-report docs/_static/demo.png
+
 clean:  ## remove the environment and what runs have left
-	rm -rf $(VENV) demo-report .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo-report .pytest_cache .ruff_cache .hypothesis docs/_build docs/reference/generated
