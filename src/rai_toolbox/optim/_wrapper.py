@@ -537,8 +537,9 @@ def _copied(params: Iterable[Any]) -> list[Any]:
     for group in params:
         if isinstance(group, dict):
             group = dict(group)
-            members = group.get("params", ())
-            group["params"] = members if isinstance(members, (Tensor, set)) else list(members)
+            members = group.get("params")  # without them, torch says so
+            if members is not None and not isinstance(members, (Tensor, set)):
+                group["params"] = list(members)
         copies.append(group)
     return copies
 
