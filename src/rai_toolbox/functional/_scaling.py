@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rai_toolbox.functional._layout import BLOCK_NUMEL, as_rows, block_indices, blocks, datum_ndim, write_through
 from rai_toolbox.functional._norms import (
+    L1_SCRATCH_NUMEL,
     TINY,
     check_floating,
     check_order,
@@ -141,8 +142,13 @@ class ScalingPlan:
             step = BLOCK_NUMEL // shape.numel()
             for a in range(0, len(indices), step):
                 add(_Member(indices[a : a + step], (), shape, dtype, k))
+        scratch: dict[torch.dtype, Tensor] = {}
+        if p == 1:
+            for dtype in {bundle.dtype for bundle in self._bundles}:
+                numel = max(m.numel for bundle in self._bundles if bundle.dtype == dtype for m in bundle.members)
+                scratch[dtype] = torch.empty(min(numel, L1_SCRATCH_NUMEL), dtype=dtype)
         for bundle in self._bundles:
-            bundle.lay_out()
+            bundle.lay_out(scratch.get(bundle.dtype))
 
     def __call__(self, xs: Sequence[Tensor], factor: Factor, exact: Exact) -> None:
         for i, k in self._elsewhere:
@@ -173,12 +179,13 @@ class _Member:
         self.piece = piece_length(self.numel // self.count)
         self.direct = self.piece * self.count == self.numel
 
-    def lay_out(self, p: float, measured: Tensor, norms: Tensor, factors: Tensor) -> None:
+    def lay_out(self, p: float, measured: Tensor, norms: Tensor, factors: Tensor, scratch: Tensor | None) -> None:
         """Take places in the buffers of the bundle: for norms as they are measured, norms in float64, and factors."""
         accumulate = measured.dtype
         self._p = p
         self._norms = norms
         self._measured = measured
+        self._scratch = scratch
         # One factor is better a 0-d tensor: it does not promote a half, which would cost a temporary.
         batch = self.shape[: len(self.shape) - self.k]
         self.factors = factors.view((*batch, *(1,) * self.k) if self.count > 1 else ())
@@ -207,7 +214,7 @@ class _Member:
             rows = x.reshape(self.count, -1)
         accumulate = self._measured.dtype
         if self._p == 1:
-            (self._measured if self.direct else self._norms).copy_(row_sums_of_abs(rows, accumulate))
+            (self._measured if self.direct else self._norms).copy_(row_sums_of_abs(rows, accumulate, self._scratch))
         elif self.direct:
             torch.linalg.vector_norm(rows, self._p, 1, dtype=accumulate, out=self._measured)
         else:
@@ -225,14 +232,14 @@ class _Bundle:
     def __init__(self, dtype: torch.dtype, p: float) -> None:
         self.members: list[_Member] = []
         self.numel = 0
-        self._dtype = dtype
+        self.dtype = dtype
         self._p = p
 
-    def lay_out(self) -> None:
+    def lay_out(self, scratch: Tensor | None) -> None:
         """Make the buffers for norms and factors, and give every member its place in them."""
         self.members.sort(key=lambda m: (not m.direct, m.stacked))
         self._counts = [m.count for m in self.members]
-        measured_dtype = torch.promote_types(self._dtype, torch.float32)
+        measured_dtype = torch.promote_types(self.dtype, torch.float32)
         directs = sum(m.count for m in self.members if m.direct)
         self._norms = torch.empty(sum(self._counts), dtype=torch.float64)
         self._factors = torch.empty(sum(self._counts), dtype=measured_dtype)
@@ -242,7 +249,7 @@ class _Bundle:
         for member, count in zip(self.members, self._counts, strict=True):
             place = slice(start, start + count)
             measured = self._measured[place] if member.direct else self._measured[:0]
-            member.lay_out(self._p, measured, self._norms[place], self._factors[place])
+            member.lay_out(self._p, measured, self._norms[place], self._factors[place], scratch)
             start += count
         self._single = [i for i, m in enumerate(self.members) if not m.stacked]
         self._stacks = [i for i, m in enumerate(self.members) if m.stacked]
@@ -258,10 +265,10 @@ class _Bundle:
             member.measure(part)
         self._measured_norms.copy_(self._measured)
         norms = self._norms
-        low, high = safe_range(self._dtype, self._p)
+        low, high = safe_range(self.dtype, self._p)
         least, most = torch.aminmax(norms)
         suspicious = None if low <= least.item() and most.item() <= high else ~((norms >= low) & (norms <= high))
-        factors = factor(norms, self._dtype)
+        factors = factor(norms, self.dtype)
         if suspicious is not None or math.isnan(factors.sum().item()):
             suspicious = factors.isnan() if suspicious is None else suspicious | factors.isnan()
             factors.masked_fill_(suspicious, 1.0)
