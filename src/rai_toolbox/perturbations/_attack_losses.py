@@ -46,10 +46,14 @@ class ClassLosses:
     def count(self) -> int:
         return 1 if self.ranked is None else min(self.ranked.shape[1], MOST_CLASSES)
 
+    def any_class(self, rows: Tensor) -> Loss:
+        """The objective's own loss."""
+        return self.problem.objective.score
+
     def __getitem__(self, number: int) -> LossOfRows:
         ranked = self.ranked
         if ranked is None:
-            return lambda rows: self.problem.objective.score
+            return self.any_class
 
         def of_rows(rows: Tensor) -> Loss:
             classes = ranked[rows, number % self.count]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.perturbations._attack_losses import LossOfRows
+from rai_toolbox.perturbations._auto_pgd import sparse_direction
 from rai_toolbox.perturbations._ball import distances, unit_l2
 from rai_toolbox.perturbations._nearest import Nearest
 from rai_toolbox.perturbations._problem import Problem
@@ -41,7 +42,7 @@ def descend(
     steps: int,
     stream: int,
     radius: Tensor | None = None,
-    boldness: float = 1.0,
+    sparse: bool = False,
 ) -> None:
     """Look for nearer points for `rows`; `nearest` sees every point asked about.
 
@@ -50,8 +51,8 @@ def descend(
     start : Tensor, shape (n, D)
     radius : Tensor of float64, shape (n,), optional
         The first radius. Default: as far as the linearized boundary.
-    boldness : float
-        Multiplies the lengths of the steps and the changes of the radius.
+    sparse : bool
+        Steps along few entries, about as many as are changed. For L1: finds other optima than dense steps do.
     """
     loss_fn, data = losses(rows), problem.data[rows]
     around = problem.ball(nearest.distance)[rows]
@@ -60,14 +61,13 @@ def descend(
     epsilon = torch.full_like(found, torch.inf) if radius is None else radius
     guessed = radius is None
     first, last = _STEP[problem.norm]
-    low, high = problem.room(rows)
-    farthest = distances(torch.maximum(high - data, data - low), torch.zeros_like(data), problem.norm)
+    farthest = problem.farthest(rows)
     reach = data.shape[1] ** 0.5 if problem.norm == "linf" else 1.0
     for step in range(steps):
         shrink = 0.5 * (1 + math.cos(math.pi * step / steps))
-        change = boldness * (_CHANGE[1] + (_CHANGE[0] - _CHANGE[1]) * shrink)
+        change = _CHANGE[1] + (_CHANGE[0] - _CHANGE[1]) * shrink
         answer = problem.ask(rows, x, loss_fn, stream + step)
-        nearest.see(rows, x, answer.achieved)
+        nearest.see(rows, x, answer.score, answer.achieved)
         here = distances(x, data, problem.norm)
         across = answer.loss > 0
         found = torch.where(across, torch.minimum(found, here), found)
@@ -79,6 +79,11 @@ def descend(
         epsilon = torch.where(across, torch.minimum(found, epsilon) * (1 - change), wider)
         epsilon = torch.minimum(torch.minimum(epsilon, farthest), nearest.distance[rows])
         ball = around.with_epsilon(epsilon[:, None])
-        length = boldness * reach * epsilon * (last + (first - last) * shrink)
-        move = unit_l2(answer.grad) * length[:, None].to(ball.dtype)
-        x = ball.land(ball.project(ball.delta(x) + move))
+        length = reach * epsilon * (last + (first - last) * shrink)
+        move = _sparsely(answer.grad, x != data) if sparse else unit_l2(answer.grad)
+        x = ball.land(ball.project(ball.delta(x) + move * length[:, None].to(ball.dtype)))
+
+
+def _sparsely(grad: Tensor, changed: Tensor) -> Tensor:
+    count = changed.sum(dim=1)
+    return sparse_direction(grad, torch.where(count > 0, count / 1.5, 0.2 * grad.shape[1]).clamp_min(1.0))

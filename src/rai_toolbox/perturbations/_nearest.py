@@ -17,7 +17,7 @@ class Nearest:
         self.x = problem.data.clone()
         self.distance = torch.full((len(self.x),), torch.inf, dtype=torch.float64, device=self.x.device)
 
-    def see(self, rows: Tensor, x: Tensor, achieved: Tensor) -> None:
+    def see(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> None:
         distance = distances(x, self._problem.data[rows], self._problem.norm)
         nearer = achieved & (distance < self.distance[rows])
         self.x[rows] = torch.where(nearer[:, None], x, self.x[rows])
@@ -26,6 +26,15 @@ class Nearest:
     def found(self, rows: Tensor) -> Tensor:
         """Those of `rows` for which there is a point."""
         return rows[self.distance[rows].isfinite()]
+
+    def scatter(self, rows: Tensor, times: int, stream: int) -> None:
+        """Where nothing is known yet, no gradient led anywhere: try points at random, anywhere in the box."""
+        problem = self._problem
+        rows = rows[self.distance[rows].isinf()]
+        low, high = (bound.double() for bound in problem.room(rows))
+        for number in range(times if len(rows) else 0):
+            x = problem.put(rows, torch.lerp(low, high, problem.noise.uniform(rows, stream + number)) - problem.data[rows])
+            self.see(rows, x, *problem.query.evaluate(x, problem.target[rows], firmly=True))
 
     def bisect(self, rows: Tensor, times: int) -> None:
         """Back along the segment to the data, as far as the decision stays changed."""
@@ -41,8 +50,8 @@ class Nearest:
         share = delta.new_full((len(rows), 1), 0.99)
         for _ in range(times):
             x = (base + share * delta).to(problem.data.dtype)
-            achieved = problem.query.evaluate(x, problem.target[rows], firmly=True)[1]
-            self.see(rows, x, achieved)
+            score, achieved = problem.query.evaluate(x, problem.target[rows], firmly=True)
+            self.see(rows, x, score, achieved)
             high = torch.where(achieved[:, None], share, high)
             low = torch.where(achieved[:, None], low, share)
             share = (low + high) / 2
@@ -70,8 +79,9 @@ class Nearest:
                 return
             chosen = (rank >= position) & (rank < position + stride) & changed
             trial = torch.where(chosen, base, x)
-            achieved = problem.query.evaluate(trial, problem.target[rows], firmly=True)[1][:, None] & going
-            self.see(rows, trial, achieved[:, 0])
+            score, achieved = problem.query.evaluate(trial, problem.target[rows], firmly=True)
+            self.see(rows, trial, score, achieved)
+            achieved = achieved[:, None] & going
             x = torch.where(achieved, trial, x)
             single = stride == 1
             position = position + torch.where(achieved | single, stride, 0)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from rai_toolbox._freezing import evaluating, frozen
 from rai_toolbox.perturbations import losses as L
-from rai_toolbox.perturbations._ball import Ball, distances, rows_of
+from rai_toolbox.perturbations._ball import Ball, check_norm, distances, rows_of
 from rai_toolbox.perturbations._bounds import Bounds, check_bounds
-from rai_toolbox.perturbations._noise import Noise
+from rai_toolbox.perturbations._noise import Noise, draw_seed
 from rai_toolbox.perturbations._query import Answer, Loss, Objective, Query, make_objective
 from rai_toolbox.perturbations._solution import Solution
 
@@ -71,6 +71,12 @@ class Problem:
             lower, upper = rows_of(self.lower, rows, len(self.data)), rows_of(self.upper, rows, len(self.data))
             low, high = torch.where(lower.isinf(), low, lower), torch.where(upper.isinf(), high, upper)
         return low, high
+
+    def farthest(self, rows: Tensor) -> Tensor:
+        """The distance, (n,), beyond which there is no point worth trying."""
+        data = self.data[rows]
+        low, high = self.room(rows)
+        return distances(torch.maximum(high - data, data - low), torch.zeros_like(data), self.norm)
 
     def width(self, rows: Tensor) -> Tensor:
         """A typical size of a large change of an entry, (n, 1)."""
@@ -167,10 +173,26 @@ def positive_int(name: str, value: Any, least: int = 1) -> int:
     return value
 
 
-def make_problem(
+@dataclass(frozen=True)
+class Settings:
+    """The arguments that `worst_case` and `minimum_norm` share, checked."""
+
+    model: Callable[[Tensor], Tensor]
+    data: Tensor
+    target: Tensor
+    norm: str
+    box: tuple[Tensor, Tensor] | None
+    objective: Objective
+    criterion: Loss | None
+    samples: int
+    batch_size: int
+    seed: int
+
+
+def setup(
     model: Callable[[Tensor], Tensor],
-    data: Tensor,
-    target: Tensor,
+    data: Any,
+    target: Any,
     *,
     norm: str,
     bounds: Bounds,
@@ -178,30 +200,47 @@ def make_problem(
     criterion: Loss | None,
     margin: Loss | None,
     samples: int,
-    seed: int,
-) -> Problem:
-    box = check_bounds(bounds, data)
-    matrix = data.reshape(len(data), -1)
-    lower, upper = (None, None) if box is None else (_as_matrix(bound, data) for bound in box)
-    objective = make_objective(target, criterion, margin, targeted)
-    query = Query(model, data.shape[1:], objective, positive_int("samples", samples))
-    return Problem(query, data.shape, matrix, target, lower, upper, Noise(matrix, seed), norm)
+    batch_size: int | None,
+    generator: torch.Generator | None,
+) -> Settings:
+    if not callable(model):
+        raise TypeError(f"model must be callable; got {type(model).__name__}")
+    data = as_data(data)
+    target = as_target(target, data)
+    return Settings(
+        model=model,
+        data=data,
+        target=target,
+        norm=check_norm(norm),
+        box=check_bounds(bounds, data),
+        objective=make_objective(target, criterion, margin, targeted),
+        criterion=criterion,
+        samples=positive_int("samples", samples),
+        batch_size=max(len(data), 1) if batch_size is None else positive_int("batch_size", batch_size),
+        seed=draw_seed(generator),
+    )
 
 
-def _as_matrix(bound: Tensor, data: Tensor) -> Tensor:
-    """A matrix that broadcasts to (N, D), of one row if the bound is the same for every datum."""
+def batches(settings: Settings) -> Iterator[tuple[slice, Problem]]:
+    """A problem for each batch of data; while one is at work, the model is frozen and random numbers are its own."""
+    data, box = settings.data, settings.box
+    query = Query(settings.model, data.shape[1:], settings.objective, settings.samples)
+    with solving(settings.model, settings.criterion, data.device, settings.seed):
+        for begin in range(0, max(len(data), 1), settings.batch_size):
+            part = slice(begin, begin + settings.batch_size)
+            matrix = data[part].reshape(len(data[part]), data.shape[1:].numel())
+            lower, upper = (None, None) if box is None else (_as_matrix(bound, data, part) for bound in box)
+            target = settings.target[part]
+            noise = Noise(matrix, settings.seed)
+            yield part, Problem(query, data[part].shape, matrix, target, lower, upper, noise, settings.norm)
+
+
+def _as_matrix(bound: Tensor, data: Tensor, part: slice) -> Tensor:
+    """A matrix that broadcasts to the part of the data, of one row if the bound is the same for every datum."""
     if bound.ndim < data.ndim or bound.shape[0] == 1:
-        if bound.numel() == 1:
-            return bound.reshape(1, 1)
-        return bound.expand(1, *data.shape[1:]).reshape(1, -1)
-    return bound.expand(data.shape).reshape(len(data), -1)
-
-
-def cut(box: tuple[Tensor, Tensor] | None, part: slice, data: Tensor) -> Bounds:
-    if box is None:
-        return None
-    lower, upper = (b[part] if b.ndim == data.ndim and len(b) == len(data) else b for b in box)
-    return lower, upper
+        return bound.expand(1, *data.shape[1:]).reshape(1, -1) if bound.numel() > 1 else bound.reshape(1, 1)
+    bound = bound.expand(data.shape)[part]
+    return bound.reshape(len(bound), -1)
 
 
 def look(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:

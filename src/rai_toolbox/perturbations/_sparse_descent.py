@@ -34,7 +34,7 @@ def add_greedily(
     for step in range(steps):
         loss_fn = losses(rows)
         answer = problem.ask(rows, x, loss_fn, stream + step)
-        nearest.see(rows, x, answer.achieved)
+        nearest.see(rows, x, answer.score, answer.achieved)
         base = problem.data[rows]
         changed = x != base
         # One that is across, or could at best equal what is known, is done.
@@ -68,7 +68,7 @@ def shrink_smoothly(
     for step in range(steps):
         x = problem.put(rows, delta * width)
         answer = problem.ask(rows, x, loss_fn, stream + step)
-        nearest.see(rows, x, answer.achieved)
+        nearest.see(rows, x, answer.score, answer.achieved)
         across = (answer.loss > 0)[:, None]
         uphill = torch.where(across, 0.0, answer.grad * width)
         smooth = 2 * _SIGMA * delta / (delta.square() + _SIGMA).square() / delta.shape[1]

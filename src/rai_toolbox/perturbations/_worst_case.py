@@ -10,25 +10,23 @@ from torch import Tensor
 
 from rai_toolbox.perturbations._attack_losses import ClassLosses, LossOfRows
 from rai_toolbox.perturbations._auto_pgd import auto_pgd
-from rai_toolbox.perturbations._ball import Ball, check_norm
-from rai_toolbox.perturbations._bounds import Bounds, check_bounds
-from rai_toolbox.perturbations._noise import draw_seed
+from rai_toolbox.perturbations._ball import Ball, distances
+from rai_toolbox.perturbations._bounds import Bounds
+from rai_toolbox.perturbations._nearest import Nearest
 from rai_toolbox.perturbations._problem import (
     MOST_STEPS,
     Best,
     Problem,
-    as_data,
     as_epsilon,
-    as_target,
-    cut,
+    batches,
     look,
-    make_problem,
     positive_int,
     report,
-    solving,
+    setup,
 )
 from rai_toolbox.perturbations._query import Loss
 from rai_toolbox.perturbations._solution import Solution, concatenate
+from rai_toolbox.perturbations._sparse_descent import add_greedily, shrink_smoothly
 
 __all__ = ["worst_case"]
 
@@ -44,40 +42,123 @@ def worst_case(
     targeted: bool = False,
     criterion: Loss | None = None,
     margin: Loss | None = None,
-    steps: int = 100,
-    restarts: int = 8,
+    steps: int = 50,
+    restarts: int = 18,
     early_stop: bool = True,
     samples: int = 1,
     batch_size: int | None = None,
     generator: torch.Generator | None = None,
-    callback: Callable[[dict[str, Any]], Any] | None = None,
+    callback: Callable[[int, Tensor], Any] | None = None,
 ) -> Solution:
-    data, target = as_data(data), as_target(target, as_data(data))
-    check_norm(norm)
-    radii = as_epsilon(epsilon, len(data), data.device, norm)
+    """Find, for each datum, the perturbation within a radius that is worst for the model.
+
+    There is no step size to choose: Auto-PGD [1]_ [2]_ finds its own. Data whose decision has changed leave the batch.
+
+    Parameters
+    ----------
+    model : Callable[[Tensor], Tensor]
+        Differentiable. If an `nn.Module`, it is frozen and in eval mode during the solve, and put back after it.
+    data : Tensor or array-like, shape (N, ...)
+        Floating point, in any range.
+    target : Tensor or array-like, shape (N, ...)
+        Class indices, shape (N,): the true class of each datum (or, if `targeted`, the one to reach). Floating point:
+        the values that a regression should return.
+    norm : {"l1", "l2", "linf", "l0"}
+        L0 counts changed entries.
+    epsilon : float or Tensor, shape (N,)
+        The radius, in the units of the data. One for all, or one per datum.
+    bounds : (lower, upper), optional
+        Numbers or tensors that broadcast to `data`, in the units of the data. An entry whose bounds are equal
+        stays as it is.
+    targeted : bool
+        Bring the decision to `target` (the criterion down) instead of away from it.
+    criterion : Callable[[Tensor, Tensor], Tensor], optional
+        `(output, target)` → a loss per datum, which is maximized: one of `rai_toolbox.perturbations.losses`, or your
+        own. Default: for class indices, by how much another class's logit exceeds the true one's, each of the likeliest
+        nine in a run of its own; this means the same at any scale of the logits. Otherwise the squared error.
+    margin : Callable[[Tensor, Tensor], Tensor], optional
+        `(output, target)` → a number per datum, positive where the decision counts as changed. Default: for class
+        indices, that of a classifier, whose output has the shape (N, C), or (N,) or (N, 1) for two classes; otherwise
+        there is no decision, and nothing stops early.
+    steps : int
+        Forward and backward passes of each run.
+    restarts : int
+        Runs, the first from the data themselves, the others from random points. With the defaults, 900 forward and
+        backward passes for a datum that withstands them all.
+    early_stop : bool
+        Leave a datum alone as soon as its decision has changed. Otherwise go on to the largest criterion.
+    samples : int
+        For random models: the forward passes that each gradient is averaged, and each decision voted over.
+    batch_size : int, optional
+        Solve for so many data at a time. Default: all.
+    generator : torch.Generator, optional
+        One number is drawn from it. Default: always the same.
+    callback : Callable[[int, Tensor], Any], optional
+        Called after each run with its number and, shape (n,), which decisions of the batch have changed.
+
+    Returns
+    -------
+    Solution
+        Of all points that the model was asked about, the best: one where the decision has changed if there is one,
+        else that of the largest criterion. `losses` and `success` come from one more pass over just these points.
+
+    Raises
+    ------
+    TypeError
+        Data that are not floating point; a model that does not return a tensor.
+    ValueError
+        An unknown norm; a negative epsilon; data outside the bounds; labels out of range; shapes that do not fit.
+
+    Notes
+    -----
+    What is returned lies in the box exactly, and in the ball as measured in float64 from the stored values (up to the
+    rounding of that measurement). A NaN loss never counts as found.
+
+    Random numbers belong to a datum, not to its place in a batch: what is found for it does not depend on the other
+    data, as far as the model's own arithmetic does not. (Matrix products may round differently in batches of different
+    sizes; no decision counts that is not clear of this.)
+
+    For L0, `minimum_norm`'s searches run too.
+
+    References
+    ----------
+    .. [1] F. Croce, M. Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+       attacks", ICML 2020.
+    .. [2] F. Croce, M. Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML 2021.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.perturbations import worst_case
+    >>> data, target = torch.tensor([[1.0, 0.0], [0.5, 0.1]]), torch.tensor([0, 0])
+    >>> found = worst_case(torch.nn.Identity(), data, target, norm="linf", epsilon=0.3, bounds=(0, 1))
+    >>> found.success
+    tensor([False,  True])
+    """
+    settings = setup(
+        model, data, target, norm=norm, bounds=bounds, targeted=targeted, criterion=criterion, margin=margin,
+        samples=samples, batch_size=batch_size, generator=generator,
+    )  # fmt: skip
+    radii = as_epsilon(epsilon, len(settings.data), settings.data.device, norm)
     positive_int("steps", steps)
     positive_int("restarts", restarts)
-    seed = draw_seed(generator)
-    box = check_bounds(bounds, data)
-    size = len(data) if batch_size is None else positive_int("batch_size", batch_size)
-    parts = []
-    with solving(model, criterion, data.device, seed):
-        for begin in range(0, max(len(data), 1), max(size, 1)):
-            part = slice(begin, begin + size)
-            problem = make_problem(
-                model, data[part], target[part], norm=norm, bounds=cut(box, part, data), targeted=targeted,
-                criterion=criterion, margin=margin, samples=samples, seed=seed,
-            )
-            parts.append(_solve(problem, radii[part], steps, restarts, early_stop))
-    return concatenate(parts)
+    return concatenate(
+        [_solve(problem, radii[part], steps, restarts, early_stop, callback) for part, problem in batches(settings)]
+    )
 
 
-def _solve(problem: Problem, radii: Tensor, steps: int, restarts: int, early_stop: bool) -> Solution:
-    n = len(problem.data)
-    every = torch.arange(n, device=problem.data.device)
+def _solve(
+    problem: Problem,
+    radii: Tensor,
+    steps: int,
+    restarts: int,
+    early_stop: bool,
+    callback: Callable[[int, Tensor], Any] | None,
+) -> Solution:
+    every = torch.arange(len(problem.data), device=problem.data.device)
     stop = early_stop and problem.objective.achieved is not None
     best = Best(problem, by_score_alone=not stop)
-    if n:
+    if len(every):
         score, achieved, output = look(problem)
         best.see(every, problem.data, score, achieved)
         ball = problem.ball(radii)
@@ -86,8 +167,51 @@ def _solve(problem: Problem, radii: Tensor, steps: int, restarts: int, early_sto
             rows = every[~best.achieved] if stop else every
             if not len(rows):
                 break
-            _run(problem, ball, best, rows, losses[number], number, steps, stop)
+            if problem.norm == "l0" and stop:
+                _run_sparse(problem, ball, best, rows, losses[number], number, number // losses.count, steps)
+            if number == 0 or problem.norm != "l0" or not stop:
+                _run(problem, ball, best, rows, losses[number], number, steps, stop)
+            if callback is not None:
+                callback(number, best.achieved.clone())
     return report(problem, best.x)
+
+
+class _Within(Nearest):
+    """Passes on to `best` the points within the radius that `minimum_norm`'s searches come by."""
+
+    def __init__(self, problem: Problem, best: Best, radii: Tensor) -> None:
+        super().__init__(problem)
+        self._best = best
+        self._radii = radii
+        # No point that is further off is worth a search.
+        self.distance = torch.where(best.achieved, 0.0, radii + 1)
+
+    def see(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> None:
+        super().see(rows, x, score, achieved)
+        inside = distances(x, self._problem.data[rows], self._problem.norm) <= self._radii[rows]
+        self._best.see(rows, x, torch.where(inside, score, -torch.inf), achieved & inside)
+
+
+def _run_sparse(
+    problem: Problem,
+    ball: Ball,
+    best: Best,
+    rows: Tensor,
+    losses: LossOfRows,
+    number: int,
+    sweep: int,
+    steps: int,
+) -> None:
+    stream = number * MOST_STEPS + MOST_STEPS // 2
+    within = _Within(problem, best, ball.epsilon[:, 0])
+    start = problem.data[rows]
+    if sweep:
+        start = ball[rows].random(lambda kind: getattr(problem.noise, kind)(rows, stream))
+    add_greedily(problem, within, rows, start, losses, steps=steps, stream=stream)
+    left = ~best.achieved[rows]
+    rows, start = rows[left], start[left]
+    if len(rows):
+        shrink_smoothly(problem, within, rows, start, losses, steps=steps, stream=stream + steps)
 
 
 def _run(
