@@ -213,6 +213,8 @@ def _local_norms(job: _Job) -> Tensor:
     """
     x, k, transform = job.part, job.k, job.transform
     assert isinstance(transform, ByNorm)
+    if x.numel() == 0:
+        return x.new_zeros(_rows(x.shape, k), dtype=torch.float64)
     if x.device.type != "cpu" or x.is_complex():
         if x.dtype == torch.float64 or x.is_complex() or transform.p not in (1, 2, torch.inf):
             return scaled_norms(x, k, transform.p)
@@ -221,7 +223,7 @@ def _local_norms(job: _Job) -> Tensor:
     norms = direct_norms(x, k, transform.p)
     low, high = safe_range(x.dtype, transform.p)
     doubtful = ~((norms >= low) & (norms <= high))
-    if x.numel() and doubtful.any():
+    if doubtful.any():
         data = x if k == x.ndim else x[doubtful.view(x.shape[: x.ndim - k])]
         again = scaled_norms(data, k, transform.p)
         if transform.has_limit and not again.isfinite().all():

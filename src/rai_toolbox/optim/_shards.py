@@ -185,7 +185,7 @@ def gather(bundles: Sequence[Bundle]) -> None:
         sent = torch.cat([bundle.values.reshape(-1) for bundle, _ in members])
         sent = sent.to(members[0][0].layout.mesh.device_type)
         received = sent.new_empty(dist.get_world_size(group) * sent.numel())
-        dist.all_gather_into_tensor(received, sent, group=group)
+        dist.all_gather_single(received, sent, group=group)
         columns = received.view(-1, sent.numel()).split([b.values.numel() for b, _ in members], dim=1)
         for (bundle, dims), everything in zip(members, columns, strict=True):
             bundle._receive(everything, group, dims)
