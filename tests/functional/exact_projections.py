@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import mpmath
@@ -51,7 +52,7 @@ def project(x: list[float], epsilon: float, p: float, lower: list[float], upper:
 
     if norm(at(Fraction(0))) <= radius:
         return [float(v) for v in at(Fraction(0))]
-    left, right = next((a, b) for a, b in zip(ordered, ordered[1:], strict=False) if norm(at(b)) <= radius)
+    left, right = next((a, b) for a, b in itertools.pairwise(ordered) if norm(at(b)) <= radius)
     start, end = norm(at(left)), norm(at(right))
     if p == 1:
         theta = left + (right - left) * (start - radius) / (start - end) if start != end else right

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from tests.functional.tensor_layouts import DTYPES, SHAPES, as_rows, layouts, param_ndims
 
 import rai_toolbox.functional as F
-from tests.functional.tensor_layouts import DTYPES, SHAPES, as_rows, layouts, param_ndims
 
 ORACLES = {1: F.lmo_l1_ball, 2: F.lmo_l2_ball, math.inf: F.lmo_linf_ball}
 IN_PLACE = {1: F.lmo_l1_ball_, 2: F.lmo_l2_ball_, math.inf: F.lmo_linf_ball_}

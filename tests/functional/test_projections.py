@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import hypothesis.strategies as st
@@ -10,10 +11,10 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from scipy.optimize import minimize
-
-import rai_toolbox.functional as F
 from tests.functional import exact_projections
 from tests.functional.tensor_layouts import DTYPES, SHAPES, as_rows, layouts, param_ndims
+
+import rai_toolbox.functional as F
 
 BALLS = {1: F.project_l1_ball, 2: F.project_l2_ball, math.inf: F.project_linf_ball}
 IN_PLACE = {1: F.project_l1_ball_, 2: F.project_l2_ball_, math.inf: F.project_linf_ball_}
@@ -105,10 +106,10 @@ def test_projection_on_ball_and_box_is_the_nearest_point_over_the_whole_range(p:
 @pytest.mark.parametrize("p", BALLS)
 def test_projection_on_ball_and_box_agrees_with_a_general_convex_solver(p: float):
     torch.manual_seed(3)
+    epsilon = 0.8
     for _ in range(6):
         x = torch.randn(6, dtype=torch.float64) * 2
         lower, upper = -torch.rand(6, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
-        epsilon = 0.8
         z = BALLS[p](x, epsilon, param_ndim=None, lower=lower, upper=upper)
         # z = u - v with u, v ≥ 0 makes every norm smooth
         target = x.numpy()
@@ -391,8 +392,6 @@ def test_l0_projection_is_no_farther_than_any_choice_of_entries(x: torch.Tensor,
     assert ((z != 0).sum(1) <= k).all()
     clipped = (x if lower is None else x.clamp(lower, upper)).double()
     wide = x.double()
-    import itertools
-
     d = x.shape[1]
     best = torch.stack(
         [

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from tests.functional.tensor_layouts import DTYPES, SHAPES, as_rows, layouts, param_ndims
 
 import rai_toolbox.functional as F
-from tests.functional.tensor_layouts import DTYPES, SHAPES, as_rows, layouts, param_ndims
 
 SAMPLERS = {1: F.uniform_like_l1_n_ball_, 2: F.uniform_like_l2_n_ball_, math.inf: F.uniform_like_linf_n_ball_}
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
+from tests.functional.tensor_layouts import DTYPES, SHAPES, as_rows, layouts, param_ndims
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rai_toolbox.functional as F
-from tests.functional.tensor_layouts import DTYPES, SHAPES, as_rows, layouts, param_ndims
 
 
 def by_sorting(x: torch.Tensor, q: float, param_ndim: int | None) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rai_toolbox.functional._multipliers import level_for_sum, scale_for_square_sum, shift_for_sum
 from rai_toolbox.functional._norms import direct_norms, scaled_norms
-from rai_toolbox.functional._per_datum import may_look
+from rai_toolbox.functional._per_datum import may_look, scratch
 from rai_toolbox.functional._selection import kept
 
 Number: TypeAlias = float | Tensor
@@ -108,10 +108,10 @@ def _moved(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int
         if not single:
             x = x.double()
             return _with_sum(x.abs(), eps).copysign(x)
-        a = x.abs() if x.dtype == torch.float32 else x.float().abs_()
+        a = scratch(x, 0, torch.float32).copy_(x).abs_()
         depth = torch.sub(a.amax(1, keepdim=True), a, out=a)
         level = level_for_sum(depth, eps.float())
-        z = torch.sub(level, depth, out=depth).relu_()
+        z = torch.sub(level, depth).relu_()
         return z.mul_(_correction(z, eps.float())).copysign_(x)
     if single:
         z, error = _boxed(x.float(), eps.float(), low, high, norm.float(), p)

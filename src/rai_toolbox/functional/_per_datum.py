@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from rai_toolbox.functional._layout import as_rows, blocks, datum_ndim, write_through
 
 RowFunction = Callable[..., Tensor]
+
+# How many entries are worked on together, where several temporaries of that size are needed.
+_WORK_NUMEL = 2**20
+
+_kept_memory = threading.local()
 
 
 def may_look(x: Tensor) -> bool:
     """Whether a branch on the values of `x` is free: an ordinary CPU tensor, neither traced nor vmapped."""
     return (
         x.device.type == "cpu"
+        and type(x) in (Tensor, Parameter)
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
     )
+
+
+def scratch(like: Tensor, slot: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Uninitialized memory of the shape of `like`, valid until the same slot is asked for again in this thread.
+
+    A fresh temporary of a megabyte costs page faults several times the arithmetic on it, so each thread keeps a few (up
+    to 4 MB of float32 each). Nothing that is returned to a caller may live there.
+    """
+    dtype = dtype or like.dtype
+    if like.numel() > _WORK_NUMEL or not may_look(like):
+        return torch.empty(like.shape, dtype=dtype, device=like.device)
+    slots: dict[str, Tensor] = _kept_memory.__dict__
+    key = f"{slot} {dtype}"
+    memory = slots.get(key)
+    if memory is None or memory.numel() < like.numel():
+        with torch.inference_mode(False):
+            memory = torch.empty(like.numel(), dtype=dtype)
+        slots[key] = memory
+    return memory[: like.numel()].view(like.shape)
 
 
 def checked_float(name: str, x: Any) -> Tensor:
@@ -157,9 +184,9 @@ def _aligned_blocks(
     x: Tensor, k: int, columns: Sequence[float | Tensor], entries: Sequence[float | Tensor | None]
 ) -> Iterator[tuple[Tensor, list[float | Tensor], list[float | Tensor | None]]]:
     """`blocks(x, k)` with the parts of the columns and entries that belong to each."""
-    iterators = [blocks(e, k) if isinstance(e, Tensor) else None for e in entries]
+    iterators = [blocks(e, k, _WORK_NUMEL) if isinstance(e, Tensor) else None for e in entries]
     row = 0
-    for block in blocks(x.detach(), k):
+    for block in blocks(x.detach(), k, _WORK_NUMEL):
         n = math.prod(block.shape[: block.ndim - k])
         cols = [c[row : row + n] if isinstance(c, Tensor) else c for c in columns]
         ents = [e if i is None else next(i) for i, e in zip(iterators, entries, strict=True)]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional._layout import datum_ndim
-from rai_toolbox.functional._per_datum import checked_float, map_rows, map_rows_, may_look
+from rai_toolbox.functional._per_datum import checked_float, map_rows, map_rows_, may_look, scratch
 
 # How many entries a threshold may be off to be corrected by picking, and how many passes are made at most before.
 _PICKED = 8
@@ -191,9 +191,9 @@ def signed_rows_(rows: Tensor, count: int, scale: float) -> Tensor:
     """`signed_top_q_` of a matrix with one datum a row."""
     if not _searchable(rows, count):
         return rows.copy_(_signed(rows, count, scale))
-    a = rows.abs().to(torch.promote_types(rows.dtype, torch.float32))
+    a = _magnitudes(rows)
     x = rows.to(a.dtype)
-    up = torch.empty_like(a)
+    up = scratch(a, 1)
     t, _ = _guess(a, count, up)
     # The sign of what exceeds the threshold, as a difference of two comparisons: half the time of `sign` and a mask.
     torch.gt(x, t, out=up)
@@ -211,7 +211,7 @@ def _keep(rows: Tensor, count: int) -> Tensor:
     if _searchable(rows, count):
         keep, _, odd = _search(rows.detach(), count)
         if not odd.numel():
-            return rows * keep.to(rows.dtype) + 0.0
+            return rows * keep.to(rows.dtype, copy=True) + 0.0
     return _masked(rows, kept(rows.detach(), count))
 
 
@@ -253,8 +253,8 @@ def _search(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     odd : Tensor, shape (M,)
         Indices of rows that were left out: some entry is not finite (or their sum is not).
     """
-    a = rows.abs().to(torch.promote_types(rows.dtype, torch.float32))
-    keep = torch.empty_like(a)
+    a = _magnitudes(rows)
+    keep = scratch(a, 1)
     threshold, odd = _guess(a, count, keep)
     torch.gt(a, threshold, out=keep)
     sums = keep.sum(1, keepdim=True)
@@ -267,7 +267,12 @@ def _search(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     return keep, sums, odd
 
 
-def _guess(a: Tensor, count: int, scratch: Tensor) -> tuple[Tensor, Tensor]:
+def _magnitudes(rows: Tensor) -> Tensor:
+    a = scratch(rows, 0, torch.promote_types(rows.dtype, torch.float32))
+    return torch.abs(rows, out=a) if rows.dtype == a.dtype else a.copy_(rows).abs_()
+
+
+def _guess(a: Tensor, count: int, above_t: Tensor) -> tuple[Tensor, Tensor]:
     """Thresholds that exactly `count` entries exceed, in most rows; and which rows are not finite."""
     # First guess: as if the entries were normal. `hazard` is the density there of those above, relative to them.
     share = count / a.shape[1]
@@ -280,8 +285,8 @@ def _guess(a: Tensor, count: int, scratch: Tensor) -> tuple[Tensor, Tensor]:
     goal = math.log(count + 0.5)
     before, log_before, far = t, mean, None
     for i in range(_PASSES):
-        torch.gt(a, t, out=scratch)
-        above = scratch.sum(1, keepdim=True)
+        torch.gt(a, t, out=above_t)
+        above = above_t.sum(1, keepdim=True)
         miss = above - float(count)
         if i >= 2 and float(miss.abs().gt_(_PICKED).sum()) <= a.shape[0] / 16:
             break
@@ -307,10 +312,16 @@ def _picked(a: Tensor, t: Tensor, miss: Tensor) -> Tensor:
         return t
     m, start = miss.index_select(0, off), t.index_select(0, off)
     side = m.sign()
-    part = a.index_select(0, off)
+    part = torch.index_select(a, 0, off, out=scratch(a[: len(off)], 2))
     steps = int(m.abs().amax().clamp_max(_PICKED))
     # The nearest entry on the right side has the largest reciprocal distance, the other side's are negative.
-    near = (part * side).sub_(start * side).reciprocal_().topk(min(steps, a.shape[1]), 1).indices
+    near = (
+        torch.mul(part, side, out=scratch(part, 3))
+        .sub_(start * side)
+        .reciprocal_()
+        .topk(min(steps, a.shape[1]), 1)
+        .indices
+    )
     last = near.gather(1, m.abs().long().sub_(1).clamp_(0, near.shape[1] - 1))
     value = part.gather(1, last)
     value = torch.where(side > 0, value, torch.nextafter(value, torch.zeros_like(value)))
