@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._compare import ComparedPoint, Comparison, compare
 from ._data import load_data
 from ._errors import EvaluationFailed, InputError
 from ._evaluation import evaluate
@@ -11,6 +12,8 @@ from ._samples import Samples
 
 __all__ = [
     "ClassRow",
+    "ComparedPoint",
+    "Comparison",
     "Curve",
     "Evaluation",
     "EvaluationFailed",
@@ -19,6 +22,7 @@ __all__ = [
     "InputError",
     "Point",
     "Samples",
+    "compare",
     "evaluate",
     "load_data",
     "load_model",

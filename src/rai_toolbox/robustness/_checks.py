@@ -1,7 +1,5 @@
-"""The checks of an evaluation: when its figures should not be believed.
-
-Each check is a function of the situation that returns what it found. What a finding means and what to do about it is said in
-``templates/trust.md``, once, for the report and for the documentation.
+"""What a check of an evaluation is, and how one is run; the checks themselves are in `_model_checks` and
+`_search_checks`.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from ._samples import Summary
 from ._specs import why
 from ._stages import Bench
 
-__all__ = ["Check", "Situation", "run_check"]
+__all__ = ["Check", "Seen", "Situation", "run_check", "worst"]
 
 _SUBSET = 64
 
@@ -54,7 +52,6 @@ class Situation:
     error: Mapping[str, NDArray]
     clean: NDArray
     rejected: int
-    notes: dict[str, Any] = field(default_factory=dict)
 
     def some(self, count: int = _SUBSET) -> NDArray:
         """Return evenly spaced indices of samples that the model gets right (regression: of any)."""
@@ -102,6 +99,20 @@ class Check:
     classification_only: bool = False
 
 
+_RANKED: tuple[Verdict, ...] = ("not run", "ok", "warning", "distrust")
+
+
+def worst(seen: Mapping[str, Seen]) -> Seen:
+    """Return one finding for all norms: the gravest verdict and its sentence, the evidence of all."""
+    gravest = max(seen, key=lambda norm: _RANKED.index(seen[norm].verdict))
+    if len(seen) == 1:
+        return seen[gravest]
+    evidence = {f"{name} ({norm})": value for norm, one in seen.items() for name, value in one.evidence.items()}
+    chosen = seen[gravest]
+    where = "" if chosen.verdict == "ok" else f" ({gravest})"
+    return Seen(chosen.verdict, chosen.summary + where, evidence)
+
+
 def run_check(check: Check, situation: Situation, journal: Journal, *, skip: bool) -> Finding:
     """Return what a check finds, from the journal where it has run already."""
     name = f"check-{check.name}"
@@ -112,7 +123,9 @@ def run_check(check: Check, situation: Situation, journal: Journal, *, skip: boo
     if skip:
         return Finding(check.name, check.title, "not run", "The time limit ended the run before it.")
     try:
-        with situation.evaluating():
+        # A model that draws random numbers draws them here from a state that is put back.
+        with situation.evaluating(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(situation.bench.settings.seed)
             seen = check.run(situation)
     except (InputError, EvaluationFailed):
         raise
@@ -121,6 +134,3 @@ def run_check(check: Check, situation: Situation, journal: Journal, *, skip: boo
     finding = _plain(vars(seen))
     journal.put(name, {"finding": json.dumps(finding)})
     return Finding(check.name, check.title, **finding)
-
-
-CHECKS: tuple[Check, ...] = ()

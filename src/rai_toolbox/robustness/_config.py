@@ -47,7 +47,7 @@ def _toml(text: str) -> Any:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        import tomli as tomllib
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
     return tomllib.loads(text)
 
 

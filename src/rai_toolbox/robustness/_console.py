@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ._compare import Comparison
 from ._evaluation import Progress as Callback
 from ._job import Outcome
 from ._report import figure, percent
 from ._results import Curve, Evaluation
 from ._writing import FILES
 
-__all__ = ["progress", "report"]
+__all__ = ["progress", "report", "report_comparison"]
 
 
 @contextlib.contextmanager
@@ -65,6 +68,30 @@ def report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
         messages.print(f"report: {escape(str(outcome.folder / FILES[0]))}")
     for reason in outcome.reasons:
         print(f"error: {reason}", file=sys.stderr)
+
+
+def report_comparison(comparison: Comparison, folder: Path, *, as_json: bool) -> None:
+    """Print a comparison: a table per norm, or JSON."""
+    if as_json:
+        print(json.dumps(comparison.to_dict(), allow_nan=False))
+        return
+    console = Console()
+    for norm, points in comparison.norms.items():
+        table = Table(title=escape(f"accuracy under attack ({norm})"), title_justify="left")
+        for column in ("epsilon", *comparison.names, "only first", "only second", "p-value"):
+            table.add_column(escape(column), justify="right")
+        for point in points:
+            test = point.test
+            table.add_row(
+                f"{point.epsilon:g}",
+                percent(point.first),
+                percent(point.second),
+                str(test.only_first),
+                str(test.only_second),
+                f"{test.p_value:.2g}",
+            )
+        console.print(table)
+    Console(stderr=True, soft_wrap=True).print(f"comparison: {escape(str(folder / 'comparison.html'))}")
 
 
 def _table(evaluation: Evaluation, curve: Curve) -> Table:

@@ -30,8 +30,9 @@ def load_data(spec: str, *, label_column: str | None = None, seed: int = 0) -> S
     Parameters
     ----------
     spec : str
-        ``"digits"``; an .npz file with arrays ``x`` and ``y``; a .csv or .parquet table; a folder that has a folder of images per
-        class; ``file.py:function`` or ``package.module:function`` that returns a Dataset, a DataLoader or arrays ``(x, y)``.
+        ``"digits"``; an .npz file with arrays ``x`` and ``y``; a .csv or .parquet table; a folder that has a
+        folder of images per class; ``file.py:function`` or ``package.module:function`` that returns a
+        Dataset, a DataLoader or arrays ``(x, y)``.
     label_column : str, optional
         The column of a table that holds the label; ``label``, ``target`` or ``y`` is found without.
     seed : int
@@ -76,11 +77,11 @@ def _npz_samples(path: Path) -> Samples:
             f"{str(path)!r} has no array {' and no array '.join(map(repr, missing))}; it has"
             f" {', '.join(map(repr, archive.names)) or 'none'}; write it with numpy.savez(file, x=x, y=y)"
         )
-    names = {
-        key: tuple(map(str, archive.array(key).reshape(-1))) if key in archive else None
+    class_names, feature_names = (
+        tuple(map(str, archive.array(key).reshape(-1))) if key in archive else None
         for key in ("class_names", "feature_names")
-    }
-    return Samples(archive.rows("x"), archive.array("y"), **names)
+    )
+    return Samples(archive.rows("x"), archive.array("y"), class_names=class_names, feature_names=feature_names)
 
 
 def _image_folder(path: Path) -> Samples:

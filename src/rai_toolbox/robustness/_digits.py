@@ -36,7 +36,8 @@ def digits_samples(seed: int = 0) -> Samples:
 
 
 def digits_model(seed: int = 0) -> nn.Module:
-    """Return a small convolutional network trained on the other scans; training takes seconds and is kept for the next time.
+    """Return a small convolutional network trained on the other scans; training takes seconds and is kept for
+    the next time.
 
     The global random state is left as it was.
     """

@@ -17,14 +17,16 @@ from torch import nn
 
 from rai_toolbox._version import __version__
 
-from ._checks import CHECKS, Situation, run_check
+from ._checks import Situation, run_check
 from ._errors import EvaluationFailed, InputError
 from ._grid import grid_for_distances, grid_for_spread, widest_radius
 from ._journal import Journal, Piece
+from ._model_checks import MODEL_CHECKS
 from ._models import Evaluated
 from ._results import Curve, Evaluation, Examples, Finding, accuracy_curve, error_curve
-from ._samples import Samples, Summary, as_samples, summarize, targets_for
-from ._settings import Box, Norm, Settings, make_box, make_settings
+from ._samples import Summary, as_samples, summarize, targets_for
+from ._search_checks import SEARCH_CHECKS
+from ._settings import Norm, Settings, make_box, make_settings
 from ._specs import why
 from ._stages import Bench, clean, confirm, search
 from ._team import Team, join
@@ -33,6 +35,8 @@ __all__ = ["Progress", "evaluate"]
 
 #: Called as ``progress(stage, done, total)`` after each finished batch of a stage.
 Progress = Callable[[str, int, int], None]
+
+CHECKS = (*MODEL_CHECKS, *SEARCH_CHECKS)
 
 _GALLERY_POOL = 48
 
@@ -63,17 +67,19 @@ def evaluate(
 ) -> Evaluation:
     """Measure how robust a model is: its accuracy (or error) against the size of the worst perturbation.
 
-    For each norm, the minimum-norm solver looks for the nearest error of every sample, which gives the whole curve; the fixed-budget
-    solver then tries, at each reported epsilon, the samples that still stand. A sample counts as robust at an epsilon if neither found
-    an error within it. Checks of the evaluation itself follow: see `Evaluation.findings`.
+    For each norm, the minimum-norm solver looks for the nearest error of every sample, which gives the whole
+    curve; the fixed-budget solver then tries, at each reported epsilon, the samples that still stand. A
+    sample counts as robust at an epsilon if neither found an error within it. Checks of the evaluation itself
+    follow: see `Evaluation.findings`.
 
-    The model is used in eval mode and left as it was. Under torchrun the batches are shared among the processes, and each returns
-    the same result.
+    The model is used in eval mode and left as it was. Under torchrun the batches are shared among the
+    processes, and each returns the same result.
 
     Parameters
     ----------
     model : nn.Module or callable
-        From a batch of inputs to logits, (N, classes), or (N,) or (N, 1) for two classes; for regression to values, (N, outputs) or (N,).
+        From a batch of inputs to logits, (N, classes), or (N,) or (N, 1) for two classes; for regression to
+        values, (N, outputs) or (N,).
     data : (x, y), Dataset, DataLoader or Samples
         Inputs (N, ...) and labels (N,), or target values (N,) or (N, outputs).
     norms : str or sequence of str
@@ -85,7 +91,8 @@ def evaluate(
     task : {"classification", "regression"}
         What the model predicts.
     bounds : "auto", None or (lower, upper)
-        Where perturbed inputs may lie: numbers, or arrays in the shape of a sample. ``"auto"`` bounds images by [0, 1] or [0, 255].
+        Where perturbed inputs may lie: numbers, or arrays in the shape of a sample. ``"auto"`` bounds images
+        by [0, 1] or [0, 255].
     mask : array of bool, optional
         In the shape of a sample: True where the input may change.
     preprocess : callable, optional
@@ -214,7 +221,8 @@ def _try_model(bench: Bench) -> None:
     if highest >= classes:
         index = int(np.argmax(bench.targets))
         raise InputError(
-            f"the label of sample {index} is {highest}, but the model tells {classes} classes apart: labels must be 0 to {classes - 1}"
+            f"the label of sample {index} is {highest}, but the model tells {classes} classes apart: labels"
+            f" must be 0 to {classes - 1}"
         )
 
 
@@ -269,7 +277,9 @@ class _Run:
         return self._result(described, looked, curves, distance, error, pieces, findings)
 
     def stage(self, name: str, words: str, work: Callable[[int], Mapping[str, Any] | None]) -> list[Piece | None]:
-        """Do the batches that are not done yet, each in one of the processes; return all that are done, or None for the others."""
+        """Do the batches that are not done yet, each in one of the processes; return all that are done, or
+        None for the others.
+        """
         count = self.bench.batches
         mine = self.team.mine(count)
         names = [f"{name}-{batch:07d}" for batch in range(count)]

@@ -1,8 +1,9 @@
 """Reading a `torch.export` archive as data.
 
-`torch.export.load` unpickles parts of the archive without ``weights_only``, parses strings of it with sympy, which evaluates them, and turns names
-of it into Python source. An archive that came from `torch.export.save` of a plain model has none of what could do harm there,
-so such an archive is looked through first, and anything else is refused.
+`torch.export.load` unpickles parts of the archive without ``weights_only``, parses strings of it with sympy,
+which evaluates them, and turns names of it into Python source. An archive that came from `torch.export.save`
+of a plain model has none of what could do harm there, so such an archive is looked through first, and
+anything else is refused.
 """
 
 from __future__ import annotations
@@ -101,10 +102,9 @@ def _check_json(path: Path, name: str, content: Any) -> None:
             continue
         if key == "path_name" and not re.fullmatch(r"(weight|tensor)_\d+", value):
             raise _refusal(path, f"the object {value!r} in {name!r}")
-        if key == "target" and "." in value and "/models/" in name and not _TARGET.fullmatch(value):
-            # Targets of buffers and parameters are dotted names too, and are only looked up in the archive.
-            if value.startswith(("torch.", "_operator", "math", "#")):
-                raise _refusal(path, f"a call of {value!r}")
+        # Other targets are names of the archive's own parameters and buffers.
+        if key == "target" and value.startswith(("torch", "_operator", "math", "#")) and not _TARGET.fullmatch(value):
+            raise _refusal(path, f"a call of {value!r}")
         if key == "expr_str" and not _EXPRESSION.fullmatch(value):
             raise _refusal(path, f"the expression {value[:60]!r}")
         if key in ("name", "as_name", "graph_name") and not _NAME.fullmatch(value):
@@ -123,6 +123,7 @@ def _pairs(content: Any) -> Iterator[tuple[str, Any]]:
 
 def _refusal(path: Path, what: str) -> InputError:
     return InputError(
-        f"--model {str(path)!r} holds {what}: a model file may hold a graph and tensors only, because reading more could run code;"
+        f"--model {str(path)!r} holds {what}: a model file may hold a graph and tensors only, because reading"
+        " more could run code;"
         " give the model as a function, --model file.py:function"
     )

@@ -36,7 +36,9 @@ DEFAULT_OUT = "rai-report"
 
 @dataclass(frozen=True)
 class Job:
-    """What to evaluate and how, in the words of the command line; the names are those of the flags and of the config file."""
+    """What to evaluate and how, in the words of the command line; the names are those of the flags and of
+    the config file.
+    """
 
     model: str | None = None
     data: str | None = None
@@ -276,7 +278,8 @@ def _bounds(word: str) -> Any:
         for name in ("lower", "upper"):
             if name not in archive:
                 raise InputError(
-                    f"--bounds {word!r} has no array {name!r}; it must hold lower and upper, each in the shape of a sample"
+                    f"--bounds {word!r} has no array {name!r}; it must hold lower and upper, each in the"
+                    " shape of a sample"
                 )
         return archive.array("lower"), archive.array("upper")
     values = _numbers("--bounds", word, finite=False)
@@ -325,7 +328,8 @@ def _feature(name: str, samples: Samples) -> int:
     if name.isdecimal() and int(name) < count:
         return int(name)
     raise InputError(
-        f"--frozen: there is no feature {name!r}{closest(name, names) if names else f'; give numbers from 0 to {count - 1}'}"
+        "--frozen: there is no feature"
+        f" {name!r}{closest(name, names) if names else f'; give numbers from 0 to {count - 1}'}"
     )
 
 

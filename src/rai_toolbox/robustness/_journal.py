@@ -60,7 +60,8 @@ class Journal:
         if head.exists() and not overwrite:
             if not resume:
                 raise InputError(
-                    f"{str(self._folder.parent)!r} holds an unfinished run: add --resume to go on with it, or --overwrite to start again"
+                    f"{str(self._folder.parent)!r} holds an unfinished run: add --resume to go on with it, or"
+                    " --overwrite to start again"
                 )
             _check_key(_read_head(head), json.loads(json.dumps(key)), self._folder.parent)
             return

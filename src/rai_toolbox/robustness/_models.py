@@ -18,12 +18,13 @@ __all__ = ["Evaluated", "load_model", "load_preprocess"]
 
 _FORMS = (
     "give file.py:function or package.module:function that returns an nn.Module, a .pt2 file of torch.export.save,"
-    " a TorchScript or .onnx file, or digits"
+    " a TorchScript file, or digits"
 )
 
 
 class Evaluated(nn.Module):
-    """The model as the evaluation calls it: preprocessing inside, a checked output, and a count of the samples that went through.
+    """The model as the evaluation calls it: preprocessing inside, a checked output, and a count of the
+    samples that went through.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ def load_model(
     ----------
     spec : str
         ``"digits"``; ``file.py:function`` or ``package.module:function`` that returns an `nn.Module`; a .pt2 file of
-        `torch.export.save`; a TorchScript or .onnx file.
+        `torch.export.save`; a TorchScript file.
     weights : str, optional
         A .safetensors file, or a state dict of `torch.save`, to load into what the function returned.
     device : torch.device or str
@@ -124,7 +125,9 @@ def load_model(
 
 
 def load_preprocess(spec: str, device: torch.device | str = "cpu") -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the preprocessing that `spec` names: ``normalize:MEAN/STD``, one number each or one per channel, or a function of a batch."""
+    """Return the preprocessing that `spec` names: ``normalize:MEAN/STD``, one number each or one per
+    channel, or a function of a batch.
+    """
     if spec.startswith("normalize:"):
         try:
             mean, std = (
@@ -145,7 +148,7 @@ def load_preprocess(spec: str, device: torch.device | str = "cpu") -> Callable[[
         function = guarded(function, f"--preprocess: {spec}() raised")
     if not callable(function):
         raise InputError(f"--preprocess {spec} is {type(function).__name__}, expected a function of a batch")
-    return function.to(device).eval() if isinstance(function, nn.Module) else function
+    return function.to(device).eval() if isinstance(function, nn.Module) else function  # pyright: ignore[reportReturnType]
 
 
 class _Normalize(nn.Module):
@@ -169,7 +172,10 @@ def _load_file(spec: str, device: torch.device) -> nn.Module:
 
         return load_exported(path, device)
     if path.suffix == ".onnx":
-        return _load_onnx(path).to(device)
+        raise InputError(
+            f"--model {spec!r}: ONNX files are not supported, for want of a converter that works with this torch;"
+            " write the model with torch.export.save (.pt2), or give the function that builds it"
+        )
     if path.suffix == ".safetensors":
         raise InputError(
             f"--model {spec!r} holds tensors only; give the function that builds the model too:"
@@ -220,20 +226,6 @@ def _load_torchscript(path: Path, device: torch.device) -> nn.Module:
         raise InputError(f"--model {str(path)!r} cannot be loaded by torch.jit.load: {why(error)}") from None
 
 
-def _load_onnx(path: Path) -> nn.Module:
-    try:
-        import onnx  # pyright: ignore[reportMissingImports]
-        import onnx2torch  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise InputError(
-            f"--model {str(path)!r}: an ONNX file is not supported without a converter: pip install onnx onnx2torch"
-        ) from None
-    try:
-        return onnx2torch.convert(onnx.load(str(path))).eval().requires_grad_(False)
-    except Exception as error:
-        raise InputError(f"--model {str(path)!r} cannot be converted by onnx2torch: {why(error)}") from None
-
-
 def _load_weights(model: Any, weights: str) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"--weights needs an nn.Module to load into, the function returned {type(model).__name__}")
@@ -251,7 +243,8 @@ def _load_weights(model: Any, weights: str) -> None:
             state = torch.load(path, weights_only=True, map_location="cpu")
         except Exception:
             raise InputError(
-                f"--weights {weights!r} is not a state dict of tensors only; a pickle could run code when read, so it is not:"
+                f"--weights {weights!r} is not a state dict of tensors only; a pickle could run code when"
+                " read, so it is not:"
                 " save it with torch.save(model.state_dict(), file)"
             ) from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import math
 import struct
 import zlib
@@ -56,7 +57,9 @@ def plot_curves(evaluations: Mapping[str, Evaluation]) -> Figure:
 
 
 def curve_drawing(evaluations: Mapping[str, Evaluation], norm: str) -> dict[str, Any]:
-    """Return the geometry of a curve's drawing, for the report's template: a box of 720 by 360 with ticks, bands, lines and points."""
+    """Return the geometry of a curve's drawing, for the report's template: a box of 720 by 360 with ticks,
+    bands, lines and points.
+    """
     shown = {name: one for name, one in evaluations.items() if norm in one.curves}
     curves = [one.curves[norm] for one in shown.values()]
     width, height, left, right, top, bottom = 720, 360, 56, 16, 16, 44
@@ -85,7 +88,7 @@ def curve_drawing(evaluations: Mapping[str, Evaluation], norm: str) -> dict[str,
         )
     stops = sorted({point.epsilon for curve in curves for point in curve.points})
     places = [x_of(epsilon) for epsilon in stops]
-    edges = [left, *((a + b) / 2 for a, b in zip(places, places[1:], strict=False)), width - right]
+    edges = [left, *((a + b) / 2 for a, b in itertools.pairwise(places)), width - right]
     return {
         "width": width, "height": height, "left": left, "right": width - right, "top": top, "bottom": height - bottom,
         "lines": lines,
@@ -151,7 +154,9 @@ def image_of(sample: NDArray, low: float, high: float) -> NDArray[np.uint8]:
 
 
 def perturbation_of(delta: NDArray) -> NDArray[np.uint8]:
-    """Return the pixels of a perturbation, its largest entry made full strength: red is more, blue is less, white is unchanged."""
+    """Return the pixels of a perturbation, its largest entry made full strength: red is more, blue is less,
+    white is unchanged.
+    """
     channels = _channels_last(delta)
     scaled = channels / max(float(np.abs(channels).max()), 1e-30)
     if channels.ndim == 3:

@@ -101,7 +101,8 @@ def _verdict(evaluation: Evaluation) -> tuple[str, str]:
     if count:
         return (
             "warning",
-            f"Read the warnings before you use these figures: there {'is' if count == 1 else 'are'} {_times(count, 'warning')}.",
+            f"Read the warnings before you use these figures: there {'is' if count == 1 else 'are'}"
+            f" {_times(count, 'warning')}.",
         )
     if "ok" not in verdicts:
         return "warning", "The evaluation itself was not checked."
@@ -169,8 +170,10 @@ def _sentence(evaluation: Evaluation, curve: Curve) -> str:
     clean = curve.points[0]
     middle = min(curve.points[1:], key=lambda point: abs(point.value - clean.value / 2))
     return (
-        f"{percent(clean.value)} of {clean.samples} samples are classified right. For {percent(middle.value)} of them that stays so under every"
-        f" change within ε = {middle.epsilon:g} that was tried; for the rest a change that small was found that makes the model wrong."
+        f"{percent(clean.value)} of {clean.samples} samples are classified right as they are."
+        f" {percent(middle.value)} stay right under every"
+        f" change within ε = {middle.epsilon:g} that was tried; for the others a change that small makes the"
+        " model wrong."
     )
 
 
@@ -241,16 +244,15 @@ def _display_range(evaluation: Evaluation) -> tuple[float, float]:
 def _changes(original: NDArray, perturbed: NDArray, names: Sequence[str] | None) -> list[tuple[str, float, float]]:
     """Return the features that change most."""
     order = np.argsort(-np.abs(perturbed - original), kind="stable")[:_TABLE_ROWS]
-    return [
-        (names[i] if names is not None and i < len(names) else f"feature {i}", float(original[i]), float(perturbed[i]))
-        for i in order.tolist()
-        if perturbed[i] != original[i]
-    ]
+    called = list(names or ()) + [f"feature {i}" for i in range(len(names or ()), len(original))]
+    return [(called[i], float(original[i]), float(perturbed[i])) for i in order.tolist() if perturbed[i] != original[i]]
 
 
 def _settings(evaluation: Evaluation) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
     for name, value in (*evaluation.settings.items(), *evaluation.environment.items()):
+        if name == "extra_epsilons" and not value:
+            continue
         lines.append((name.replace("_", " "), _words(value)))
     return lines
 

@@ -78,7 +78,8 @@ class Curve:
     points : tuple of Point
         The first is epsilon 0.
     median_distance : float or None
-        Half of the correctly classified samples have an error nearer than this; None for regression and where fewer than half have one.
+        Half of the correctly classified samples have an error nearer than this; None for regression and where
+        fewer than half have one.
     classes : tuple of ClassRow
         The curve of each class.
     forwards_per_sample : float
@@ -175,7 +176,8 @@ class Evaluation:
     correct : NDArray of bool
         Whether that is right (classification).
     distance : dict of str to NDArray
-        By norm: how far the nearest error found is; 0 where wrong from the start, infinite where none was found (classification).
+        By norm: how far the nearest error found is; 0 where wrong from the start, infinite where none was
+        found (classification).
     error : dict of str to NDArray
         By norm, shape (points, samples): the absolute error at each point of the curve (regression).
     class_names : tuple of str
@@ -314,7 +316,8 @@ class Evaluation:
             raise InputError(f"{str(path)!r} is not a results.json of rai-toolbox evaluate")
         if content.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
-                f"{str(path)!r} has schema version {content.get('schema_version')!r}, this release reads {SCHEMA_VERSION}"
+                f"{str(path)!r} has schema version {content.get('schema_version')!r}, this release reads"
+                f" {SCHEMA_VERSION}"
             )
         try:
             return _from_dict(content)

@@ -9,7 +9,7 @@ from typing import IO, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["ArrayRows", "FileRows", "Rows", "Spool"]
+__all__ = ["ArrayRows", "FileRows", "Rows", "Spool", "as_bytes"]
 
 _IN_MEMORY = 256 * 2**20
 
@@ -23,6 +23,11 @@ class Rows(Protocol):
     def read(self, start: int, stop: int) -> NDArray:
         """Return the samples from `start` to before `stop`."""
         ...
+
+
+def as_bytes(array: NDArray) -> memoryview:
+    """Return the memory of a contiguous array."""
+    return memoryview(array.reshape(-1).view(np.uint8).data)
 
 
 class ArrayRows:
@@ -55,7 +60,7 @@ class FileRows:
         rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
         self._file.seek(self._offset + start * self._row_bytes)
         # readinto of an unbuffered file may stop short.
-        view, filled = memoryview(rows).cast("B") if rows.size else memoryview(b""), 0
+        view, filled = as_bytes(rows), 0
         while filled < len(view):
             count = self._file.readinto(view[filled:])  # type: ignore[attr-defined]
             if not count:
@@ -98,10 +103,10 @@ class Spool:
             if self._bytes > self._limit:
                 self._file = tempfile.TemporaryFile(prefix="rai-toolbox-samples-")  # noqa: SIM115
                 for chunk in self._chunks:
-                    self._file.write(memoryview(chunk).cast("B"))
+                    self._file.write(as_bytes(chunk))
                 self._chunks.clear()
-        elif rows.size:
-            self._file.write(memoryview(rows).cast("B"))
+        else:
+            self._file.write(as_bytes(rows))
 
     def rows(self) -> Rows:
         shape = (self.count, *(self._shape or ()))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ._errors import InputError
-from ._rows import ArrayRows, Rows, Spool
+from ._rows import ArrayRows, Rows, Spool, as_bytes
 from ._specs import why
 
 __all__ = ["Samples", "Summary", "Task", "as_samples", "summarize"]
@@ -111,8 +111,8 @@ def as_samples(data: Any, *, what: str = "data") -> Samples:
     Parameters
     ----------
     data : Samples, (x, y), {"x": x, "y": y}, Dataset or DataLoader
-        Arrays or tensors; or what yields (input, target) pairs, or batches of them. Pairs are read once and kept, beyond 256 MiB
-        in a temporary file, so that every part of the evaluation sees the same samples.
+        Arrays or tensors; or what yields (input, target) pairs, or batches of them. Pairs are read once and
+        kept, beyond 256 MiB in a temporary file, so that every part of the evaluation sees the same samples.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def summarize(samples: Samples, task: Task) -> Summary:
             index = start + int(np.argmin(finite))
             kind = "NaN" if np.isnan(chunk[index - start]).any() else "an infinite value"
             raise InputError(f"sample {index} of x has {kind}; the inputs must be finite numbers")
-        digest.update(memoryview(chunk).cast("B"))
+        digest.update(as_bytes(chunk))
         low, high = min(low, float(chunk.min())), max(high, float(chunk.max()))
         total += (chunk - origin).sum(axis=0, dtype=np.float64)
         squares += np.square(chunk - origin, dtype=np.float64).sum(axis=0)

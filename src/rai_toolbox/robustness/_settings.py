@@ -210,7 +210,8 @@ def make_box(samples: Samples, summary: Summary, bounds: Any, mask: Any) -> Box:
     summary : Summary
         Of the same data.
     bounds : "auto", None or (lower, upper)
-        Numbers or arrays in the shape of a sample. ``"auto"``: [0, 1] for image-shaped data in it, [0, 255] for whole-number images, else none.
+        Numbers or arrays in the shape of a sample. ``"auto"``: [0, 1] for image-shaped data in it, [0, 255]
+        for whole-number images, else none.
     mask : array or None
         True where the input may change.
 
@@ -277,7 +278,8 @@ def _check_inside(samples: Samples, summary: Summary, lower: float | NDArray, up
             index = int(np.argmax(outside.reshape(len(x), -1).any(axis=1)))
             value = x[index][outside[index]][0]
             raise InputError(
-                f"sample {start + index} of x has the value {value:g}, outside the bounds {_brief(lower)},{_brief(upper)};"
+                f"sample {start + index} of x has the value {value:g}, outside the bounds"
+                f" {_brief(lower)},{_brief(upper)};"
                 f" x lies in [{summary.minimum:g}, {summary.maximum:g}]"
             )
 

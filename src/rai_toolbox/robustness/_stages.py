@@ -1,7 +1,7 @@
 """What is done with one batch of samples: look at it, search for the nearest error, try each radius.
 
-Each function returns arrays, which the journal keeps. What a solver returns is believed only after it has been looked at again here:
-the distance recomputed in float64, the box, the model's decision.
+Each function returns arrays, which the journal keeps. What a solver returns is believed only after it has
+been looked at again here: the distance recomputed in float64, the box, the model's decision.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ def confirm(bench: Bench, norm: Norm, batch: int, grid: Sequence[float], open_be
     grid : sequence of float
         The radii, ascending.
     open_below : NDArray or None
-        Classification: the distance at which each sample is known to be broken (0: wrong from the start). A radius is tried on those that stand yet.
-        Regression: None; each radius is tried on all.
+        Classification: the distance at which each sample is known to be broken (0: wrong from the start). A
+        radius is tried on those that stand yet. Regression: None; each radius is tried on all.
     """
     begun, forwards = time.perf_counter(), bench.model.forwards
     start, stop = bench.span(batch)

@@ -12,7 +12,8 @@ __all__ = ["McNemar", "mcnemar", "mean_interval", "wilson_interval"]
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the Wilson score interval of a proportion.
 
-    It stays inside [0, 1] and is informative at 0 and at `trials` successes, where the textbook normal interval has no width.
+    It stays inside [0, 1] and is informative at 0 and at `trials` successes, where the textbook normal
+    interval has no width.
 
     Parameters
     ----------

@@ -132,18 +132,23 @@ def _numbers(path: Path, name: str, first_row: int, column: Sequence[Any]) -> np
     try:
         return np.array(column, dtype=np.float64).astype(np.float32)
     except (ValueError, TypeError, OverflowError):
-        for offset, value in enumerate(column):
-            try:
-                float(value)
-            except (ValueError, TypeError, OverflowError):
-                given = (
-                    "empty" if value in (None, "") else repr(value if len(str(value)) < 40 else str(value)[:37] + "...")
-                )
-                raise InputError(
-                    f"{str(path)!r}, row {first_row + offset}, column {name!r} is {given}, not a number;"
-                    " encode categories as numbers and fill or drop missing cells"
-                ) from None
-        raise InputError(f"{str(path)!r}, column {name!r} does not hold numbers") from None
+        bad = next((offset for offset, value in enumerate(column) if not _is_number(value)), None)
+    if bad is None:
+        raise InputError(f"{str(path)!r}, column {name!r} does not hold numbers that float64 can")
+    value = column[bad]
+    given = "empty" if value in (None, "") else repr(value if len(str(value)) < 40 else f"{str(value)[:37]}...")
+    raise InputError(
+        f"{str(path)!r}, row {first_row + bad}, column {name!r} is {given}, not a number;"
+        " encode categories as numbers and fill or drop missing cells"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return True
 
 
 def _targets(path: Path, name: str, values: list[str]) -> np.ndarray:

@@ -81,7 +81,9 @@ class Team:
 
 
 def join() -> Team:
-    """Return the team of this process: that of the process group, of torchrun's environment, or of this process alone."""
+    """Return the team of this process: that of the process group, of torchrun's environment, or of this
+    process alone.
+    """
     if dist.is_available() and dist.is_initialized():
         return Team(dist.get_rank(), dist.get_world_size())
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and dist.is_available():

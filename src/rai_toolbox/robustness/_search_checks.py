@@ -1,0 +1,289 @@
+"""Checks of the search: did the solvers do their work, or would something else have found more?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rai_toolbox.optim import L2ProjectedOptim, LinfProjectedOptim
+from rai_toolbox.perturbations import gradient_ascent
+from rai_toolbox.perturbations.losses import margin, squared_error
+
+from ._blackbox import noise_breaks, random_search_breaks
+from ._checks import Check, Seen, Situation, worst
+from ._grid import widest_radius
+from ._settings import Norm
+from ._stages import attack
+
+__all__ = ["SEARCH_CHECKS"]
+
+_NOISE_DRAWS = 100
+_QUERIES = 300
+_USUAL_STEPS = 100
+_PLAIN_STEPS = 10
+_SUBSET = 48
+
+
+def _per_norm(check: Callable[[Situation, Norm], Seen]) -> Callable[[Situation], Seen]:
+    def run(situation: Situation) -> Seen:
+        return worst(
+            {norm: check(situation, norm) for norm in situation.bench.settings.norms if norm in situation.curves}
+        )
+
+    return run
+
+
+def _verification(situation: Situation) -> Seen:
+    evidence = {"points_that_were_not_what_the_solver_said": situation.rejected}
+    if situation.rejected:
+        return Seen(
+            "distrust",
+            f"{situation.rejected} perturbed inputs were not what the solver said when looked at again; they"
+            " were not counted.",
+            evidence,
+        )
+    return Seen(
+        "ok", "Every perturbed input was looked at again: size, bounds and the model's answer are as counted.", evidence
+    )
+
+
+def _loss_rises(situation: Situation, norm: Norm) -> Seen:
+    x, target = situation.batch()
+    if not len(x):
+        return _nothing()
+    epsilon = _middle(situation, norm)
+    if norm == "linf":
+        optimizer: Any = LinfProjectedOptim
+        radius = epsilon
+    else:
+        # Plain steps know two balls; what L1 and L0 reach is within L2's reach too.
+        optimizer = L2ProjectedOptim
+        radius = epsilon if norm == "l2" else _l2_of(situation, norm, epsilon)
+    criterion = margin if situation.bench.classifies else squared_error
+    with torch.no_grad():
+        before = criterion(situation.bench.model(x), target)
+    _, after = gradient_ascent(
+        model=situation.bench.model, data=x, target=target, optimizer=optimizer, steps=_PLAIN_STEPS,
+        criterion=criterion, lr=radius / 4, epsilon=radius,
+    )  # fmt: skip
+    share = float((after > before).double().mean())
+    evidence = {
+        "samples": len(x),
+        "steps": _PLAIN_STEPS,
+        "epsilon": epsilon,
+        "share_whose_loss_rose": share,
+        "median_rise": float((after - before).nan_to_num(nan=0.0).median()),
+    }
+    if share < 0.9:
+        return Seen(
+            "distrust" if share < 0.5 else "warning",
+            f"After {_PLAIN_STEPS} plain steps along the gradient the loss of only {100 * share:.0f} % of the"
+            " samples tried is higher.",
+            evidence,
+        )
+    return Seen("ok", "Steps along the gradient raise the loss.", evidence)
+
+
+def _convergence(situation: Situation, norm: Norm) -> Seen:
+    bench = situation.bench
+    usual = bench.settings.steps or _USUAL_STEPS
+    indices = situation.some(_SUBSET)
+    x, target = bench.subset(indices.tolist())
+    if not len(x):
+        return _nothing()
+    ladder = (max(1, usual // 4), usual, 4 * usual)
+    if not bench.classifies:
+        return _error_converges(situation, norm, x, target, ladder)
+    distance = [
+        attack(bench, x, target, norm=norm, purpose=("convergence", norm, steps), steps=steps).distance
+        for steps in ladder
+    ]
+    known = situation.distance[norm][indices]
+    better = np.minimum(known, distance[2])
+    drops = {
+        point.epsilon: float(np.mean(known > point.epsilon) - np.mean(better > point.epsilon))
+        for point in situation.curves[norm].points[1:]
+    }
+    epsilon, drop = max(drops.items(), key=lambda pair: pair[1])
+    first, second, third, limit = _extrapolated(distance, known)
+    evidence = {
+        "samples": len(x),
+        "steps_tried": list(ladder),
+        "median_distance_at_a_quarter_of_the_steps": first,
+        "median_distance_at_the_steps_used": second,
+        "median_distance_at_four_times_the_steps": third,
+        "median_distance_extrapolated": limit,
+        "largest_drop_of_accuracy": drop,
+        "at_epsilon": epsilon,
+    }
+    lost = round(drop * len(x))
+    # In units of the samples looked at: one may always fall just beside an epsilon.
+    if lost >= max(3, 0.05 * len(x)):
+        return Seen(
+            "distrust",
+            f"Four times the steps lower the accuracy at epsilon {epsilon:g} by {100 * drop:.0f} points on"
+            f" {len(x)} samples.",
+            evidence,
+        )
+    if lost >= 2 or (np.isfinite(limit) and limit < 0.9 * float(np.median(known))):
+        return Seen(
+            "warning",
+            f"More steps lower the curve a little (by {100 * drop:.0f} points at epsilon {epsilon:g}).",
+            evidence,
+        )
+    return Seen("ok", "Four times the steps find no more.", evidence)
+
+
+def _error_converges(
+    situation: Situation, norm: Norm, x: torch.Tensor, target: torch.Tensor, ladder: tuple[int, ...]
+) -> Seen:
+    epsilon = _middle(situation, norm)
+    errors = [
+        float(
+            attack(
+                situation.bench,
+                x,
+                target,
+                norm=norm,
+                epsilon=epsilon,
+                purpose=("convergence", norm, steps),
+                steps=steps,
+            ).error.mean()
+        )
+        for steps in ladder
+    ]
+    rise = errors[2] / max(errors[1], 1e-30) - 1
+    evidence = {"samples": len(x), "steps_tried": list(ladder), "mean_errors": errors, "epsilon": epsilon}
+    if rise > 0.05:
+        return Seen(
+            "distrust" if rise > 0.2 else "warning",
+            f"Four times the steps raise the error by {100 * rise:.0f} %.",
+            evidence,
+        )
+    return Seen("ok", "Four times the steps find no more.", evidence)
+
+
+def _extrapolated(distance: list[NDArray], known: NDArray) -> tuple[float, float, float, float]:
+    """Return the median distances of the ladder, and where they go if each quadrupling of the steps gains a
+    fixed part of the last gain.
+    """
+    first, second, third = (float(np.median(one)) for one in distance)
+    gains = first - second, second - third
+    if not np.isfinite(gains).all() or gains[1] <= 0 or gains[0] <= gains[1]:
+        return first, second, third, min(third, float(np.median(known)))
+    ratio = gains[1] / gains[0]
+    return first, second, third, third - gains[1] * ratio / (1 - ratio)
+
+
+def _masking(situation: Situation, norm: Norm) -> Seen:
+    bench = situation.bench
+    indices = situation.some(_SUBSET)
+    x, target = bench.subset(indices.tolist())
+    if not len(x):
+        return _nothing()
+    epsilon = _middle(situation, norm)
+    by_gradient = situation.distance[norm][indices] <= epsilon
+    by_noise = noise_breaks(bench, x, target, norm=norm, epsilon=epsilon, draws=_NOISE_DRAWS).cpu().numpy()
+    by_search = random_search_breaks(bench, x, target, norm=norm, epsilon=epsilon, queries=_QUERIES).cpu().numpy()
+    blind = by_noise | by_search
+    missed = int((blind & ~by_gradient).sum())
+    evidence = {
+        "samples": len(x),
+        "epsilon": epsilon,
+        "broken_by_gradient": int(by_gradient.sum()),
+        f"broken_by_{_NOISE_DRAWS}_random_points": int(by_noise.sum()),
+        f"broken_by_random_search_of_{_QUERIES}_queries": int(by_search.sum()),
+        "broken_without_gradient_only": missed,
+    }
+    if missed >= max(2, 0.03 * len(x)):
+        return Seen(
+            "distrust",
+            f"Attacks without gradient broke {missed} of {len(x)} samples that the solvers did not at epsilon"
+            f" {epsilon:g}.",
+            evidence,
+        )
+    if missed or (by_noise.sum() >= by_gradient.sum() > 0 and not by_gradient.all()):
+        return Seen(
+            "warning",
+            f"At epsilon {epsilon:g} attacks without gradient do as well as those with it on some samples.",
+            evidence,
+        )
+    return Seen("ok", "Random noise and a random search break no sample that the solvers did not.", evidence)
+
+
+def _large_epsilon(situation: Situation, norm: Norm) -> Seen:
+    bench = situation.bench
+    widest = widest_radius(norm, situation.summary, bench.box, bench.samples.shape)
+    indices = situation.some(_SUBSET)
+    if not len(indices):
+        return _nothing()
+    if not bench.classifies:
+        return _error_grows(situation, norm, indices, widest)
+    standing = indices[situation.distance[norm][indices] > widest]
+    if len(standing):
+        x, target = bench.subset(standing.tolist())
+        found = attack(bench, x, target, norm=norm, epsilon=widest, purpose=("large epsilon", norm))
+        standing = standing[~np.isfinite(found.distance)]
+    share = len(standing) / len(indices)
+    evidence = {"samples": len(indices), "epsilon": widest, "accuracy_there": share}
+    if len(standing) >= 2 and share > 0.05:
+        return Seen(
+            "distrust",
+            f"At epsilon {widest:.3g}, enough to turn any sample into any other, {100 * share:.0f} % of those"
+            " tried still stand.",
+            evidence,
+        )
+    return Seen("ok", f"At epsilon {widest:.3g}, enough to turn any sample into any other, nothing stands.", evidence)
+
+
+def _error_grows(situation: Situation, norm: Norm, indices: NDArray, widest: float) -> Seen:
+    bench = situation.bench
+    x, target = bench.subset(indices.tolist())
+    found = attack(bench, x, target, norm=norm, epsilon=widest, purpose=("large epsilon", norm))
+    before = float(situation.error[norm][-1, indices].mean())
+    after = float(found.error.mean())
+    evidence = {
+        "samples": len(x),
+        "epsilon": widest,
+        "mean_error_there": after,
+        "mean_error_at_the_largest_epsilon": before,
+    }
+    if widest > situation.curves[norm].points[-1].epsilon and after <= before * (1 + 1e-6):
+        return Seen(
+            "distrust",
+            f"At epsilon {widest:.3g} the error is no larger than at the largest epsilon reported.",
+            evidence,
+        )
+    return Seen("ok", "The error goes on growing with epsilon.", evidence)
+
+
+def _middle(situation: Situation, norm: Norm) -> float:
+    """Return the reported epsilon at which about half of what the model can do is left."""
+    points = situation.curves[norm].points
+    if not situation.bench.classifies:
+        return points[max(1, len(points) // 2)].epsilon
+    return min(points[1:], key=lambda point: abs(point.value - points[0].value / 2)).epsilon
+
+
+def _l2_of(situation: Situation, norm: Norm, epsilon: float) -> float:
+    if norm == "l1":
+        return epsilon
+    width = situation.summary.maximum - situation.summary.minimum
+    return cast(float, max(epsilon, 1.0) ** 0.5 * (width or 1.0))
+
+
+def _nothing() -> Seen:
+    return Seen("not run", "There are too few samples that the model gets right.")
+
+
+SEARCH_CHECKS = (
+    Check("verification", "What was found was looked at again", _verification),
+    Check("loss-rises", "The loss rises along the gradient", _per_norm(_loss_rises)),
+    Check("convergence", "More steps would find no more", _per_norm(_convergence)),
+    Check("gradient-masking", "Attacks without gradient find no more", _per_norm(_masking), classification_only=True),
+    Check("large-epsilon", "Nothing withstands a huge change", _per_norm(_large_epsilon)),
+)
