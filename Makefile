@@ -29,10 +29,10 @@ demo: $(VENV)/.demo  ## train a digit classifier, measure its robustness, write 
 	$(BIN)/rai-toolbox evaluate --model digits --data digits --out demo-report
 
 test: $(VENV)/.dev  ## every test and every docstring example
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 test-fast: $(VENV)/.dev  ## all but the slow ones
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow and not distributed and not browser" $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not distributed and not browser" $(ARGS)
 
 check: $(VENV)/.dev  ## format, lint, types and who imports whom, changing nothing
 	$(BIN)/ruff format --check .
