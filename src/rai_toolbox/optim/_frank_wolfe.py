@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._norms import TINY
+from rai_toolbox.optim import _engine
 from rai_toolbox.optim._docs import documented
 from rai_toolbox.optim._options import check_epsilon_fits, check_number, check_radius, required
 from rai_toolbox.optim._random import Draws
@@ -135,13 +136,22 @@ class FrankWolfe(Optimizer):
                 else:
                     p.mul_(1 - a)
                 if isinstance(towards, Tensor):
-                    p.addcmul_(p.grad, towards)
+                    _add_product_(p, p.grad, towards)
                 else:
                     p.add_(p.grad, alpha=towards)
         return loss
 
     def _radius(self, group: dict[str, Any], p: Tensor) -> Any:
         return group["lmo_scaling_factor"]
+
+
+def _add_product_(p: Tensor, grad: Tensor, factors: Tensor) -> None:
+    """p += grad * factors, where every rank has all factors, and perhaps only a part of `p` and `grad`."""
+    if _engine.is_sharded(p):
+        from rai_toolbox.optim import _sharding
+
+        p, grad, factors = _sharding.own_parts(p, grad, factors)
+    p.addcmul_(grad, factors)
 
 
 def _checked_lr(group: OptimGroup) -> float:

@@ -464,3 +464,12 @@ def all_zero(grads: Sequence[Tensor]) -> bool:
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=group)
         nonzero = bool(flag)
     return not nonzero
+
+
+def own_parts(*tensors: Any) -> tuple[Tensor, ...]:
+    """This rank's parts of tensors that broadcast to the first, which is sharded; plain ones are whole on every rank."""
+    layout = Layout(tensors[0])
+    if layout.coordinate is None:
+        return tuple(x.new_empty(0) for x in map(local_part, tensors[:1]) for _ in tensors)
+    held = layout.held(layout.coordinate)
+    return tuple(local_part(x) if isinstance(x, DTensor) else part_of(x.expand(layout.shape), held) for x in tensors)
