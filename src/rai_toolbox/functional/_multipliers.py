@@ -120,7 +120,7 @@ def scale_for_square_sum(
     Parameters
     ----------
     y : Tensor, shape (N, D)
-        Finite.
+        Finite. On a CPU it is used as scratch.
     low, high : Tensor, shape (N, D)
         0 ≤ low ≤ high, Σ low² ≤ radius²; `low` None is 0.
     radius, start, top : Tensor, shape (N, 1)
@@ -139,7 +139,7 @@ def scale_for_square_sum(
     largest = y.amax(1, keepdim=True)
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
     one = torch.ones_like(radius)
-    high = high / unit
+    high = torch.div(high, unit, out=scratch(y, 6)) if may_look(y) else high / unit
     low = None if low is None else low / unit
 
     def evaluate_at(base: Tensor) -> Evaluation:
@@ -157,7 +157,8 @@ def scale_for_square_sum(
 
     # the sum falls in -t as it does in θ above
     largest_t = torch.finfo(y.dtype).max / 4
-    base, ratio = y / largest, largest / unit
+    ratio = largest / unit
+    base = y.div_(largest) if may_look(y) else y / largest
     bottom, first = (-(v * ratio).clamp_max(largest_t) for v in (top, start))
     minus_t, error, _, _ = _descend(
         evaluate_at(base), first, bottom, torch.zeros_like(top), one, _FIXED_STEPS["scale"][0]

@@ -128,8 +128,11 @@ def _moved(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int
 def _boxed(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int) -> tuple[Tensor, Tensor]:
     """The nearest points to rows whose clipped norm, `norm`, is more than eps; and the error of their norms."""
     sign, l, h = _folded(x, low, high)
-    y = x * sign
-    h = torch.minimum(h, eps if l is None else torch.maximum(eps, l))
+    cap = eps if l is None else torch.maximum(eps, l)
+    if may_look(x):
+        y, h = torch.mul(x, sign, out=scratch(x, 5)), torch.minimum(h, cap, out=scratch(x, 4))
+    else:
+        y, h = x * sign, torch.minimum(h, cap)
     y, unbounded = _without_infinities(y, l, h, eps, p)
     if p == 1:
         inner, error = shift_for_sum(y, l, h, eps)
@@ -140,18 +143,22 @@ def _boxed(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int
     return torch.minimum(z, h).mul_(sign) if may_look(x) else torch.minimum(z, h) * sign, error
 
 
-def _folded(x: Tensor, low: Bound, high: Bound) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Signs that turn entries, and the interval [l, h], 0 ≤ l, that their turned values may lie in; l None is 0."""
+def _folded(x: Tensor, low: Bound, high: Bound, *, lasting: bool = False) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Signs that turn entries, and the interval [l, h], 0 ≤ l, that their turned values may lie in; l None is 0.
+
+    Not `lasting`, they may lie in scratch memory, and cannot be differentiated.
+    """
     lo = torch.as_tensor(-torch.inf if low is None else low, dtype=x.dtype, device=x.device)
     hi = torch.as_tensor(torch.inf if high is None else high, dtype=x.dtype, device=x.device)
-    if may_look(x):
-        sign = torch.ge(x, 0, out=torch.empty_like(x)).mul_(2).sub_(1)
+    if may_look(x) and not lasting:
+        sign = torch.ge(x, 0, out=scratch(x, 3)).mul_(2).sub_(1)
         around_zero = float(lo.detach().amax()) <= 0 <= float(hi.detach().amin())
     else:
         sign = torch.where(x >= 0, torch.ones_like(x), -torch.ones_like(x))
         around_zero = False
     if around_zero:
-        return sign, None, torch.maximum(sign * lo, sign * hi)
+        h, other = scratch(x, 4), scratch(x, 5)
+        return sign, None, torch.maximum(torch.mul(sign, lo, out=h), torch.mul(sign, hi, out=other), out=h)
     # an entry whose interval leaves zero out keeps that side's sign, whatever x is
     nearest_zero = torch.minimum(torch.maximum(torch.zeros_like(x), lo), hi)
     sign = torch.where(nearest_zero != 0, nearest_zero.sign(), sign)
@@ -224,7 +231,7 @@ def _nearest_anywhere(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p:
             # rows that stay take a harmless stand-in, so that no gradient passes through 0/0
             z = _l2_scaled(torch.where(outside, x, torch.ones_like(x)), eps)
         return torch.where(outside, z, clipped)
-    sign, l, h = _folded(x, low, high)
+    sign, l, h = _folded(x, low, high, lasting=True)
     h = torch.minimum(h, eps if l is None else torch.maximum(eps, l))
     y = x * sign
     with torch.no_grad():

@@ -27,7 +27,7 @@ def may_look(x: Tensor) -> bool:
         x.device.type == "cpu"
         and type(x) in (Tensor, Parameter)
         and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
     )
 
 
@@ -188,7 +188,9 @@ def _aligned_blocks(
     row = 0
     for block in blocks(x.detach(), k, _WORK_NUMEL):
         n = math.prod(block.shape[: block.ndim - k])
-        cols = [c[row : row + n] if isinstance(c, Tensor) else c for c in columns]
-        ents = [e if i is None else next(i) for i, e in zip(iterators, entries, strict=True)]
+        cols: list[float | Tensor] = [c[row : row + n] if isinstance(c, Tensor) else c for c in columns]
+        ents: list[float | Tensor | None] = [
+            e if i is None else next(i) for i, e in zip(iterators, entries, strict=True)
+        ]
         yield block, cols, ents
         row += n

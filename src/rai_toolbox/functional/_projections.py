@@ -32,6 +32,7 @@ from rai_toolbox.functional._per_datum import (
     may_look,
     per_datum,
     per_entry,
+    scratch,
 )
 
 
@@ -466,12 +467,19 @@ def _checked_bounds(x: Tensor, lower: Bound, upper: Bound) -> tuple[Bound, Bound
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         if not may_look(x):
             return low, high
-        crossed = bool((torch.as_tensor(high) - torch.as_tensor(low)).amin() < 0)
+        with torch.no_grad():
+            crossed = bool(_gap(x, low, high).amin() < 0)
     else:
         crossed = low > high
     if crossed:
         raise ValueError(f"`lower` must not exceed `upper`, got lower={lower!r} and upper={upper!r}")
     return low, high
+
+
+def _gap(x: Tensor, low: Any, high: Any) -> Tensor:
+    """high - low, one of which is a tensor."""
+    dtypes = [v.dtype for v in (low, high) if isinstance(v, Tensor)]
+    return torch.sub(high, low, out=scratch(x, 0)) if dtypes == [x.dtype] * 2 else high - low
 
 
 def _least_magnitudes(x: Tensor, low: Bound, high: Bound) -> Tensor | None:

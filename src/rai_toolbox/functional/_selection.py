@@ -284,6 +284,7 @@ def _guess(a: Tensor, count: int, above_t: Tensor) -> tuple[Tensor, Tensor]:
     slope = mean.mul_(math.sqrt(math.pi / 2) / hazard)  # of the threshold, in the logarithm of the count
     goal = math.log(count + 0.5)
     before, log_before, far = t, mean, None
+    miss = torch.zeros_like(t)
     for i in range(_PASSES):
         torch.gt(a, t, out=above_t)
         above = above_t.sum(1, keepdim=True)
