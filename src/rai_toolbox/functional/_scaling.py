@@ -30,6 +30,9 @@ from rai_toolbox.functional._norms import (
 Factor = Callable[[Tensor, torch.dtype], Tensor]
 Exact = Callable[[Tensor, int], Tensor]
 
+# Up to so many entries, norms are computed in float64 from the start.
+_LITTLE_NUMEL = 2**14
+
 # Tensors of at most so many entries are stacked when there are several of one shape: beyond, a copy costs more than
 # the calls that it saves.
 _STACKED_NUMEL = 2**12
@@ -86,7 +89,13 @@ def normalization(p: float, eps: float, scale: float = 1.0) -> tuple[Factor, Exa
 
 
 def scale_by_norm_(
-    xs: Sequence[Tensor], ks: Sequence[int], p: float, factor: Factor, exact: Exact, plan: ScalingPlan | None = None
+    xs: Sequence[Tensor],
+    ks: Sequence[int],
+    p: float,
+    factor: Factor,
+    exact: Exact,
+    unchanged_to: float = -1.0,
+    plan: ScalingPlan | None = None,
 ) -> ScalingPlan:
     """Multiply every datum by a factor that is a function of its norm, in place.
 
@@ -101,12 +110,14 @@ def scale_by_norm_(
         NaN where a factor would not do.
     exact
         The same change out of place for any norm: `exact(x, k)`.
+    unchanged_to
+        Data with norms up to this are left alone; nothing is asked about them.
     plan
         What an earlier call returned for tensors of the same shapes, dtypes and devices, the same `ks` and `p`.
     """
     if plan is None:
         plan = ScalingPlan(xs, ks, p)
-    plan(xs, factor, exact)
+    plan(xs, factor, exact, unchanged_to)
     return plan
 
 
@@ -150,7 +161,7 @@ class ScalingPlan:
         for bundle in self._bundles:
             bundle.lay_out(scratch.get(bundle.dtype))
 
-    def __call__(self, xs: Sequence[Tensor], factor: Factor, exact: Exact) -> None:
+    def __call__(self, xs: Sequence[Tensor], factor: Factor, exact: Exact, unchanged_to: float = -1.0) -> None:
         for i, k in self._elsewhere:
             for block in blocks(xs[i], k):
                 if block.numel() > BLOCK_NUMEL and not block.is_complex():
@@ -158,7 +169,7 @@ class ScalingPlan:
                 else:
                     block.copy_(exact(block, k))
         for bundle in self._bundles:
-            bundle.run(xs, factor, exact)
+            bundle.run(xs, factor, exact, unchanged_to)
 
 
 class _Member:
@@ -239,11 +250,17 @@ class _Bundle:
         """Make the buffers for norms and factors, and give every member its place in them."""
         self.members.sort(key=lambda m: (not m.direct, m.stacked))
         self._counts = [m.count for m in self.members]
-        measured_dtype = torch.promote_types(self.dtype, torch.float32)
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        self._safe_norms = safe_range(self.dtype, self._p)
+        self._safe_factors = (1e-290, 1e290) if dtype == torch.float64 else (1e-36, 1e36)
         directs = sum(m.count for m in self.members if m.direct)
         self._norms = torch.empty(sum(self._counts), dtype=torch.float64)
-        self._factors = torch.empty(sum(self._counts), dtype=measured_dtype)
-        self._measured = torch.empty(directs, dtype=measured_dtype)
+        self._factors = torch.empty(sum(self._counts), dtype=dtype)
+        # where there is little to measure, a call less counts for more than narrower arithmetic
+        if self.numel <= _LITTLE_NUMEL and directs == sum(self._counts):
+            self._measured = self._norms
+        else:
+            self._measured = torch.empty(directs, dtype=dtype)
         self._measured_norms = self._norms[:directs]
         start = 0
         for member, count in zip(self.members, self._counts, strict=True):
@@ -258,24 +275,29 @@ class _Bundle:
         self._take_stacked = operator.itemgetter(*stacked) if stacked else tuple
         self._unstacked = [part for i in self._stacks for part in self.members[i].unstacked]
 
-    def run(self, xs: Sequence[Tensor], factor: Factor, exact: Exact) -> None:
+    def run(self, xs: Sequence[Tensor], factor: Factor, exact: Exact, unchanged_to: float) -> None:
         """Scale the data of this bundle."""
         parts = [member.fetch(xs) for member in self.members]
         for member, part in zip(self.members, parts, strict=True):
             member.measure(part)
-        self._measured_norms.copy_(self._measured)
         norms = self._norms
-        low, high = safe_range(self.dtype, self._p)
-        least, most = torch.aminmax(norms)
-        suspicious = None if low <= least.item() and most.item() <= high else ~((norms >= low) & (norms <= high))
+        if self._measured is not norms:
+            self._measured_norms.copy_(self._measured)
+        least, most = _extremes(norms)
+        low, high = self._safe_norms
+        ordinary = low <= least and most <= high
+        if ordinary and most <= unchanged_to:
+            return
+        suspicious = None if ordinary else ~((norms >= low) & (norms <= high))
         factors = factor(norms, self.dtype)
-        if suspicious is not None or math.isnan(factors.sum().item()):
-            suspicious = factors.isnan() if suspicious is None else suspicious | factors.isnan()
+        least, most = _extremes(factors)
+        low, high = self._safe_factors
+        if suspicious is not None or not (low <= least and most <= high):
+            beyond = ~((factors >= low) & (factors <= high))
+            suspicious = beyond if suspicious is None else suspicious | beyond
             factors.masked_fill_(suspicious, 1.0)
             for member, part, rows in zip(self.members, parts, suspicious.split(self._counts), strict=True):
                 _redo(part, member.k, rows, exact)
-        if (factors == 1).all().item() and suspicious is None:  # all inside a ball, say
-            return
         self._factors.copy_(factors)
         if self._single:
             torch._foreach_mul_([parts[i] for i in self._single], self._single_factors)  # pyright: ignore
@@ -283,6 +305,15 @@ class _Bundle:
             for i in self._stacks:
                 parts[i].mul_(self.members[i].factors)
             torch._foreach_copy_(self._take_stacked(xs), self._unstacked)  # pyright: ignore
+
+
+def _extremes(x: Tensor) -> tuple[float, float]:
+    """The least and the greatest entry; NaN where there is one."""
+    if x.numel() == 1:
+        value = x.item()
+        return value, value
+    least, most = torch.aminmax(x)
+    return least.item(), most.item()
 
 
 def _redo(x: Tensor, k: int, rows: Tensor, exact: Exact) -> None:

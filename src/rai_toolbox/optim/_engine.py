@@ -127,7 +127,7 @@ def apply_dense_(
     if isinstance(transform, Entrywise):
         transform.apply_(xs)
     elif isinstance(transform, ByNorm):
-        return scale_by_norm_(xs, ks, transform.p, transform.factor, transform.exact, plan)
+        return scale_by_norm_(xs, ks, transform.p, transform.factor, transform.exact, transform.unchanged_to, plan)
     else:
         for x, k in zip(xs, ks, strict=True):
             transform.apply_(x, k)

@@ -167,7 +167,7 @@ class _Bundle:
             return
         for n, stage in enumerate(before):
             self._apply_(stage, n, gs)
-        torch._foreach_add_(ps, gs, alpha=-lr)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(ps, gs, alpha=-lr)  # pyright: ignore
         for n, stage in enumerate(after, len(before)):
             self._apply_(stage, n, ps)
 

@@ -62,6 +62,8 @@ class ByNorm:
         do; it owns its argument and waits for no device.
     exact : callable
         `exact(x, k)`: the same change of the data x (their last k dimensions), out of place, for norms of any size.
+    unchanged_to : float
+        Data with norms up to this stay as they are.
     has_limit : bool
         A datum with infinite entries goes where a large one in that direction goes (else it becomes NaN).
     """
@@ -69,6 +71,7 @@ class ByNorm:
     p: float
     factor: Callable[[Tensor, torch.dtype], Tensor]
     exact: Callable[[Tensor, int], Tensor]
+    unchanged_to: float = -1.0
     has_limit: bool = False
 
     @staticmethod
@@ -81,6 +84,7 @@ class ByNorm:
         factor, exact = self.factor, self.exact
         return dataclasses.replace(
             self,
+            unchanged_to=-1.0,
             factor=lambda norms, dtype: factor(norms, dtype).mul_(scale),
             exact=lambda x, k: exact(x, k).mul_(scale),
         )
@@ -127,7 +131,7 @@ def signs() -> Entrywise:
             for x in xs:
                 x.sgn_()
         else:
-            torch._foreach_sign_(xs)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_sign_(xs)  # pyright: ignore
 
     return Entrywise(apply_)
 
@@ -143,9 +147,9 @@ def clamping(clamp_min: float | None, clamp_max: float | None) -> Entrywise:
         # two calls for all of them cost less than one for each, but read large ones twice
         low, high = _representable(clamp_min, xs[0].dtype), _representable(clamp_max, xs[0].dtype)
         if low is not None:
-            torch._foreach_clamp_min_(xs, low)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_clamp_min_(xs, low)  # pyright: ignore
         if high is not None:
-            torch._foreach_clamp_max_(xs, high)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_clamp_max_(xs, high)  # pyright: ignore
 
     keeps_zero = (clamp_min is None or clamp_min <= 0) and (clamp_max is None or clamp_max >= 0)
     return Entrywise(apply_, keeps_zero)
@@ -192,7 +196,7 @@ def l2_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> 
         shrunk = torch.nan if torch.finfo(dtype).bits == 16 else epsilon / norms  # a half needs care below its range
         return torch.where(outside, shrunk, 1.0)
 
-    return ByNorm(2, factor, lambda x, k: project_l2_ball(x, epsilon, param_ndim=k), has_limit=True)
+    return ByNorm(2, factor, lambda x, k: project_l2_ball(x, epsilon, param_ndim=k), epsilon, has_limit=True)
 
 
 def l1_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> PerDatum:

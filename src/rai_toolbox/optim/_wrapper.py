@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -146,6 +147,7 @@ class ParamTransformingOptimizer(Optimizer):
         self._warned_capturable_if_run_uncaptured = True
         self._memos: dict[Any, _engine.Memo] = {}
         self._passes: dict[int, OnePass] = {}
+        self._known_stages: dict[int, Any] = {}
         self._patch_step_function()
 
     # What a family of optimizers declares.
@@ -234,7 +236,7 @@ class ParamTransformingOptimizer(Optimizer):
             return False
         work = []
         for group in self.param_groups:
-            before, after = self._gradient_stages(group), self._parameter_stages(group)
+            before, after = self._stages(group)
             if before is None or after is None:
                 return False
             params = [p for p in group["params"] if p.grad is not None]
@@ -288,6 +290,17 @@ class ParamTransformingOptimizer(Optimizer):
             return None
         options = self._options(group)
         return [Stage(self._param_transform(options), options["param_ndim"])]
+
+    def _stages(self, group: dict[str, Any]) -> tuple[list[Stage] | None, list[Stage] | None]:
+        """The stages before and after the inner step, built anew only when an option of the group is another object."""
+        values = list(group.values())
+        known = self._known_stages.get(id(group))
+        if known is None or len(known[0]) != len(values) or not all(map(operator.is_, known[0], values)):
+            known = self._known_stages[id(group)] = (
+                values,
+                (self._gradient_stages(group), self._parameter_stages(group)),
+            )
+        return known[1]
 
     def _transform_gradients_of(self, group: dict[str, Any], params: list[Tensor]) -> None:
         stages = self._gradient_stages(group)
@@ -476,7 +489,7 @@ class ParamTransformingOptimizer(Optimizer):
             name: value
             for name, value in self.__dict__.items()
             if name not in _HOOK_TABLES
-            and name not in ("_opt_called", "_memos", "_passes")
+            and name not in ("_opt_called", "_memos", "_passes", "_known_stages")
             and not callable(getattr(type(self), name, None))
         }
 
