@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Generator, Tensor
 
 from rai_toolbox.functional._layout import datum_ndim
-from rai_toolbox.functional._per_datum import checked_float, map_rows_, per_datum
+from rai_toolbox.functional._per_datum import RowFunction, checked_float, map_rows_, per_datum
 
-Number = float | Tensor
+Number: TypeAlias = float | Tensor
 
 
 def uniform_like_l1_n_ball_(
@@ -17,7 +19,42 @@ def uniform_like_l1_n_ball_(
     param_ndim: int | None = -1,
     generator: Generator = torch.default_generator,
 ) -> Tensor:
-    """Fill `x` in place with points drawn uniformly from the L1 ball, one per datum."""
+    """Fill `x` in place with points drawn uniformly from the L1 ball, one per datum.
+
+    Parameters
+    ----------
+    x : Tensor, shape (*batch, *datum)
+        Real floating point, any strides; may be a leaf that requires a gradient.
+    epsilon : float or Tensor
+        The radius, ≥ 0: a number, or one entry per datum (of the batch's shape, broadcastable to it, or flat).
+    param_ndim : int or None
+        The trailing `param_ndim` dimensions are one datum; see `rai_toolbox.to_batch`.
+    generator : torch.Generator
+        May be on another device than `x`: the points are drawn where the generator is.
+
+    Returns
+    -------
+    Tensor
+        `x`. Points are drawn in float64 and rounded towards zero, so that they lie in the ball in every dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `epsilon` or `param_ndim` does not fit `x`; `epsilon` is negative; `x` is not real floating point.
+
+    References
+    ----------
+    .. [1] F. Barthe, O. Guédon, S. Mendelson, A. Naor, "A probabilistic approach to the geometry of the l_p^n-ball",
+       Annals of Probability 33, 2005.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import uniform_like_l1_n_ball_
+    >>> x = uniform_like_l1_n_ball_(torch.empty(5, 3, 2), epsilon=2.0)
+    >>> bool((x.abs().sum((1, 2)) <= 2).all())
+    True
+    """
 
     def draw(rows: Tensor, eps: Number) -> Tensor:
         n, d = rows.shape
@@ -36,7 +73,31 @@ def uniform_like_l2_n_ball_(
     param_ndim: int | None = -1,
     generator: Generator = torch.default_generator,
 ) -> Tensor:
-    """Fill `x` in place with points drawn uniformly from the L2 ball, one per datum."""
+    """Fill `x` in place with points drawn uniformly from the L2 ball, one per datum.
+
+    Parameters
+    ----------
+    x, epsilon, param_ndim, generator
+        As for `uniform_like_l1_n_ball_`.
+
+    Returns
+    -------
+    Tensor
+        `x`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `uniform_like_l1_n_ball_`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import uniform_like_l2_n_ball_
+    >>> x = uniform_like_l2_n_ball_(torch.empty(5, 3, 2), epsilon=2.0)
+    >>> bool((x.square().sum((1, 2)) <= 4).all())
+    True
+    """
 
     def draw(rows: Tensor, eps: Number) -> Tensor:
         n, d = rows.shape
@@ -54,7 +115,33 @@ def uniform_like_linf_n_ball_(
     param_ndim: int | None = None,
     generator: Generator = torch.default_generator,
 ) -> Tensor:
-    """Fill `x` in place with entries drawn uniformly from [-epsilon, epsilon]."""
+    """Fill `x` in place with points drawn uniformly from the Linf ball: every entry from [-epsilon, epsilon].
+
+    Parameters
+    ----------
+    x, epsilon, generator
+        As for `uniform_like_l1_n_ball_`.
+    param_ndim : int or None
+        Only says which entries share an entry of a tensor `epsilon`.
+
+    Returns
+    -------
+    Tensor
+        `x`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `uniform_like_l1_n_ball_`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import uniform_like_linf_n_ball_
+    >>> x = uniform_like_linf_n_ball_(torch.empty(5, 3, 2), epsilon=2.0)
+    >>> bool((x.abs() <= 2).all())
+    True
+    """
 
     def draw(rows: Tensor, eps: Number) -> Tensor:
         point = torch.empty(rows.shape, dtype=torch.float64, device=generator.device).uniform_(
@@ -65,7 +152,7 @@ def uniform_like_linf_n_ball_(
     return _fill(draw, x, epsilon, param_ndim)
 
 
-def _fill(draw, x: Tensor, epsilon: Number, param_ndim: int | None) -> Tensor:
+def _fill(draw: RowFunction, x: Tensor, epsilon: Number, param_ndim: int | None) -> Tensor:
     k = datum_ndim(checked_float("x", x).ndim, param_ndim)
     return map_rows_(draw, x, param_ndim, (per_datum("epsilon", epsilon, x, k),))
 
