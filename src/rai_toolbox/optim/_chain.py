@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -84,8 +84,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         defaults: dict[str, Any] | None = None,
         **inner_opt_kwargs: Any,
     ) -> None:
-        for link in transforming_optimizers:
-            _check_link(link)
+        links = _flattened(transforming_optimizers)
         self._links: tuple[ParamTransformingOptimizer, ...] = ()
         super().__init__(
             params,
@@ -99,7 +98,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         from_user = set(self.defaults).intersection(*(group.keys() for group in self.param_groups)) | set(
             set(self.param_groups[0]).intersection(*(group.keys() for group in self.param_groups))
         )
-        for link in transforming_optimizers:
+        for link in links:
             self._links = (*self._links, self._built_link(link, from_user))
 
     def _built_link(self, link: Any, from_user: set[str]) -> ParamTransformingOptimizer:
@@ -204,10 +203,32 @@ class _Platform(Optimizer):
         raise NotImplementedError
 
 
-def _check_link(link: Any) -> None:
-    cls = link.func if isinstance(link, functools.partial) else link
-    if not (isinstance(cls, type) and issubclass(cls, ParamTransformingOptimizer)):
-        raise TypeError(
-            f"a link of a chain must be a subclass of ParamTransformingOptimizer, or a functools.partial of one, "
-            f"got {link!r}"
+def _flattened(links: Iterable[Any]) -> list[Any]:
+    """The links, where a chain among them is replaced by its own links."""
+    flat: list[Any] = []
+    for link in links:
+        cls, args, options = (
+            (link.func, link.args, link.keywords) if isinstance(link, functools.partial) else (link, (), {})
         )
+        if not (isinstance(cls, type) and issubclass(cls, ParamTransformingOptimizer)):
+            raise TypeError(
+                f"a link of a chain must be a subclass of ParamTransformingOptimizer, or a functools.partial of one, "
+                f"got {link!r}"
+            )
+        if not issubclass(cls, ChainedParamTransformingOptimizer):
+            flat.append(link)
+            continue
+        if cls is not ChainedParamTransformingOptimizer or options.keys() - _SHARED:
+            raise TypeError(
+                f"a chain that is a link of a chain must be ChainedParamTransformingOptimizer itself, and may have "
+                f"of its options {sorted(_SHARED)}, got {link!r}"
+            )
+        shape = {"param_ndim": options["param_ndim"]} if "param_ndim" in options else {}
+        flat += [
+            functools.partial(one, **{**shape, **getattr(one, "keywords", {})}) if shape else one
+            for one in _flattened(args)
+        ]
+        scales = {name: options[name] for name in _UNSCALED if name in options}
+        if scales:
+            flat.append(functools.partial(ParamTransformingOptimizer, **scales))
+    return flat
