@@ -96,7 +96,7 @@ def test_the_l1_oracle_puts_ties_on_one_entry_and_stays_in_the_ball() -> None:
 
 @pytest.mark.parametrize("cls", [L2ProjectedOptim, TopQGradientOptimizer, L1FrankWolfe])
 def test_leaving_out_epsilon_or_q_is_a_type_error_not_a_silent_default(cls: Any) -> None:
-    with pytest.raises(TypeError, match="epsilon|`q`"):
+    with pytest.raises(TypeError, match=r"epsilon|`q`"):
         cls([torch.zeros(2, 3, requires_grad=True)])
 
 
@@ -168,5 +168,5 @@ def test_sparse_gradients_work_for_norm_sign_and_clamp() -> None:
 def test_sparse_gradients_are_a_clear_type_error_for_a_selection_over_the_whole_tensor() -> None:
     x = torch.zeros(3, 2, requires_grad=True)
     x.grad = torch.tensor([[0.0, 0.0], [3.0, -4.0], [0.0, 0.0]]).to_sparse()
-    with pytest.raises(TypeError, match="sparse gradient.*param_ndim"):
+    with pytest.raises(TypeError, match=r"sparse gradient.*param_ndim"):
         TopQGradientOptimizer([x], q=0.5, param_ndim=None).step()

@@ -146,7 +146,7 @@ def test_a_hook_that_replaces_the_gradient_is_an_error_that_names_the_class(hook
     careless = type("Careless", (ParamTransformingOptimizer,), {hook: replaces})
     x = torch.ones(2, 3, requires_grad=True)
     x.grad = torch.ones(2, 3)
-    with pytest.raises(ValueError, match="Careless.*in place"):
+    with pytest.raises(ValueError, match=r"Careless.*in place"):
         careless([x], lr=1.0).step()
 
 
@@ -414,7 +414,7 @@ def test_the_normed_optimizers_share_a_base_that_takes_any_order_as_a_class_attr
 
 @pytest.mark.parametrize("order", [None, "two", True])
 def test_a_missing_or_non_numeric_order_is_a_type_error(order: Any) -> None:
-    with pytest.raises(TypeError, match="_p|`p`"):
+    with pytest.raises(TypeError, match=r"_p|`p`"):
         type("Odd", (LpNormedGradientOptim,), {"_p": order})([torch.zeros(1, 2, requires_grad=True)])
 
 
