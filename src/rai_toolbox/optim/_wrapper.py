@@ -393,7 +393,7 @@ class ParamTransformingOptimizer(Optimizer):
         return self.inner_opt.param_groups
 
     @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
+    def param_groups(self, value: list[dict[str, Any]]) -> None:  # pyright: ignore
         self.inner_opt.param_groups = value
 
     @property
@@ -401,7 +401,7 @@ class ParamTransformingOptimizer(Optimizer):
         return self.inner_opt.state
 
     @state.setter
-    def state(self, value: Any) -> None:
+    def state(self, value: Any) -> None:  # pyright: ignore
         self.inner_opt.state = value
 
     @property
