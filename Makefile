@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Many small tensors: more threads than processes only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: help demo test test-fast check format docs readme-picture clean
+.PHONY: help bench demo test test-fast check format docs readme-picture clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,3 +58,7 @@ readme-picture: demo  ## draw the picture of the README from what the demo has f
 
 clean:  ## remove the environment and what runs have left
 	rm -rf $(VENV) demo-report .pytest_cache .ruff_cache .hypothesis docs/_build docs/reference/generated
+
+bench: $(VENV)/.dev  ## what a step costs, as ratios to plain SGD; OLDER=DIR for another version beside it
+	$(BIN)/python bench/optimizers.py $(if $(OLDER),--older $(OLDER))
+	$(BIN)/python bench/growth.py

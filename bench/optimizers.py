@@ -1,12 +1,14 @@
 """What a step costs: every optimizer, as a ratio to the fastest plain SGD step of the same tensors in the same process.
 
-    python bench/optimizers.py                       # the table, and bench-results/optimizers.json
-    python bench/optimizers.py --case images --rounds 15
-    python bench/optimizers.py --growth              # how cost grows with the number and the size of tensors
+    python bench/optimizers.py                           # the table, and bench-results/optimizers.json
+    python bench/optimizers.py --case images --only L2   # a part of it
+    python bench/optimizers.py --older DIR               # beside the package in DIR (pip install --target DIR ...)
 
-A round steps every candidate once, in turn; a row is the median of the rounds (least to most), divided by the median of
-the fastest of SGD's own steps (loop, foreach, fused). `bound` is the ratio of the bytes that must move: g, p are read
-and written by the transform and the update, against SGD's two reads and one write.
+A round steps every candidate once, in turn; a figure is the median of the rounds (least to most), divided by the median
+of the fastest of SGD's own steps (loop, foreach, fused). With `--adam` the same around Adam, as a ratio to the fastest
+Adam step. `bound` is the least memory traffic, as a ratio to SGD's (read g, read p, write p): the gradient is read and
+written, the parameter too, once each if a datum fits the cache, and again where a norm of the whole tensor must be known
+first.
 """
 
 from __future__ import annotations
@@ -15,17 +17,21 @@ import argparse
 import functools
 import json
 import math
-import platform
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rai_toolbox import optim as ro
+import rai_toolbox
+from rai_toolbox import optim
 
 Step = Callable[[], Any]
 
@@ -53,25 +59,33 @@ CASES: dict[str, list[tuple[int, ...]]] = {
 }
 
 
-def optimizers() -> dict[str, Callable[..., torch.optim.Optimizer]]:
-    """Every class of the package that wraps SGD, by the name of its row."""
-    rows: dict[str, Callable[..., torch.optim.Optimizer]] = {}
-    for pn in (-1, None):
-        rows |= {
-            f"L1Normed, {pn}": functools.partial(ro.L1NormedGradientOptim, param_ndim=pn),
-            f"L2Normed, {pn}": functools.partial(ro.L2NormedGradientOptim, param_ndim=pn),
-            f"L2Projected, {pn}": functools.partial(ro.L2ProjectedOptim, epsilon=1.0, param_ndim=pn),
-        }
-    return rows | {
-        "Signed": ro.SignedGradientOptim,
-        "LinfProjected": functools.partial(ro.LinfProjectedOptim, epsilon=1.0),
-        "ClampedGradient": functools.partial(ro.ClampedGradientOptimizer, clamp_min=-1.0, clamp_max=1.0),
-        "ClampedParameter": functools.partial(ro.ClampedParameterOptimizer, clamp_min=-1.0, clamp_max=1.0),
-        "TopQ, q=0.9": functools.partial(ro.TopQGradientOptimizer, q=0.9),
-        "L1qNormed, q=0.9": functools.partial(ro.L1qNormedGradientOptim, q=0.9),
-        "L1Projected": functools.partial(ro.L1ProjectedOptim, epsilon=1.0),
-        "L2Ball": functools.partial(ro.L2BallOptim, epsilon=1.0),
-    }
+class Row(NamedTuple):
+    """An optimizer of the table."""
+
+    name: str
+    keywords: dict[str, Any]
+    bound: float  # of the traffic, in units of SGD's; see above
+    selects: bool = False  # whether its time depends on the values, so that each step must find fresh ones
+
+
+ROWS = {
+    "L1Normed, -1": Row("L1NormedGradientOptim", {}, 4 / 3),
+    "L2Normed, -1": Row("L2NormedGradientOptim", {}, 4 / 3),
+    "L2Projected, -1": Row("L2ProjectedOptim", {"epsilon": 1.0}, 4 / 3),
+    "L1Normed, None": Row("L1NormedGradientOptim", {"param_ndim": None}, 5 / 3),
+    "L2Normed, None": Row("L2NormedGradientOptim", {"param_ndim": None}, 5 / 3),
+    "L2Projected, None": Row("L2ProjectedOptim", {"epsilon": 1.0, "param_ndim": None}, 7 / 3),
+    "Signed": Row("SignedGradientOptim", {}, 4 / 3),
+    "LinfProjected": Row("LinfProjectedOptim", {"epsilon": 1.0}, 4 / 3),
+    "ClampedGradient": Row("ClampedGradientOptimizer", {"clamp_min": -1.0, "clamp_max": 1.0}, 4 / 3),
+    "ClampedParameter": Row("ClampedParameterOptimizer", {"clamp_min": -1.0, "clamp_max": 1.0}, 1.0),
+    "L2Ball": Row("L2BallOptim", {"epsilon": 1.0}, 1.0),
+    "TopQ, q=0.9": Row("TopQGradientOptimizer", {"q": 0.9}, 4 / 3, selects=True),
+    "L1qNormed, q=0.9": Row("L1qNormedGradientOptim", {"q": 0.9}, 4 / 3, selects=True),
+    "L1Projected": Row("L1ProjectedOptim", {"epsilon": 1.0}, 4 / 3, selects=True),
+    "L1Ball": Row("L1BallOptim", {"epsilon": 1.0}, 1.0, selects=True),
+    "Simplex": Row("SimplexOptim", {}, 1.0, selects=True),
+}
 
 
 def parameters(shapes: list[tuple[int, ...]], device: str) -> list[Tensor]:
@@ -81,20 +95,6 @@ def parameters(shapes: list[tuple[int, ...]], device: str) -> list[Tensor]:
     for p in params:
         p.grad = torch.randn(p.shape, device=device, generator=generator)
     return params
-
-
-def measured(steps: dict[str, Step], rounds: int, device: str, seconds: float = 20.0) -> dict[str, list[float]]:
-    """The times of every step, in ms, taken in turn."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step()
-    began = time.perf_counter()
-    for done in range(rounds):
-        for name, step in steps.items():
-            times[name].append(_timed(step, device))
-        if done >= 4 and time.perf_counter() - began > seconds:
-            break
-    return times
 
 
 def _timed(step: Step, device: str) -> float:
@@ -110,108 +110,140 @@ def _timed(step: Step, device: str) -> float:
     return start_event.elapsed_time(end_event)
 
 
-def refreshed(step: Step, params: list[Tensor], fresh: list[Tensor], outside: bool) -> Step:
-    """The step, on gradients (and parameters outside the ball) as they were: selection depends on the values."""
-
-    def restore() -> None:
-        for p, g in zip(params, fresh, strict=True):
-            assert p.grad is not None
-            p.grad.copy_(g)
-            if outside:
-                p.data.copy_(g)
-
-    restore()
-    return step
-
-
-def run_case(name: str, rounds: int, device: str, only: str | None, fuse: bool) -> dict[str, Any]:
-    """Measure every optimizer on one case."""
+def run_case(name: str, rounds: int, device: str, only: str, adam: bool) -> dict[str, Any]:
+    """Measure every optimizer of the importable package on one case."""
     shapes = CASES[name]
     params = parameters(shapes, device)
     fresh = [p.grad.clone() for p in params if p.grad is not None]
-    variants = {"SGD loop": {"foreach": False}, "SGD foreach": {"foreach": True}, "SGD fused": {"fused": True}}
-    baseline: dict[str, Step] = {k: torch.optim.SGD(params, lr=1e-9, **kw).step for k, kw in variants.items()}
     result: dict[str, Any] = {"tensors": len(shapes), "entries": sum(map(math.prod, shapes)), "rows": {}}
-    for row, build in optimizers().items():
-        if only and only not in row:
+    for label, row in ROWS.items():
+        if only not in label or not hasattr(optim, row.name) or (name == "small" and row.selects):
             continue
-        if name == "small" and row.startswith(("TopQ", "L1q", "L1Projected")):
-            continue
-        ours = build(params, InnerOpt=torch.optim.SGD, lr=1e-9)
-        steps: dict[str, Step] = {"as it comes": ours.step}
-        if fuse and isinstance(ours, ro.ParamTransformingOptimizer):
-            fused = build(params, InnerOpt=torch.optim.SGD, lr=1e-9)
-            fused.fuse()  # type: ignore[attr-defined]
-            steps["fused"] = fused.step
-        data_matters = row.startswith(("TopQ", "L1q", "L1Projected"))
-        times: dict[str, list[float]] = {}
-        for batch in range(3 if data_matters else 1):
-            for p, g in zip(params, fresh, strict=True):
-                p.grad.copy_(g)  # type: ignore[union-attr]
-                p.data.copy_(g)
-            if data_matters:  # each step on data as they came: what a step selects or projects it would find done
-                part = _measured_on_fresh_data(baseline | steps, params, fresh, max(3, rounds // 3), device)
-            else:
-                part = measured(baseline | steps, rounds, device)
-            for k, v in part.items():
-                times.setdefault(k, []).extend(v)
-        medians = {k: statistics.median(v) for k, v in times.items()}
-        floor = min(medians[k] for k in baseline)
-        result["rows"][row] = {
-            k: {
-                "ratio": medians[k] / floor,
-                "least": min(times[k]) / floor,
-                "most": max(times[k]) / floor,
-                "ms": medians[k],
+        build = functools.partial(getattr(optim, row.name), params, **row.keywords)
+        figures: dict[str, Any] = {"bound": row.bound}
+        for inner in (torch.optim.SGD, torch.optim.Adam)[: 1 + adam]:
+            lr = 1e-9
+            plain: dict[str, Step] = {
+                f"{inner.__name__} {kind}": inner(params, lr=lr, **{"foreach": False, "fused": False, kind: True}).step
+                if kind != "loop"
+                else inner(params, lr=lr, foreach=False).step
+                for kind in ("loop", "foreach", "fused")
             }
-            for k in steps
-        }
-        result["rows"][row]["SGD ms"] = floor
-        print_row(name, row, result["rows"][row], steps)
+            steps = plain | {"ours": build(InnerOpt=inner, lr=lr).step}
+            measure = measured_on_fresh_data if row.selects else measured
+            times = measure(steps, params, fresh, rounds, device)
+            medians = {k: statistics.median(v) for k, v in times.items()}
+            floor = min(medians[k] for k in plain)
+            figures[inner.__name__] = {
+                "plain ms": floor,
+                "ms": medians["ours"],
+                "ratio": medians["ours"] / floor,
+                "least": min(times["ours"]) / floor,
+                "most": max(times["ours"]) / floor,
+            }
+        result["rows"][label] = figures
+        print(f"{name:9} {label:18}" + _cells(figures), flush=True)
     return result
 
 
-def _measured_on_fresh_data(
+def _cells(figures: dict[str, Any]) -> str:
+    cells = ""
+    for inner in ("SGD", "Adam"):
+        if inner in figures:
+            f = figures[inner]
+            cells += f"  {inner} {f['plain ms']:8.3f} ms  {f['ratio']:6.2f} ({f['least']:.2f} to {f['most']:.2f})"
+    return cells + f"   bound {figures['bound']:.2f}"
+
+
+def measured(
     steps: dict[str, Step], params: list[Tensor], fresh: list[Tensor], rounds: int, device: str
 ) -> dict[str, list[float]]:
+    """The times of every step, in ms, taken in turn."""
+    _restore(params, fresh)
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for done in range(rounds + 1):
+    for done in range(rounds + 2):
         for name, step in steps.items():
-            for p, g in zip(params, fresh, strict=True):
-                p.grad.copy_(g)  # type: ignore[union-attr]
-                p.data.copy_(g)
             elapsed = _timed(step, device)
-            if done:  # the first round warms up
+            if done >= 2:  # the first rounds warm up
                 times[name].append(elapsed)
     return times
 
 
-def print_row(case: str, row: str, figures: dict[str, Any], steps: dict[str, Step]) -> None:
-    """One line of the table."""
-    cells = [f"{figures[k]['ratio']:6.2f} ({figures[k]['least']:.2f} to {figures[k]['most']:.2f})" for k in steps]
-    print(f"{case:10} {row:20} SGD {figures['SGD ms']:8.3f} ms   " + "   ".join(cells), flush=True)
+def measured_on_fresh_data(
+    steps: dict[str, Step], params: list[Tensor], fresh: list[Tensor], rounds: int, device: str
+) -> dict[str, list[float]]:
+    """As `measured`, each step on the same data: one that selects or projects would find its work done already."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for done in range(rounds + 2):
+        for name, step in steps.items():
+            _restore(params, fresh)
+            elapsed = _timed(step, device)
+            if done >= 2:
+                times[name].append(elapsed)
+    return times
+
+
+def _restore(params: list[Tensor], fresh: list[Tensor]) -> None:
+    with torch.no_grad():
+        for p, g in zip(params, fresh, strict=True):
+            p.copy_(g)
+            p.grad.copy_(g)  # type: ignore[union-attr]
+
+
+def beside_older(older: Path, arguments: list[str]) -> dict[str, Any]:
+    """The same table for the package in the folder `older`, measured by a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "older.json"
+        command = [sys.executable, "-W", "ignore", __file__, *arguments, "--out", str(out)]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(older)})
+        return json.loads(out.read_text())["cases"]
+
+
+def as_markdown(results: dict[str, Any]) -> str:
+    """The ratios as a table for the documentation."""
+    older = results.get("older", {})
+    lines = [f"{results['setting']}.", ""]
+    for case, figures in results["cases"].items():
+        lines += [
+            f"**{case}**: {figures['tensors']} tensors, {figures['entries']:,} entries",
+            "",
+            "| optimizer | ratio to SGD (least to most) | traffic bound |" + (" older package |" if older else ""),
+            "| --- | --- | --- |" + (" --- |" if older else ""),
+        ]
+        for label, row in figures["rows"].items():
+            sgd = row["SGD"]
+            line = f"| {label} | {sgd['ratio']:.2f} ({sgd['least']:.2f} to {sgd['most']:.2f}) | {row['bound']:.2f} |"
+            if older:
+                theirs = older.get(case, {}).get("rows", {}).get(label)
+                line += f" {theirs['SGD']['ratio']:.2f} |" if theirs else " |"
+            lines.append(line)
+        lines.append("")
+    return "\n".join(lines)
 
 
 def main() -> None:
+    """Measure, print the table, write it as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--case", choices=CASES, action="append")
-    parser.add_argument("--only", help="rows whose name contains this")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--no-fuse", action="store_true")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--adam", action="store_true", help="around Adam too")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--older", type=Path, help="a folder with another version of the package")
     parser.add_argument("--out", type=Path, default=Path("bench-results/optimizers.json"))
     args = parser.parse_args()
-    results: dict[str, Any] = {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "cases": {},
-    }
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; ratios to the fastest SGD step, as it comes / fused")
-    for case in args.case or CASES:
-        results["cases"][case] = run_case(case, args.rounds, args.device, args.only, not args.no_fuse)
+    setting = f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads"
+    print(f"{setting}, package {getattr(rai_toolbox, '__version__', 'unknown')}; ratios to the fastest plain step")
+    cases = {case: run_case(case, args.rounds, args.device, args.only, args.adam) for case in args.case or list(CASES)}
+    results: dict[str, Any] = {"setting": setting, "cases": cases}
+    if args.older:
+        picked = [word for case in args.case or [] for word in ("--case", case)]
+        results["older"] = beside_older(
+            args.older, [*picked, "--only", args.only, "--rounds", "5", "--device", args.device]
+        )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=2) + "\n")
+    args.out.with_suffix(".md").write_text(as_markdown(results))
 
 
 if __name__ == "__main__":
