@@ -184,6 +184,8 @@ def _norm(y: Tensor, p: float, k: int) -> Tensor:
     if k == 0:
         return y.abs()
     norm = y.flatten(y.ndim - k)
+    if norm.shape[-1] == 0:
+        p = 1  # torch has no largest magnitude of nothing; every norm of it is 0
     if p != math.inf and norm.shape[-1] > _PIECE and norm.shape[-1] % piece_length(norm.shape[-1]) == 0:
         norm = torch.linalg.vector_norm(norm.unflatten(-1, (-1, piece_length(norm.shape[-1]))), p, -1)
     return torch.linalg.vector_norm(norm, p, -1).reshape(*y.shape[: y.ndim - k], *(1,) * k)
