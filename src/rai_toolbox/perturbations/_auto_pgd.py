@@ -154,9 +154,7 @@ def auto_pgd(
     return result
 
 
-def _ask(
-    problem: Problem, best: Best, rows: Tensor, x: Tensor, losses: LossOfRows, stream: int
-) -> Answer:
+def _ask(problem: Problem, best: Best, rows: Tensor, x: Tensor, losses: LossOfRows, stream: int) -> Answer:
     answer = problem.ask(rows, x, losses(rows), stream)
     best.see(rows, x, answer.score, answer.achieved)
     return answer
@@ -168,9 +166,7 @@ def _propose(ball: Ball, state: _State, problem: Problem, step: int) -> Tensor:
         return ball.land(ball.project(delta + state.step * sparse_direction(state.grad, state.active)))
     aim = ball.project(delta + state.step * ball.steepest(state.grad))
     if step > 1:
-        aim = ball.project(
-            delta + MOMENTUM * (aim - delta) + (1 - MOMENTUM) * (delta - ball.delta(state.before))
-        )
+        aim = ball.project(delta + MOMENTUM * (aim - delta) + (1 - MOMENTUM) * (delta - ball.delta(state.before)))
     return ball.land(aim)
 
 

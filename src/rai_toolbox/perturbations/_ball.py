@@ -146,7 +146,9 @@ def _project_l0(delta: Tensor, epsilon: Tensor, low: Tensor | None, high: Tensor
     clipped = delta if low is None and high is None else delta.clamp(low, high)
     gain = clipped * (2 * delta - clipped)
     order = gain.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(delta.shape[1], device=delta.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(delta.shape[1], device=delta.device).expand_as(order)
+    )
     return torch.where(rank < epsilon, clipped, 0.0)
 
 

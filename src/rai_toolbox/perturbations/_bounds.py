@@ -48,7 +48,7 @@ def check_bounds(bounds: Any, data: Tensor) -> tuple[Tensor, Tensor] | None:
         outside = (data < low) | (data > high) | data.isnan()
         if bool(outside.any()):
             raise ValueError(
-                f"{int(outside.sum())} of {data.numel()} entries of the data lie outside the bounds or are NaN (the data "
+                f"{int(outside.sum())} of {data.numel()} entries of the data lie outside the bounds or are NaN (they "
                 f"range from {data.min().item():g} to {data.max().item():g}): nothing within the bounds is near them. "
                 "Give bounds in the units of the data, or None"
             )

@@ -153,7 +153,9 @@ def gradient_ascent(
                 seed = torch.full_like(total, (1.0 if targeted else -1.0) / samples)
             grads = torch.autograd.grad(total, params, seed, allow_unused=True)
             if samples > 1:
-                grads = _accumulate(grads, params, seed, samples, lambda: reduction_fn(criterion(model(pmodel(data)), target)))
+                grads = _accumulate(
+                    grads, params, seed, samples, lambda: reduction_fn(criterion(model(pmodel(data)), target))
+                )
             for param, grad in zip(params, grads, strict=True):
                 if grad is not None:
                     grad.nan_to_num_(nan=0.0)
@@ -269,9 +271,7 @@ def _build(
         )
     optim = optimizer(pmodel.parameters(), **optim_kwargs)
     if not isinstance(optim, Optimizer):
-        raise TypeError(
-            f"optimizer must make a torch.optim.Optimizer; {optimizer!r} made a {type(optim).__name__}"
-        )
+        raise TypeError(f"optimizer must make a torch.optim.Optimizer; {optimizer!r} made a {type(optim).__name__}")
     return pmodel, optim
 
 

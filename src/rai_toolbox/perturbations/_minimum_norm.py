@@ -21,6 +21,7 @@ __all__ = ["minimum_norm"]
 
 _RANDOM_POINTS = 20
 _BISECTIONS = 8
+_RANDOM_CHOICES = 4
 
 
 def minimum_norm(
@@ -134,9 +135,7 @@ def minimum_norm(
     return concatenate([_solve(problem, steps, restarts, callback) for _, problem in batches(settings)])
 
 
-def _solve(
-    problem: Problem, steps: int, restarts: int, callback: Callable[[int, Tensor], Any] | None
-) -> Solution:
+def _solve(problem: Problem, steps: int, restarts: int, callback: Callable[[int, Tensor], Any] | None) -> Solution:
     nearest = Nearest(problem)
     every = torch.arange(len(problem.data), device=problem.data.device)
     if len(every):
@@ -153,9 +152,7 @@ def _solve(
     return report(problem, nearest.x, nearest.distance.isinf())
 
 
-def _run(
-    problem: Problem, nearest: Nearest, rows: Tensor, losses: ClassLosses, number: int, steps: int
-) -> None:
+def _run(problem: Problem, nearest: Nearest, rows: Tensor, losses: ClassLosses, number: int, steps: int) -> None:
     loss, stream, sweep = losses[number], number * MOST_STEPS, number // losses.count
     start, radius = problem.data[rows], None
     if sweep:
@@ -170,9 +167,7 @@ def _run(
         descend(problem, nearest, rows, start, loss, steps=steps, stream=stream, radius=radius, sparse=sparse)
 
 
-def _finish(
-    problem: Problem, nearest: Nearest, rows: Tensor, losses: ClassLosses, restarts: int, steps: int
-) -> None:
+def _finish(problem: Problem, nearest: Nearest, rows: Tensor, losses: ClassLosses, restarts: int, steps: int) -> None:
     stream = restarts * MOST_STEPS
     nearest.scatter(rows, _RANDOM_POINTS, stream)
     rows = nearest.found(rows)
@@ -180,6 +175,11 @@ def _finish(
         return
     if problem.norm == "l0":
         nearest.prune(rows, steps)
+        for number in range(_RANDOM_CHOICES * losses.count):
+            add_greedily(
+                problem, nearest, rows, problem.data[rows], losses[number], steps=steps // 2,
+                stream=stream + (number + 1) * 4 * steps, randomly=True,
+            )  # fmt: skip
         return
     nearest.bisect(rows, _BISECTIONS)
     descend(

@@ -33,7 +33,9 @@ class Nearest:
         rows = rows[self.distance[rows].isinf()]
         low, high = (bound.double() for bound in problem.room(rows))
         for number in range(times if len(rows) else 0):
-            x = problem.put(rows, torch.lerp(low, high, problem.noise.uniform(rows, stream + number)) - problem.data[rows])
+            x = problem.put(
+                rows, torch.lerp(low, high, problem.noise.uniform(rows, stream + number)) - problem.data[rows]
+            )
             self.see(rows, x, *problem.query.evaluate(x, problem.target[rows], firmly=True))
 
     def bisect(self, rows: Tensor, times: int) -> None:

@@ -18,7 +18,6 @@ from rai_toolbox.perturbations._noise import Noise, draw_seed
 from rai_toolbox.perturbations._query import Answer, Loss, Objective, Query, make_objective
 from rai_toolbox.perturbations._solution import Solution
 
-
 # Without bounds: how many times the largest entry of a datum an entry may reach in a search for the first success.
 FAR = 8.0
 # More than any run takes: keeps the random draws of one run apart from those of the next.
@@ -67,8 +66,8 @@ class Problem:
         size = data.abs().amax(dim=1, keepdim=True)
         far = FAR * torch.where(size > 0, size, 1.0)
         low, high = data - far, data + far
-        if self.lower is not None and self.upper is not None:
-            lower, upper = rows_of(self.lower, rows, len(self.data)), rows_of(self.upper, rows, len(self.data))
+        lower, upper = rows_of(self.lower, rows, len(self.data)), rows_of(self.upper, rows, len(self.data))
+        if lower is not None and upper is not None:
             low, high = torch.where(lower.isinf(), low, lower), torch.where(upper.isinf(), high, upper)
         return low, high
 

@@ -117,12 +117,12 @@ class Query:
         """The criterion and the decision at each row; the mean and the majority, if there are several samples."""
         losses = torch.zeros(len(x), device=x.device, dtype=torch.float64)
         votes = torch.zeros(len(x), device=x.device, dtype=torch.int64)
+        dtype = torch.float32
         for _ in range(self._samples):
-            output = self.output(x)
-            score, achieved = self._read(output, target, firmly)
+            score, achieved = self._read(self.output(x), target, firmly)
             losses += score.double() * self.objective.sign
             votes += achieved
-        dtype = torch.float32 if output.element_size() < 4 else output.dtype
+            dtype = score.dtype
         return (losses / self._samples).to(dtype), 2 * votes > self._samples
 
     def ask(self, x: Tensor, target: Tensor, loss_fn: Loss) -> Answer:
@@ -155,7 +155,5 @@ def _nan_loses(x: Tensor) -> Tensor:
 
 def _per_row(x: Tensor, n: int, name: str) -> Tensor:
     if x.shape != (n,):
-        raise ValueError(
-            f"{name} must return one number per datum, the shape ({n},); it returned {tuple(x.shape)}"
-        )
+        raise ValueError(f"{name} must return one number per datum, the shape ({n},); it returned {tuple(x.shape)}")
     return x

@@ -17,9 +17,7 @@ __all__ = ["random_restart"]
 P = ParamSpec("P")
 
 
-def random_restart(
-    solver: Callable[P, tuple[Tensor, Tensor]], repeats: int
-) -> Callable[P, tuple[Tensor, Tensor]]:
+def random_restart(solver: Callable[P, tuple[Tensor, Tensor]], repeats: int) -> Callable[P, tuple[Tensor, Tensor]]:
     """Return a solver that runs `solver` several times and keeps the best result of each datum.
 
     Parameters
@@ -113,7 +111,8 @@ def _targeted(solver: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
 def _reset_instances(solver: Callable[..., Any], kwargs: dict[str, Any]) -> Callable[[], None]:
     """Return what puts a perturbation model and an optimizer that are instances back to their start."""
     given = {**_frozen_keywords(solver), **kwargs}
-    pmodel, optimizer = given.get("perturbation_model"), given.get("optimizer")
+    pmodel: Any = given.get("perturbation_model")
+    optimizer: Any = given.get("optimizer")
     resets: list[Callable[[], Any]] = []
     if hasattr(pmodel, "parameters") and not isinstance(pmodel, type):
         if hasattr(pmodel, "reset_parameters"):

@@ -27,9 +27,20 @@ _DECAY_1, _DECAY_2 = 0.9, 0.999
 
 
 def add_greedily(
-    problem: Problem, nearest: Nearest, rows: Tensor, start: Tensor, losses: LossOfRows, *, steps: int, stream: int
+    problem: Problem,
+    nearest: Nearest,
+    rows: Tensor,
+    start: Tensor,
+    losses: LossOfRows,
+    *,
+    steps: int,
+    stream: int,
+    randomly: bool = False,
 ) -> None:
-    """Change one more entry at a time, the one that a linear model of the loss gains most from, as far as it can go."""
+    """Change one more entry at a time, the one that a linear model of the loss gains most from, as far as it can go.
+
+    `randomly`: a random share of each gain is what counts, so that every call tries other entries.
+    """
     x = start
     for step in range(steps):
         loss_fn = losses(rows)
@@ -47,8 +58,9 @@ def add_greedily(
         low, high = problem.room(rows)
         end = torch.where(answer.grad > 0, high, low)
         gain = answer.grad * (end - x)
+        worth = gain * problem.noise.uniform(rows, stream + steps + step).to(gain.dtype) if randomly else gain
         # Moving an entry that is changed already costs nothing; all of those move, and the best of the others.
-        pick = torch.where(changed, -torch.inf, gain).argmax(dim=1, keepdim=True)
+        pick = torch.where(changed, -torch.inf, worth).argmax(dim=1, keepdim=True)
         move = changed & (gain > 0)
         move.scatter_(1, pick, True)
         x = torch.where(move, end, x)
