@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
@@ -66,8 +66,7 @@ BUILDS: dict[str, Build] = {
         LargestIsOne,
         optim.L2NormedGradientOptim,
         params=params,
-        **SGD,
-        **options,
+        **{**SGD, **options},
     ),
     "LargestIsOne": partial(LargestIsOne, **SGD),
 }
@@ -168,7 +167,9 @@ def steps_agree(kind: str, names: Sequence[str], param_ndims: Sequence[int | Non
                     expected,
                     rtol=4e-6,
                     atol=4e-6,
-                    msg=lambda text, name=name, k=param_ndim, x=expected: f"{name}, param_ndim={k}, {tuple(x.shape)}: {text}",
+                    msg=lambda text, name=name, k=param_ndim, x=expected: (
+                        f"{name}, param_ndim={k}, {tuple(x.shape)}: {text}"
+                    ),
                 )
                 compared += 1
     return compared
