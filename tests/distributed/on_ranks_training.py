@@ -136,7 +136,7 @@ def draws_are_rank_0s() -> list[float]:
                 optimizer.step()
         with optim.independent_draws():
             optimizer.step()
-    assert counts == {"broadcast_": 2}, counts  # one for each random link
+    assert sum(counts.values()) == 1, counts  # for both links, since they share the generator
     return shares
 
 

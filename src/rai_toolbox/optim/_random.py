@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +13,9 @@ import torch.distributed as dist
 from torch import Generator
 
 _alone: ContextVar[bool] = ContextVar("_alone", default=False)
+_copies_of_rank_0s: ContextVar[Mapping[int, Generator]] = ContextVar(
+    "_copies_of_rank_0s", default=types.MappingProxyType({})
+)
 
 
 @contextmanager
@@ -47,7 +51,6 @@ class Draws:
         if not isinstance(generator, Generator):
             raise TypeError(f"`generator` must be a torch.Generator, got {generator!r}")
         self._generator = None if generator is torch.default_generator else generator
-        self._of_rank_0: Generator | None = None
 
     @property
     def generator(self) -> Generator:
@@ -56,12 +59,16 @@ class Draws:
     @contextmanager
     def alike(self, optim_groups: Iterable[Mapping[str, Any]]) -> Iterator[None]:
         """Draw in this context what rank 0 draws, at the price of one collective, if any group draws at all."""
-        if not _alone.get() and _has_other_ranks() and any(group["dq"] > 0 for group in optim_groups):
-            self._of_rank_0 = _from_rank_0(self.generator)
+        copies = _copies_of_rank_0s.get()
+        shared = id(self.generator) in copies  # by another link of a chain, which has asked for it
+        if shared or _alone.get() or not _has_other_ranks() or not any(group["dq"] > 0 for group in optim_groups):
+            yield
+            return
+        token = _copies_of_rank_0s.set({**copies, id(self.generator): _from_rank_0(self.generator)})
         try:
             yield
         finally:
-            self._of_rank_0 = None
+            _copies_of_rank_0s.reset(token)
 
     def of_q(self, optim_group: Mapping[str, Any]) -> Callable[[], float]:
         """A function that returns the q of a group, drawn anew at each call where its `dq` is positive."""
@@ -72,8 +79,9 @@ class Draws:
 
         def draw() -> float:
             share = _uniform(self.generator)  # in any case, so that every rank's generator advances alike
-            if self._of_rank_0 is not None:
-                share = _uniform(self._of_rank_0)
+            copy = _copies_of_rank_0s.get().get(id(self.generator))
+            if copy is not None:
+                share = _uniform(copy)
             return low + (high - low) * share
 
         return draw

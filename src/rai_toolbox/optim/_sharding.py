@@ -280,7 +280,7 @@ def _scale_(jobs: Sequence[_Job], norms: Tensor, sizes: Sequence[int]) -> None:
     if extreme.any():
         _scale_exactly_(parts, shaped, [e.view(f.shape) for e, f in zip(extreme.split(sizes), shaped, strict=True)])
         factors.masked_fill_(extreme, 1.0)
-    torch._foreach_mul_(parts, [f.to(working) for f in shaped])
+    torch._foreach_mul_(parts, [f.to(working) for f in shaped])  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _scale_exactly_(parts: Sequence[Tensor], factors: Sequence[Tensor], where: Sequence[Tensor]) -> None:
