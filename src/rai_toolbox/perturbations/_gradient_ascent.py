@@ -148,14 +148,18 @@ def gradient_ascent(
                     break
             if callback is not None:
                 callback(step, perturbed.detach(), losses.detach())
-            total = reduction_fn(losses)
+            # The gradient of a sum is the losses' own, with ones for a seed: no need to form the sum.
+            total = losses if reduction_fn is torch.sum else reduction_fn(losses)
             if seed is None:
                 seed = torch.full_like(total, (1.0 if targeted else -1.0) / samples)
             grads = torch.autograd.grad(total, params, seed, allow_unused=True)
             if samples > 1:
-                grads = _accumulate(
-                    grads, params, seed, samples, lambda: reduction_fn(criterion(model(pmodel(data)), target))
-                )
+
+                def once_more(reduce: bool = reduction_fn is not torch.sum) -> Tensor:
+                    losses = criterion(model(pmodel(data)), target)
+                    return reduction_fn(losses) if reduce else losses
+
+                grads = _accumulate(grads, params, seed, samples, once_more)
             for param, grad in zip(params, grads, strict=True):
                 if grad is not None:
                     grad.nan_to_num_(nan=0.0)
