@@ -68,9 +68,11 @@ def evaluate(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(help="Steps of the fixed-budget solver; the minimum-norm one takes three times as many."),
+        typer.Option(help="Steps of each run of a solver."),
     ] = None,
-    restarts: Annotated[int | None, typer.Option(help="Runs of the fixed-budget solver per sample and radius.")] = None,
+    restarts: Annotated[
+        int | None, typer.Option(help="Runs of a solver, from different points, per sample (and radius).")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples at a time (default 128).")] = None,
     bounds: Annotated[
         str | None,

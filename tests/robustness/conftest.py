@@ -40,6 +40,21 @@ def digits_net():
     return load_model("digits")
 
 
+@pytest.fixture(scope="session")
+def small_net(digits):
+    """A smooth network that knows the digits, cheaper than the built-in one."""
+    x, y = (torch.from_numpy(part) for part in digits)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+        for _ in range(80):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+    return net.eval().requires_grad_(False)
+
+
 @pytest.fixture
 def blobs():
     """Two classes in the plane, on either side of x0 = 0: the distance to the nearest error is known."""

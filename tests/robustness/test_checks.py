@@ -61,78 +61,70 @@ def verdicts(model, digits, **options):
     return {finding.check: finding for finding in result.findings}
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_a_sound_model_raises_no_alarm(digits_net, digits, norm):
-    grid = {"l2": [0.3, 0.6, 1.2], "linf": [0.05, 0.1, 0.2]}[norm]
-    found = verdicts(digits_net, digits, norms=norm, epsilons=grid, steps=100, restarts=3)
+@pytest.mark.slow
+def test_the_built_in_model_raises_no_alarm(digits_net, digits):
+    grids = {"l2": [0.3, 0.6, 1.2], "linf": [0.05, 0.1, 0.2]}
+    found = verdicts(digits_net, digits, norms=list(grids), epsilons=grids, steps=50, restarts=3)
     assert {check: finding.verdict for check, finding in found.items()} == dict.fromkeys(found, "ok")
 
 
-def test_sound_models_of_other_kinds_raise_no_alarm(digits):
-    x, y = digits
-    torch.manual_seed(0)
-    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    smooth = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.BatchNorm1d(32), nn.Linear(32, 10))
-    for net in (linear, smooth):
-        optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
-        for _ in range(80):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(torch.from_numpy(x)), torch.from_numpy(y)).backward()
-            optimizer.step()
-        found = verdicts(net.eval(), digits, steps=100)
-        assert {check: finding.verdict for check, finding in found.items()} == dict.fromkeys(found, "ok")
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1", "l0"])
+def test_a_sound_model_raises_no_alarm(small_net, digits, norm):
+    grid = {"l2": [0.3, 0.6, 1.2], "linf": [0.05, 0.1, 0.2], "l1": [1.0, 2.0, 4.0], "l0": [1, 2, 4]}[norm]
+    found = verdicts(small_net, digits, norms=norm, epsilons=grid, steps=40, restarts=3)
+    assert {check: finding.verdict for check, finding in found.items()} == dict.fromkeys(found, "ok")
 
 
-def test_a_random_model_is_noticed(digits_net, digits):
-    noisy = Wrapped(digits_net, before=lambda x: x + 0.2 * torch.randn_like(x))
+def test_a_random_model_is_noticed(small_net, digits):
+    noisy = Wrapped(small_net, before=lambda x: x + 0.2 * torch.randn_like(x))
     assert verdicts(noisy, digits)["random-model"].verdict == "distrust"
 
 
-def test_a_model_that_mixes_its_batch_is_noticed(digits_net, digits):
-    found = verdicts(BatchStatistics(digits_net), digits)
+def test_a_model_that_mixes_its_batch_is_noticed(small_net, digits):
+    found = verdicts(BatchStatistics(small_net), digits)
     assert found["batch-dependence"].verdict == "distrust"
     assert found["random-model"].verdict == "ok"
 
 
-def test_an_input_that_is_rounded_has_zero_gradients(digits_net, digits):
-    found = verdicts(Wrapped(digits_net, before=lambda x: (x * 4).round() / 4), digits)
+def test_an_input_that_is_rounded_has_zero_gradients(small_net, digits):
+    found = verdicts(Wrapped(small_net, before=lambda x: (x * 4).round() / 4), digits)
     assert found["zero-gradients"].verdict == "distrust"
     assert found["zero-gradients"].evidence["share_zero"] == 1.0
 
 
-def test_gradients_that_are_nan_are_noticed(digits_net, digits):
-    found = verdicts(Wrapped(digits_net, before=NanGradient.apply), digits)
+def test_gradients_that_are_nan_are_noticed(small_net, digits):
+    found = verdicts(Wrapped(small_net, before=NanGradient.apply), digits)
     assert found["zero-gradients"].evidence["share_not_finite"] == 1.0
     assert found["zero-gradients"].verdict == "distrust"
 
 
-def test_gradients_that_vanish_are_noticed(digits_net, digits):
+def test_gradients_that_vanish_are_noticed(small_net, digits):
     def flat_steps(x):
         # A staircase whose treads rise by next to nothing.
         return (x * 4).round() / 4 + 1e-7 * x
 
-    found = verdicts(Wrapped(digits_net, before=flat_steps), digits)
+    found = verdicts(Wrapped(small_net, before=flat_steps), digits)
     assert found["zero-gradients"].evidence["share_vanishing"] > 0.9
 
 
-def test_a_backward_pass_that_points_downhill_is_noticed(digits_net, digits):
-    found = verdicts(Wrapped(digits_net, before=LyingGradient.apply), digits)
+def test_a_backward_pass_that_points_downhill_is_noticed(small_net, digits):
+    found = verdicts(Wrapped(small_net, before=LyingGradient.apply), digits)
     assert found["loss-rises"].verdict == "distrust"
 
 
-def test_masked_gradients_are_beaten_by_blind_search(digits_net, digits):
-    staircase = Wrapped(digits_net, before=lambda x: (x * 8).round() / 8)
+def test_masked_gradients_are_beaten_by_blind_search(small_net, digits):
+    staircase = Wrapped(small_net, before=lambda x: (x * 8).round() / 8)
     found = verdicts(staircase, digits, norms="linf", epsilons=[0.1, 0.15, 0.2])
     assert found["gradient-masking"].verdict in ("distrust", "warning")
-    downhill = Wrapped(digits_net, before=LyingGradient.apply)
+    downhill = Wrapped(small_net, before=LyingGradient.apply)
     found = verdicts(downhill, digits, norms="linf", epsilons=[0.1, 0.15, 0.2])
     assert found["gradient-masking"].verdict == "distrust"
 
 
-def test_too_few_steps_are_noticed(digits_net, digits):
-    found = verdicts(digits_net, digits, norms="linf", epsilons=[0.05, 0.08, 0.1, 0.12, 0.15], steps=1)
+def test_too_few_steps_are_noticed(small_net, digits):
+    found = verdicts(small_net, digits, norms="linf", epsilons=[0.05, 0.08, 0.1, 0.12, 0.15], steps=1)
     assert found["convergence"].verdict in ("distrust", "warning")
-    assert found["convergence"].evidence["steps_tried"] == [1, 1, 4]
+    assert found["convergence"].evidence["steps_used"] == 1
 
 
 def test_an_accuracy_that_never_falls_is_noticed(digits):
@@ -156,17 +148,17 @@ def test_an_accuracy_that_never_falls_is_noticed(digits):
     ],
     ids=["large", "probabilities", "offset", "small"],
 )
-def test_logits_that_float32_cannot_tell_apart_are_noticed(digits_net, digits, after, verdict):
-    assert verdicts(Wrapped(digits_net, after=after), digits)["saturation"].verdict == verdict
+def test_logits_that_float32_cannot_tell_apart_are_noticed(small_net, digits, after, verdict):
+    assert verdicts(Wrapped(small_net, after=after), digits)["saturation"].verdict == verdict
 
 
-def test_labels_in_another_order_are_noticed(digits_net, digits):
+def test_labels_in_another_order_are_noticed(small_net, digits):
     x, y = digits
-    result = evaluate(digits_net, (x[:40], (y[:40] + 1) % 10), epsilons=[0.5], steps=5, restarts=1)
+    result = evaluate(small_net, (x[:40], (y[:40] + 1) % 10), epsilons=[0.5], steps=5, restarts=1)
     assert {f.check: f.verdict for f in result.findings}["clean-performance"] == "warning"
 
 
-def test_a_point_that_is_no_error_when_asked_again_is_not_counted(digits_net, digits, monkeypatch):
+def test_a_point_that_is_no_error_when_asked_again_is_not_counted(small_net, digits, monkeypatch):
     from rai_toolbox.perturbations import minimum_norm
     from rai_toolbox.robustness import _stages
 
@@ -176,7 +168,7 @@ def test_a_point_that_is_no_error_when_asked_again_is_not_counted(digits_net, di
 
     monkeypatch.setattr(_stages, "minimum_norm", boastful)
     x, y = digits
-    result = evaluate(digits_net, (x[:20], y[:20]), epsilons=[0.01], steps=5, restarts=1)
+    result = evaluate(small_net, (x[:20], y[:20]), epsilons=[0.01], steps=5, restarts=1)
     assert result.curves["l2"].points[1].value == result.curves["l2"].points[0].value
     finding = next(finding for finding in result.findings if finding.check == "verification")
     assert finding.verdict == "distrust"

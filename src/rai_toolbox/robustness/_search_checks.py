@@ -23,9 +23,10 @@ __all__ = ["SEARCH_CHECKS"]
 
 _NOISE_DRAWS = 100
 _QUERIES = 300
-_USUAL_STEPS = 100
+_USUAL_STEPS = 50  # the default of the solvers
 _PLAIN_STEPS = 10
 _SUBSET = 48
+_TRIED_AGAIN = 32
 
 
 def _per_norm(check: Callable[[Situation, Norm], Seen]) -> Callable[[Situation], Seen]:
@@ -89,94 +90,79 @@ def _loss_rises(situation: Situation, norm: Norm) -> Seen:
 
 
 def _convergence(situation: Situation, norm: Norm) -> Seen:
+    """Try half and twice the steps on some samples, and see where the distances are going."""
     bench = situation.bench
     usual = bench.settings.steps or _USUAL_STEPS
-    indices = situation.some(_SUBSET)
+    indices = situation.some(_TRIED_AGAIN)
     x, target = bench.subset(indices.tolist())
     if not len(x):
         return _nothing()
-    ladder = (max(1, usual // 4), usual, 4 * usual)
     if not bench.classifies:
-        return _error_converges(situation, norm, x, target, ladder)
-    distance = [
-        attack(bench, x, target, norm=norm, purpose=("convergence", norm, steps), steps=steps).distance
-        for steps in ladder
-    ]
+        return _error_converges(situation, norm, x, target, usual)
+
+    def distance(steps: int) -> NDArray:
+        return attack(bench, x, target, norm=norm, purpose=("convergence", norm, steps), steps=steps).distance
+
     known = situation.distance[norm][indices]
-    better = np.minimum(known, distance[2])
+    fewer, more = distance(max(1, usual // 2)), distance(2 * usual)
     drops = {
-        point.epsilon: float(np.mean(known > point.epsilon) - np.mean(better > point.epsilon))
+        point.epsilon: int((known > point.epsilon).sum() - (np.minimum(known, more) > point.epsilon).sum())
         for point in situation.curves[norm].points[1:]
     }
-    epsilon, drop = max(drops.items(), key=lambda pair: pair[1])
-    first, second, third, limit = _extrapolated(distance, known)
+    epsilon, lost = max(drops.items(), key=lambda pair: pair[1])
+    before, now, limit = _extrapolated(fewer, known, np.minimum(known, more))
     evidence = {
         "samples": len(x),
-        "steps_tried": list(ladder),
-        "median_distance_at_a_quarter_of_the_steps": first,
-        "median_distance_at_the_steps_used": second,
-        "median_distance_at_four_times_the_steps": third,
+        "steps_used": usual,
+        "median_distance_with_half_the_steps": before,
+        "median_distance_found": now,
+        "median_distance_with_twice_the_steps": float(np.median(np.minimum(known, more))),
         "median_distance_extrapolated": limit,
-        "largest_drop_of_accuracy": drop,
+        "samples_lost_with_twice_the_steps": lost,
         "at_epsilon": epsilon,
     }
-    lost = round(drop * len(x))
-    # In units of the samples looked at: one may always fall just beside an epsilon.
+    # One sample may always fall just beside an epsilon.
     if lost >= max(3, 0.05 * len(x)):
-        return Seen(
-            "distrust",
-            f"Four times the steps lower the accuracy at epsilon {epsilon:g} by {100 * drop:.0f} points on"
-            f" {len(x)} samples.",
-            evidence,
-        )
-    if lost >= 2 or (np.isfinite(limit) and limit < 0.9 * float(np.median(known))):
-        return Seen(
-            "warning",
-            f"More steps lower the curve a little (by {100 * drop:.0f} points at epsilon {epsilon:g}).",
-            evidence,
-        )
-    return Seen("ok", "Four times the steps find no more.", evidence)
+        told = f"Twice the steps break {lost} more of {len(x)} samples at epsilon {epsilon:g}."
+        return Seen("distrust", told, evidence)
+    if lost >= 2 or limit < 0.9 * now:
+        told = f"More steps lower the curve a little: {lost} of {len(x)} samples at epsilon {epsilon:g}."
+        return Seen("warning", told, evidence)
+    return Seen("ok", "Twice the steps find no more.", evidence)
 
 
-def _error_converges(
-    situation: Situation, norm: Norm, x: torch.Tensor, target: torch.Tensor, ladder: tuple[int, ...]
-) -> Seen:
+def _error_converges(situation: Situation, norm: Norm, x: torch.Tensor, target: torch.Tensor, usual: int) -> Seen:
     epsilon = _middle(situation, norm)
-    errors = [
-        float(
-            attack(
-                situation.bench,
-                x,
-                target,
-                norm=norm,
-                epsilon=epsilon,
-                purpose=("convergence", norm, steps),
-                steps=steps,
-            ).error.mean()
+
+    def error(steps: int) -> float:
+        purpose = ("convergence", norm, steps)
+        return float(
+            attack(situation.bench, x, target, norm=norm, epsilon=epsilon, purpose=purpose, steps=steps).error.mean()
         )
-        for steps in ladder
-    ]
-    rise = errors[2] / max(errors[1], 1e-30) - 1
-    evidence = {"samples": len(x), "steps_tried": list(ladder), "mean_errors": errors, "epsilon": epsilon}
-    if rise > 0.05:
-        return Seen(
-            "distrust" if rise > 0.2 else "warning",
-            f"Four times the steps raise the error by {100 * rise:.0f} %.",
-            evidence,
-        )
-    return Seen("ok", "Four times the steps find no more.", evidence)
+
+    used, more = error(usual), error(2 * usual)
+    rise = more / max(used, 1e-30) - 1
+    evidence = {
+        "samples": len(x),
+        "steps_used": usual,
+        "mean_error": used,
+        "mean_error_with_twice_the_steps": more,
+        "epsilon": epsilon,
+    }
+    if rise > 0.02:
+        told = f"Twice the steps raise the error by {100 * rise:.0f} %."
+        return Seen("distrust" if rise > 0.1 else "warning", told, evidence)
+    return Seen("ok", "Twice the steps find no more.", evidence)
 
 
-def _extrapolated(distance: list[NDArray], known: NDArray) -> tuple[float, float, float, float]:
-    """Return the median distances of the ladder, and where they go if each quadrupling of the steps gains a
-    fixed part of the last gain.
-    """
-    first, second, third = (float(np.median(one)) for one in distance)
+def _extrapolated(fewer: NDArray, known: NDArray, more: NDArray) -> tuple[float, float, float]:
+    """Return two median distances, and where they go if each doubling gains a fixed part of the last gain."""
+    first, second, third = (float(np.median(one)) for one in (fewer, known, more))
     gains = first - second, second - third
     if not np.isfinite(gains).all() or gains[1] <= 0 or gains[0] <= gains[1]:
-        return first, second, third, min(third, float(np.median(known)))
+        return first, second, third
     ratio = gains[1] / gains[0]
-    return first, second, third, third - gains[1] * ratio / (1 - ratio)
+    return first, second, third - gains[1] * ratio / (1 - ratio)
 
 
 def _masking(situation: Situation, norm: Norm) -> Seen:

@@ -225,14 +225,12 @@ def attack(
     """
     bounds = bench.box.of(x)
     options: dict[str, Any] = {"norm": norm, "bounds": bounds, "generator": bench.generator(*purpose)}
-    if (steps := steps or bench.settings.steps) is not None:
-        # The minimum-norm solver shares its steps among several attempts; its default is three times the other's too.
-        options["steps"] = 3 * steps if epsilon is None else steps
+    for name, value in (("steps", steps or bench.settings.steps), ("restarts", bench.settings.restarts)):
+        if value is not None:
+            options[name] = value
     if epsilon is None:
         solution = minimum_norm(bench.model, x, target, **options)
     else:
-        if bench.settings.restarts is not None:
-            options["restarts"] = bench.settings.restarts
         solution = worst_case(bench.model, x, target, epsilon=epsilon, **options)
     perturbed = solution.perturbed.detach()
     with torch.no_grad():

@@ -1,0 +1,61 @@
+"""Two evaluations side by side."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rai_toolbox.robustness import InputError, compare, evaluate
+
+QUICK = {"steps": 10, "restarts": 1, "diagnostics": False, "epsilons": [0.25, 0.5]}
+
+
+@pytest.fixture
+def tilted():
+    """A worse classifier of `blobs`: its boundary is off by a quarter."""
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
+        model.bias.copy_(torch.tensor([0.25, -0.25]))
+    return model
+
+
+def test_counts_are_of_the_samples_on_which_they_differ(half_plane, tilted, blobs, tmp_path):
+    good = evaluate(half_plane, blobs, **QUICK, described={"model": "good"})
+    bad = evaluate(tilted, blobs, **QUICK, described={"model": "bad"})
+    both = compare(good, bad)
+    assert both.names == ("good", "bad")
+    for point in both.norms["l2"]:
+        first, second = good.distance["l2"] > point.epsilon, bad.distance["l2"] > point.epsilon
+        assert point.test.only_first == int((first & ~second).sum())
+        assert point.test.only_second == int((second & ~first).sum())
+    assert both.norms["l2"][0].test.only_first == 5
+    both.save(tmp_path)
+    content = json.loads((tmp_path / "comparison.json").read_text())
+    assert content["names"] == ["good", "bad"]
+    page = (tmp_path / "comparison.html").read_text()
+    assert "good" in page
+    assert page.count("<polyline") == 2
+
+
+def test_a_model_beside_itself_differs_nowhere(half_plane, blobs):
+    one = evaluate(half_plane, blobs, **QUICK)
+    assert all(point.test.p_value == 1.0 for point in compare(one, one).norms["l2"])
+
+
+def test_other_samples_other_norms_and_regressions_are_refused(half_plane, blobs, tmp_path):
+    x, y = blobs
+    one = evaluate(half_plane, blobs, **QUICK)
+    with pytest.raises(InputError, match="different samples"):
+        compare(one, evaluate(half_plane, (x + np.float32(0.01), y), **QUICK))
+    with pytest.raises(InputError, match="no norm"):
+        compare(one, evaluate(half_plane, blobs, norms="linf", **QUICK))
+    with pytest.raises(InputError, match="cannot read"):
+        compare(one, tmp_path / "nothing")
+    (tmp_path / "results.json").write_text('{"schema": "other"}')
+    with pytest.raises(InputError, match=r"not a results\.json"):
+        compare(one, tmp_path)

@@ -1,0 +1,297 @@
+"""The command: what it writes, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rai_toolbox.cli import main
+
+FILES = {"report.html", "curve.png", "curve.csv", "samples.csv", "examples.npz", "results.json", "config.toml"}
+
+MODELS = """
+import torch
+from torch import nn
+
+def plane():
+    net = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
+    return net
+
+def masked():
+    class Rounded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = plane()
+        def forward(self, x):
+            return self.net((x * 4).round() / 4)
+    return Rounded()
+
+def line():
+    net = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[3.0, 0.0]]))
+    return net
+
+def broken():
+    raise RuntimeError("no such weights")
+
+def number():
+    return 3
+
+def interrupted():
+    class Interrupts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.calls = plane(), 0
+        def forward(self, x):
+            self.calls += 1
+            if self.calls > 6:
+                raise KeyboardInterrupt
+            return self.net(x)
+    return Interrupts()
+
+def memory():
+    class Full(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.calls = plane(), 0
+        def forward(self, x):
+            self.calls += 1
+            if self.calls > 6:
+                raise RuntimeError("out of memory")
+            return self.net(x)
+    return Full()
+
+def shift(x):
+    return x - 1
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with models.py and data.npz, as a user would stand in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    Path("models.py").write_text(MODELS)
+    x = np.linspace(-1, 1, 40, dtype=np.float32)
+    x = np.stack([x, np.zeros_like(x)], axis=1)
+    y = (x[:, 0] > 0).astype(np.int64)
+    np.savez("data.npz", x=x, y=y)
+    np.savez("values.npz", x=x, y=3 * x[:, 0])
+    return tmp_path
+
+
+def run(*words, quick=True):
+    """Run `evaluate` on the half plane; later flags win over these."""
+    given = list(words)
+    for flag, value in (("--model", "models.py:plane"), ("--data", "data.npz"), ("--out", "out")):
+        if flag not in given:
+            given += [flag, value]
+    if quick and "--steps" not in given:
+        given += ["--steps", "5", "--restarts", "1"]
+    return main(["evaluate", *given])
+
+
+def error_of(capsys):
+    captured = capsys.readouterr().err
+    lines = [line for line in captured.splitlines() if line.strip()]
+    assert len(lines) == 1, captured
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in captured
+    return lines[0]
+
+
+def test_it_writes_every_file_and_prints_the_curve(place, capsys):
+    assert run("--norm", "l2", "--norm", "linf") == 0
+    assert {path.name for path in Path("out").iterdir()} == FILES
+    printed = capsys.readouterr()
+    assert "accuracy of models.py:plane under attack (l2)" in printed.out
+    assert "(linf)" in printed.out
+    assert "report: out/report.html" in printed.err
+
+
+def test_the_demo_command_falls_to_nothing_at_the_largest_epsilon(place):
+    words = ["evaluate", "--model", "digits", "--data", "digits", "--samples", "40", "--steps", "20"]
+    assert main([*words, "--restarts", "1", "--quiet", "--out", "out"]) == 0
+    points = json.loads(Path("out/results.json").read_text())["curves"]["l2"]["points"]
+    assert points[0]["value"] >= 0.9
+    assert points[-1]["value"] <= 0.05
+
+
+def test_json_alone_is_on_standard_output(place, capsys):
+    assert run("--json", "--no-diagnostics") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(Path("out/results.json").read_text())
+
+
+def test_quiet_says_nothing(place, capsys):
+    assert run("--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_config_in_the_folder_repeats_the_run(place):
+    assert run("--epsilons", "0.25,0.5", "--frozen", "1", "--seed", "3", "--no-diagnostics") == 0
+    first = json.loads(Path("out/results.json").read_text())
+    assert main(["evaluate", "--config", "out/config.toml", "--out", "again"]) == 0
+    again = json.loads(Path("again/results.json").read_text())
+    for part in ("curves", "samples", "settings", "data"):
+        assert again[part] == first[part]
+
+
+@pytest.mark.parametrize("kind", ["toml", "yaml"])
+def test_a_config_file_does_what_the_flags_do_and_flags_come_first(place, kind):
+    toml = 'model = "models.py:plane"\ndata = "data.npz"\nnorm = ["l2", "linf"]\nepsilons = [0.25, 0.5]\nseed = 1\n'
+    yaml = "model: models.py:plane\ndata: data.npz\nnorm: [l2, linf]\nepsilons: [0.25, 0.5]\nseed: 1\n"
+    Path(f"job.{kind}").write_text({"toml": toml, "yaml": yaml}[kind])
+    words = ["--config", f"job.{kind}", "--seed", "2", "--steps", "5", "--restarts", "1", "--no-diagnostics"]
+    assert main(["evaluate", *words, "--out", "out"]) == 0
+    settings = json.loads(Path("out/results.json").read_text())["settings"]
+    assert settings["norms"] == ["l2", "linf"]
+    assert settings["epsilons"]["linf"] == [0.25, 0.5]
+    assert settings["seed"] == 2
+
+
+def test_a_threshold_decides_the_exit_code(place, capsys):
+    assert run("--fail-under", "0.4@l2:0.5", "--no-diagnostics") == 0
+    capsys.readouterr()
+    assert run("--fail-under", "0.9@l2:0.5", "--no-diagnostics") == 1
+    assert "error: accuracy at l2:0.5 is 0.5" in capsys.readouterr().err
+
+
+def test_strict_exits_with_3_where_the_checks_fail_and_only_there(place, capsys):
+    assert run("--strict") == 0
+    assert run("--model", "models.py:masked") == 0
+    assert "do not trust" in capsys.readouterr().err
+    assert run("--model", "models.py:masked", "--strict") == 3
+    assert "error: the checks say not to trust the figures (" in capsys.readouterr().err
+
+
+def test_regression_runs(place, capsys):
+    assert run("--model", "models.py:line", "--data", "values.npz", "--task", "regression", "--epsilons", "0.5") == 0
+    points = json.loads(Path("out/results.json").read_text())["curves"]["l2"]["points"]
+    assert points[1]["value"] == pytest.approx(1.5, rel=1e-3)
+    assert "mean absolute error" in capsys.readouterr().out
+
+
+def test_ctrl_c_leaves_no_half_written_file_and_can_be_gone_on_from(place, capsys):
+    assert run("--model", "models.py:interrupted", "--batch-size", "10") == 130
+    assert "--resume" in error_of(capsys)
+    assert {path.name for path in Path("out").iterdir()} == {"unfinished"}
+    assert not list(Path("out").rglob(".partial-*"))
+
+
+def test_a_model_that_fails_in_the_middle_is_told_in_one_line(place, capsys):
+    assert run("--model", "models.py:memory") == 4
+    assert "lower --batch-size" in error_of(capsys)
+
+
+def test_compare_is_a_command(place, capsys):
+    assert run("--out", "a", "--no-diagnostics") == 0
+    assert run("--out", "b", "--no-diagnostics", "--steps", "7") == 0
+    assert main(["compare", "a", "b", "--out", "both"]) == 0
+    assert {path.name for path in Path("both").iterdir()} == {"comparison.html", "comparison.png", "comparison.json"}
+    capsys.readouterr()
+    assert main(["compare", "a", "nowhere"]) == 2
+    assert "cannot read" in error_of(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data", "missing.npz"], "there is no file or folder 'missing.npz'"),
+        (["--model", "missing.pt2"], "there is no file 'missing.pt2'"),
+        (["--model", "models.py:plain"], "has no function 'plain'; did you mean 'plane'?"),
+        (["--model", "nothere.py:plane"], "there is no file 'nothere.py'"),
+        (["--model", "no.such.module:f"], "there is no module 'no.such.module'"),
+        (["--model", "models.py:broken"], "raised RuntimeError: no such weights"),
+        (["--model", "models.py:number"], "expected an nn.Module"),
+        (["--model", "models.py"], "name the function in it"),
+        (["--model", "digits"], "the model cannot take a batch of shape (2, 2)"),
+        (["--epsilons", "-1"], "not negative, got -1"),
+        (["--epsilons", "a,b"], "expected numbers separated by commas"),
+        (["--epsilons", "linf:1"], "give --norm linf too"),
+        (["--norm", "l3"], "norm must be one of"),
+        (["--bounds", "0,0.5"], "outside the bounds 0,0.5"),
+        (["--bounds", "1"], "expected LOWER,UPPER"),
+        (["--mask", "data.npz"], "expected a .npy file"),
+        (["--frozen", "7"], "there is no feature '7'"),
+        (["--samples", "0"], "--samples must be at least 1"),
+        (["--device", "nope"], "--device 'nope' cannot be used"),
+        (["--fail-under", "0.5"], "expected ACCURACY@NORM:EPSILON"),
+        (["--fail-under", "0.5@linf:1"], "give --norm linf too"),
+        (["--preprocess", "normalize:0"], "expected normalize:MEAN/STD"),
+        (["--weights", "missing.pt"], "there is no file 'missing.pt'"),
+        (["--label-column", "z"], "is none"),
+        (["--config", "missing.toml"], "cannot read 'missing.toml'"),
+        (["--steps", "many"], "steps"),
+        (["--stepz", "3"], "--stepz"),
+        (["--out", "data.npz"], "there is a file of that name"),
+        (["--out", "data.npz/deeper"], "cannot be"),
+    ],
+)
+def test_bad_flags_get_one_line_and_exit_code_2(place, capsys, words, said):
+    assert run(*words) == 2
+    assert said in error_of(capsys)
+    assert not Path("out/results.json").exists()
+
+
+def test_an_output_folder_that_cannot_be_written_to_is_refused(place, capsys, monkeypatch):
+    import tempfile
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    assert run() == 2
+    assert "cannot be written to: Permission denied" in error_of(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model = ", "cannot be parsed"),
+        ("modle = 'digits'", "unknown entry 'modle'; did you mean 'model'?"),
+        ("seed = 'one'", "must be a whole number"),
+        ("strict = 1", "must be true or false"),
+        ("norm = [[1]]", "plain values"),
+    ],
+)
+def test_bad_config_files_get_one_line_and_exit_code_2(place, capsys, text, said):
+    Path("job.toml").write_text(text)
+    assert main(["evaluate", "--config", "job.toml"]) == 2
+    assert said in error_of(capsys)
+
+
+def test_nothing_given_says_what_to_give(place, capsys):
+    assert main(["evaluate"]) == 2
+    assert "--model digits --data digits" in error_of(capsys)
+
+
+def test_version_and_help(place, capsys):
+    from rai_toolbox import __version__
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+    assert main(["evaluate", "--help"]) == 0
+    assert "--fail-under" in capsys.readouterr().out
+
+
+def test_it_is_a_module_too_and_needs_no_picture_library_to_be_imported(place):
+    code = (
+        "import sys, rai_toolbox.robustness;"
+        "print(sorted({'matplotlib', 'typer', 'rich', 'jinja2', 'sklearn', 'pandas'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert shown.stdout.strip() == "[]"
+    words = [sys.executable, "-m", "rai_toolbox", "evaluate", "--model", "x"]
+    shown = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert shown.returncode == 2
+    assert shown.stderr.startswith("error: --data must be given")
