@@ -22,7 +22,7 @@ _FIXED_STEPS = {"shift": (80, 40), "scale": (40, 8)}
 Evaluation = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def level_for_sum(depth: Tensor, total: Tensor) -> Tensor:
+def level_for_sum(depth: Tensor, total: Tensor, *, whole: bool = True) -> Tensor:
     """Solve Σ max(level - depth, 0) = total for the level: water poured into a vessel with this floor.
 
     Parameters
@@ -32,11 +32,13 @@ def level_for_sum(depth: Tensor, total: Tensor) -> Tensor:
         row. (A threshold subtracted from the entries would lose the digits of a small total of large entries.)
     total : Tensor, shape (N, 1)
         ≥ 0 and finite.
+    whole : bool
+        Not a part of a row: there is a 0.
 
     Returns
     -------
     Tensor, shape (N, 1)
-        In [0, total].
+        In [0, total], if `whole`.
     """
     if not may_look(depth):
         return _level_by_sort(depth, total)
@@ -44,15 +46,17 @@ def level_for_sum(depth: Tensor, total: Tensor) -> Tensor:
     # descends to it, and is there when a step leaves every count as it was. An eighth of a long row is a good start.
     eighth = depth.shape[1] // 8
     long = eighth >= 128
-    level = level_for_sum(depth[:, :eighth], total / 8) if long else depth.amin(1, keepdim=True) + total
+    level = level_for_sum(depth[:, :eighth], total / 8, whole=False) if long else depth.amin(1, keepdim=True) + total
+    if long and whole:  # the part may lie so deep that its level has not one digit of the total
+        level = torch.where((level > 0) & (level < total), level, total)
     work = scratch(depth, 1)
     count = None
     while True:
         before = count
-        count = torch.lt(depth, level, out=work).sum(1, keepdim=True)
+        poured = torch.sub(level, depth, out=work).relu_().sum(1, keepdim=True)
+        count = work.sign_().sum(1, keepdim=True)
         if before is not None and torch.equal(count, before):
             return level
-        poured = torch.sub(level, depth, out=work).relu_().sum(1, keepdim=True)
         step = (total - poured) / count.clamp_min(1)
         # one that goes up again has met the last digit
         level = level + step if before is None else level + step.clamp_max_(0)

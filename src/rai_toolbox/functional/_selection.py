@@ -282,21 +282,22 @@ def _guess(a: Tensor, count: int, above_t: Tensor) -> tuple[Tensor, Tensor]:
     odd = (mean - mean).nonzero()[:, 0]
     t = mean * (math.sqrt(math.pi / 2) * z)
     slope = mean.mul_(math.sqrt(math.pi / 2) / hazard)  # of the threshold, in the logarithm of the count
-    goal = math.log(count + 0.5)
-    before, log_before, far = t, mean, None
+    goal, chance = math.log(count + 0.5), 8.0 / count
+    before = log_before = None
     miss = torch.zeros_like(t)
     for i in range(_PASSES):
         torch.gt(a, t, out=above_t)
         above = above_t.sum(1, keepdim=True)
-        miss = above - float(count)
-        if i >= 2 and float(miss.abs().gt_(_PICKED).sum()) <= a.shape[0] / 16:
-            break
+        if i >= 2:
+            miss = above - float(count)
+            if i == _PASSES - 1 or int(torch.count_nonzero(miss.abs() > _PICKED)) <= a.shape[0] // 32:
+                break
         log_ratio = above.add_(0.5).log_().sub_(goal)
-        if far is not None:
-            # a secant, unless both counts are so near that their difference is chance
-            secant = (t - before).div_(log_before.sub_(log_ratio).add_(1e-30)).clamp_(slope / 8, slope * 8)
-            slope = slope.lerp_(secant, far)
-        before, log_before, far = t, log_ratio, miss.abs().gt_(_PICKED)
+        if before is not None and log_before is not None:
+            # a secant, as far as the counts differ by more than chance
+            change = log_before.sub_(log_ratio).abs_().add_(chance)
+            slope.mul_(chance).add_(before.sub_(t).abs_()).div_(change)
+        before, log_before = t, log_ratio
         t = torch.addcmul(t, slope, log_ratio).maximum(t * 0.25)
     return _picked(a, t, miss), odd
 
