@@ -467,7 +467,7 @@ def all_zero(grads: Sequence[Tensor]) -> bool:
 
 
 def own_parts(*tensors: Any) -> tuple[Tensor, ...]:
-    """This rank's parts of tensors that broadcast to the first, which is sharded; plain ones are whole on every rank."""
+    """This rank's parts of tensors that broadcast to the first, which is sharded; plain ones are whole everywhere."""
     layout = Layout(tensors[0])
     if layout.coordinate is None:
         return tuple(x.new_empty(0) for x in map(local_part, tensors[:1]) for _ in tensors)
