@@ -1,0 +1,20 @@
+"""The page on the architecture names every file of the package, and no other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_architecture_page_names_every_file_and_no_other() -> None:
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text("utf-8")
+    source = ROOT / "src" / "rai_toolbox"
+    sections = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
+    for section in sections:
+        folder = source / section.split(":")[0] if ":" in section.split("\n")[0] else source
+        named = set(re.findall(r"`(\w+\.py)`", "\n".join(line for line in section.split("\n") if line.startswith("|"))))
+        there = {file.name for file in folder.glob("*.py")} - {"__init__.py"}
+        assert named == there, f"{folder.name}: {sorted(named ^ there)}"
+    assert len(sections) == 5
