@@ -1,6 +1,6 @@
-"""Draw the picture of the README from the folder that `make demo` writes: the curve, and three digits that were changed.
+"""Draw the picture of the README from the folder that `make demo` writes: the curve, and three digits as changed.
 
-    python docs/readme_picture.py demo-report docs/_static/demo.png
+python docs/readme_picture.py demo-report docs/_static/demo.png
 """
 
 from __future__ import annotations
