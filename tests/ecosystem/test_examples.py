@@ -1,0 +1,87 @@
+"""Every example runs, with the real libraries and warnings as errors, and does what it says."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TESTED = {
+    "accelerate_loop",
+    "averaged_weights",
+    "compiled_step",
+    "digits",  # what the others import
+    "fsdp2",
+    "lightning_module",
+    "mixed_precision",
+    "transformers_trainer",
+    "vmapped_attack",
+}
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return importlib.import_module
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} >= TESTED
+
+
+def test_mixed_precision(example: Any) -> None:
+    assert example("mixed_precision").main() > 0.8
+
+
+def test_averaged_weights(example: Any) -> None:
+    assert min(example("averaged_weights").main()) > 0.7
+
+
+def test_functional_within_vmap_and_grad(example: Any) -> None:
+    losses = example("vmapped_attack").main()
+    assert (losses[:, 1] > losses[:, 0] * 1.05).all()
+
+
+def test_accelerate(example: Any) -> None:
+    assert example("accelerate_loop").main() > 0.7
+
+
+# Lightning 2.6 asks its treespecs in a way that torch 2.13 deprecates, and would have more workers than there are cores.
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_lightning(example: Any) -> None:
+    assert example("lightning_module").main() > 0.7
+
+
+def test_transformers_trainer(example: Any) -> None:
+    first, last = example("transformers_trainer").main()
+    assert last < first - 0.1
+
+
+# Inductor imports parts of torch that use torch.jit, which torch 2.13 deprecates.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_compiled_step(example: Any) -> None:
+    assert example("compiled_step").main("aot_eager") > 0.7
+
+
+@pytest.mark.distributed
+def test_fsdp2_under_torchrun() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "fsdp2.py"]
+    ran = subprocess.run(
+        command,
+        cwd=EXAMPLES,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert float(ran.stdout.rpartition("accuracy: ")[2]) > 0.7
