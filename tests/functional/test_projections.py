@@ -266,6 +266,14 @@ def test_extreme_entries_land_on_the_ball(p: int, dtype: torch.dtype, value: flo
     assert abs(float(norm(z, p)) / epsilon - 1) <= rounding
 
 
+def test_a_radius_at_the_end_of_float64_leaves_small_entries_and_bounds_as_they_are():
+    x = torch.tensor([[1e304, 1e-310, 3.0], [-1e-310, 1e-320, 1.0]], dtype=torch.float64)
+    for p in (1, 2):
+        assert torch.equal(BALLS[p](x, 1e305), x)
+        z = BALLS[p](x, 1e302, lower=-1e-289, upper=1e-289)
+        assert torch.equal(z, x.clamp(-1e-289, 1e-289))
+
+
 @pytest.mark.parametrize("p", BALLS)
 def test_a_ball_and_a_box_without_a_common_point_are_refused_by_name(p: float):
     x = torch.zeros(3, 4)

@@ -50,7 +50,10 @@ def nearest_in_ball(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: i
     """The nearest point of {‖z‖_p ≤ epsilon} ∩ [low, high] to each row, p 1 or 2."""
     if rows.dtype == torch.float64 and _near_the_end(epsilon):
         down = [v * _DOWN if v is not None else None for v in (epsilon, low, high)]
-        return nearest_in_ball(rows * _DOWN, down[0], down[1], down[2], p) / _DOWN  # pyright: ignore
+        smaller = rows * _DOWN
+        z = nearest_in_ball(smaller, down[0], down[1], down[2], p)  # pyright: ignore[reportArgumentType]
+        # what is the smaller for it may have lost digits
+        return clip(torch.where(z == smaller, rows, z / _DOWN), low, high)
     if not may_look(rows) or _needs_grad(rows, epsilon, low, high):
         return _nearest_anywhere(rows, epsilon, low, high, p)
     clipped = clip(rows, low, high)
