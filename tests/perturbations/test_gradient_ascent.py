@@ -37,9 +37,7 @@ def test_pgd_equals_a_loop_written_by_hand(net, batch, norm):
     x, y = batch
     net.eval()
     optimizer = {"l2": L2ProjectedOptim, "linf": LinfProjectedOptim}[norm]
-    perturbed, losses = gradient_ascent(
-        model=net, data=x, target=y, optimizer=optimizer, lr=0.1, epsilon=0.3, steps=7
-    )
+    perturbed, losses = gradient_ascent(model=net, data=x, target=y, optimizer=optimizer, lr=0.1, epsilon=0.3, steps=7)
     delta = torch.zeros_like(x)
     for _ in range(7):
         delta.requires_grad_()
@@ -99,9 +97,7 @@ def test_works_in_any_gradient_mode_with_functions_lists_and_arrays(context):
     assert not perturbed.requires_grad
     assert not losses.requires_grad
     array = torch.tensor([[1.0, 2.0]]).numpy()
-    again, _ = gradient_ascent(
-        model=lambda x: x @ weight, data=array, target=[1], optimizer=SGD, lr=1.0, steps=3
-    )
+    again, _ = gradient_ascent(model=lambda x: x @ weight, data=array, target=[1], optimizer=SGD, lr=1.0, steps=3)
     assert torch.equal(again, perturbed)
 
 

@@ -32,14 +32,12 @@ def check_bounds(bounds: Any, data: Tensor) -> tuple[Tensor, Tensor] | None:
     for name, value in (("lower", lower), ("upper", upper)):
         bound = torch.as_tensor(value, dtype=data.dtype, device=data.device).detach()
         try:
-            fits = torch.broadcast_shapes(bound.shape, data.shape) == data.shape
+            bound.expand(data.shape)
         except RuntimeError:
-            fits = False
-        if not fits:
             raise ValueError(
                 f"the {name} bound has shape {tuple(bound.shape)}, which does not broadcast to "
                 f"the data's {tuple(data.shape)}"
-            )
+            ) from None
         pair.append(bound)
     low, high = pair
     if not bool((low <= high).all()):

@@ -161,9 +161,8 @@ def gradient_ascent(
 
                 grads = _accumulate(grads, params, seed, samples, once_more)
             for param, grad in zip(params, grads, strict=True):
-                if grad is not None:
-                    grad.nan_to_num_(nan=0.0)
-                param.grad = grad
+                # A copy: what autograd returns may be an expanded view, and optimizers transform gradients in place.
+                param.grad = None if grad is None else grad.nan_to_num(nan=0.0)
             optim.step()
             if constrain is not None:
                 with torch.no_grad():
@@ -233,7 +232,7 @@ def _accumulate(
     for _ in range(samples - 1):
         for i, grad in enumerate(torch.autograd.grad(total(), params, seed, allow_unused=True)):
             so_far = sums[i]
-            sums[i] = grad if so_far is None or grad is None else so_far.add_(grad)
+            sums[i] = grad if so_far is None or grad is None else so_far + grad
     return sums
 
 

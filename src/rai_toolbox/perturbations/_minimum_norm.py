@@ -12,7 +12,7 @@ from rai_toolbox.perturbations._attack_losses import ClassLosses
 from rai_toolbox.perturbations._bounds import Bounds
 from rai_toolbox.perturbations._descent import descend
 from rai_toolbox.perturbations._nearest import Nearest
-from rai_toolbox.perturbations._problem import MOST_STEPS, Problem, batches, look, positive_int, report, setup
+from rai_toolbox.perturbations._problem import MOST_STEPS, Problem, batches, look, positive_int, report, setup, solving
 from rai_toolbox.perturbations._query import Loss
 from rai_toolbox.perturbations._solution import Solution, concatenate
 from rai_toolbox.perturbations._sparse_descent import add_greedily, shrink_smoothly
@@ -132,7 +132,8 @@ def minimum_norm(
         )
     positive_int("steps", steps)
     positive_int("restarts", restarts)
-    return concatenate([_solve(problem, steps, restarts, callback) for _, problem in batches(settings)])
+    with solving(model, None, settings.data.device, settings.seed):
+        return concatenate([_solve(problem, steps, restarts, callback) for _, problem in batches(settings)])
 
 
 def _solve(problem: Problem, steps: int, restarts: int, callback: Callable[[int, Tensor], Any] | None) -> Solution:

@@ -221,17 +221,18 @@ def setup(
 
 
 def batches(settings: Settings) -> Iterator[tuple[slice, Problem]]:
-    """A problem for each batch of data; while one is at work, the model is frozen and random numbers are its own."""
+    """A problem for each batch of data."""
     data, box = settings.data, settings.box
     query = Query(settings.model, data.shape[1:], settings.objective, settings.samples)
-    with solving(settings.model, settings.criterion, data.device, settings.seed):
-        for begin in range(0, max(len(data), 1), settings.batch_size):
-            part = slice(begin, begin + settings.batch_size)
-            matrix = data[part].reshape(len(data[part]), data.shape[1:].numel())
-            lower, upper = (None, None) if box is None else (_as_matrix(bound, data, part) for bound in box)
-            target = settings.target[part]
-            noise = Noise(matrix, settings.seed)
-            yield part, Problem(query, data[part].shape, matrix, target, lower, upper, noise, settings.norm)
+    for begin in range(0, max(len(data), 1), settings.batch_size):
+        part = slice(begin, begin + settings.batch_size)
+        matrix = data[part].reshape(len(data[part]), data.shape[1:].numel())
+        lower, upper = (None, None) if box is None else (_as_matrix(bound, data, part) for bound in box)
+        noise = Noise(matrix, settings.seed)
+        yield (
+            part,
+            Problem(query, data[part].shape, matrix, settings.target[part], lower, upper, noise, settings.norm),
+        )
 
 
 def _as_matrix(bound: Tensor, data: Tensor, part: slice) -> Tensor:

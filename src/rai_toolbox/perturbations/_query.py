@@ -145,7 +145,7 @@ class Query:
             loss=_nan_loses(loss / self._samples),
             score=_nan_loses(score / self._samples),
             achieved=2 * votes > self._samples,
-            grad=grad.nan_to_num_(nan=0.0),
+            grad=grad.nan_to_num(nan=0.0),
         )
 
 

@@ -23,6 +23,7 @@ from rai_toolbox.perturbations._problem import (
     positive_int,
     report,
     setup,
+    solving,
 )
 from rai_toolbox.perturbations._query import Loss
 from rai_toolbox.perturbations._solution import Solution, concatenate
@@ -142,9 +143,11 @@ def worst_case(
     radii = as_epsilon(epsilon, len(settings.data), settings.data.device, norm)
     positive_int("steps", steps)
     positive_int("restarts", restarts)
-    return concatenate(
-        [_solve(problem, radii[part], steps, restarts, early_stop, callback) for part, problem in batches(settings)]
-    )
+    with solving(model, criterion, settings.data.device, settings.seed):
+        parts = [
+            _solve(problem, radii[part], steps, restarts, early_stop, callback) for part, problem in batches(settings)
+        ]
+    return concatenate(parts)
 
 
 def _solve(
