@@ -40,6 +40,11 @@ _HOOK_TABLES = (
 )
 
 
+# Under torch.compile a step breaks the graph anyway, as those of torch's optimizers do; the transforms plan, draw and
+# look at values, so they run as they are.
+_not_traced: Any = torch._disable_dynamo  # torch.compiler.disable would import the compiler when we are imported
+
+
 def _declared(hook: Callable[..., None]) -> Callable[..., None]:
     """Mark a hook as no more than what `_grad_transform` or `_param_transform` declares: lists may be treated whole."""
     hook._applies_declared_transform = True  # pyright: ignore[reportFunctionMemberAccess]
@@ -229,6 +234,7 @@ class ParamTransformingOptimizer(Optimizer):
             self._transform_parameters()
         return loss
 
+    @_not_traced
     @torch.no_grad()
     def _step_in_one_pass(self) -> bool:
         """Take the whole step block by block, if that cannot be told from taking it in three parts."""
@@ -253,6 +259,7 @@ class ParamTransformingOptimizer(Optimizer):
                 self._transform_parameters_of(group, [p for p in group["params"] if p.grad is None])
         return True
 
+    @_not_traced
     @torch.no_grad()
     def _transform_gradients(self) -> None:
         _engine.settle_gradients([p for group in self.param_groups for p in group["params"]])
@@ -262,6 +269,7 @@ class ParamTransformingOptimizer(Optimizer):
                 if params:
                     self._transform_gradients_of(group, params)
 
+    @_not_traced
     @torch.no_grad()
     def _transform_parameters(self) -> None:
         with _engine.together():
