@@ -1,7 +1,7 @@
 """torch.compile of a training step that holds the optimizer.
 
-Not with `fullgraph=True`: the `step` of torch's own optimizers breaks the graph. A learning rate that a scheduler changes
-must be a tensor, or every change of it compiles anew.
+Not with `fullgraph=True`: the `step` of any optimizer breaks the graph. A learning rate that a scheduler changes
+must be a tensor: every change of a float compiles anew.
 """
 
 from __future__ import annotations

@@ -198,21 +198,23 @@ def extremes_agree() -> None:
     builds = {
         "normalise": partial(optim.L2NormedGradientOptim, lr=0.0, div_by_zero_eps=0.0),
         "normalise L1": partial(optim.L1NormedGradientOptim, lr=0.0, div_by_zero_eps=0.0),
-        "project": partial(optim.L2BallOptim, lr=0.0, epsilon=0.75),
+        "project": partial(optim.L2BallOptim, lr=1.0, epsilon=0.75),
     }
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         info = torch.finfo(dtype)
         gen = torch.Generator().manual_seed(0)
-        small, large = info.smallest_normal * info.eps, info.max
+        small, large, tiny = info.smallest_normal * info.eps, info.max, info.tiny
+        if dtype == torch.float64:  # whose norms are exchanged in float64, too
+            small, large, tiny = 1e-305, 1e305, 1e-304
         rows = torch.randn(8, 9, generator=gen, dtype=torch.float64).clamp(-1, 1)
-        sizes = [1.0, small * 8, info.tiny, large, math.sqrt(large), math.sqrt(info.tiny), 0.0, 1.0]
+        sizes = [1.0, small * 8, tiny, large, math.sqrt(large), math.sqrt(tiny), 0.0, 1.0]
         x = (rows * torch.tensor(sizes, dtype=torch.float64)[:, None]).to(dtype)
         x[7, 3], x[7, 8] = math.inf, -math.inf
         for name, build in builds.items():
             results = []
             for values in (x.clone(), sharded(x.clone(), mesh, placements(2))):
                 p = values.requires_grad_()
-                p.grad = values.detach().clone()
+                p.grad = torch.zeros_like(values) if name == "project" else values.detach().clone()
                 build([p], param_ndim=1).step()
                 results.append(p if name == "project" else p.grad)
             whole, part = results[0].detach(), full(results[1])

@@ -53,7 +53,7 @@ def test_accelerate(example: Any) -> None:
     assert example("accelerate_loop").main() > 0.7
 
 
-# Lightning 2.6 asks its treespecs in a way that torch 2.13 deprecates, and would have more workers than there are cores.
+# Lightning 2.6 asks its treespecs in a way that torch 2.13 deprecates, and would like more workers.
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_lightning(example: Any) -> None:

@@ -207,7 +207,7 @@ def _padded_norms(job: _Job) -> Tensor:
 
 
 def _local_norms(job: _Job) -> Tensor:
-    """The norms of the local part of each datum: float64, right for every finite entry.
+    """The norms of the local part of each datum: float64, right for every finite entry of a float32 or a half.
 
     Where an infinite datum has a limit, minus the number of infinite entries instead: they are combined otherwise.
     """
@@ -262,7 +262,8 @@ def _scale_(jobs: Sequence[_Job], norms: Tensor, sizes: Sequence[int]) -> None:
     factors = transform.factor(norms.clone(), dtype)
     # NaN asks for `exact`, which needs the whole datum; what it is for, rounding in a half, is done below in float32.
     factors = torch.where(factors.isnan(), transform.factor(norms.clone(), torch.float32), factors)
-    factors = torch.where(norms == 0, 1.0, torch.where(norms.isfinite(), factors, torch.nan))
+    # A norm beyond float64, or so small that its reciprocal is, becomes NaN, not a wrong number.
+    factors = torch.where(norms == 0, 1.0, torch.where(norms.isfinite() & factors.isfinite(), factors, torch.nan))
     parts = [write_through(job.part) for job in jobs]
     shaped = [
         f.view(*x.shape[: x.ndim - job.k], *(1,) * job.k)
