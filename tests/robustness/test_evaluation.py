@@ -103,7 +103,14 @@ def test_every_form_of_data_gives_the_same_result(half_plane, blobs):
     x, y = blobs
     tensors = torch.from_numpy(x), torch.from_numpy(y)
     dataset = TensorDataset(*tensors)
-    forms = [(x, y), {"x": x, "y": y}, tensors, dataset, DataLoader(dataset, batch_size=7), list(zip(x, y, strict=True))]
+    forms = [
+        (x, y),
+        {"x": x, "y": y},
+        tensors,
+        dataset,
+        DataLoader(dataset, batch_size=7),
+        list(zip(x, y, strict=True)),
+    ]
     results = [figures(evaluate(half_plane, form, epsilons=[0.5], **QUICK)) for form in forms]
     assert all(result == results[0] for result in results[1:])
 
@@ -135,9 +142,7 @@ def test_a_model_of_half_precision_or_double_is_asked_in_its_dtype(half_plane, b
 def test_preprocessing_keeps_epsilon_in_the_datas_units(half_plane, blobs):
     x, y = blobs
     plain = evaluate(half_plane, blobs, epsilons=[0.5], **QUICK)
-    shifted = evaluate(
-        half_plane, (100 * x + 7, y), epsilons=[50.0], preprocess=lambda x: (x - 7) / 100, **QUICK
-    )
+    shifted = evaluate(half_plane, (100 * x + 7, y), epsilons=[50.0], preprocess=lambda x: (x - 7) / 100, **QUICK)
     assert shifted.curves["l2"].points[1].value == plain.curves["l2"].points[1].value
 
 
@@ -241,7 +246,7 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_up(half_plane, blobs, tmp_p
     ],
 )
 def test_bad_settings_are_one_clear_line(half_plane, blobs, change, words):
-    with pytest.raises(InputError, match="(?s).*") as caught:
+    with pytest.raises(InputError) as caught:
         evaluate(half_plane, blobs, **{"epsilons": [0.5], **QUICK, **change})
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -267,7 +272,7 @@ def test_bad_settings_are_one_clear_line(half_plane, blobs, change, words):
     ],
 )
 def test_bad_data_are_one_clear_line(half_plane, blobs, spoil, words):
-    with pytest.raises(InputError, match="(?s).*") as caught:
+    with pytest.raises(InputError) as caught:
         evaluate(half_plane, spoil(*blobs), epsilons=[0.5], **QUICK)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -286,7 +291,7 @@ def test_bad_data_are_one_clear_line(half_plane, blobs, spoil, words):
     ],
 )
 def test_a_model_that_cannot_be_used_is_one_clear_line(blobs, model, words):
-    with pytest.raises(InputError, match="(?s).*") as caught:
+    with pytest.raises(InputError) as caught:
         evaluate(model, blobs, epsilons=[0.5], **QUICK)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)

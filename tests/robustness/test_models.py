@@ -18,7 +18,8 @@ from rai_toolbox.robustness import InputError, evaluate, load_model, load_prepro
 BUILD = """
 from torch import nn
 def build():
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 3))
+    features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Dropout())
+    return nn.Sequential(features, nn.Flatten(), nn.Linear(144, 3))
 """
 
 
@@ -69,9 +70,7 @@ def test_every_form_gives_the_models_own_answers_and_gradients(place, net, kind)
     model = load_model(spec, weights=weights)
     x = torch.rand(7, 1, 8, 8, requires_grad=True)
     assert torch.allclose(model(x), net(x), atol=1e-6)
-    assert torch.allclose(
-        torch.autograd.grad(model(x).sum(), x)[0], torch.autograd.grad(net(x).sum(), x)[0], atol=1e-6
-    )
+    assert torch.allclose(torch.autograd.grad(model(x).sum(), x)[0], torch.autograd.grad(net(x).sum(), x)[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["pt2", "torchscript"])
@@ -115,8 +114,8 @@ def test_weights_without_their_model_say_what_is_missing(place, net):
     torch.save(net.state_dict(), "weights.pt")
     with pytest.raises(InputError, match=r"is a state dict.*--weights weights\.pt"):
         load_model("weights.pt")
+    torch.save(nn.Linear(2, 2).state_dict(), "other.pt")
     with pytest.raises(InputError, match="does not fit the model"):
-        torch.save(nn.Linear(2, 2).state_dict(), "other.pt")
         load_model("build.py:build", weights="other.pt")
     with pytest.raises(InputError, match="goes with a function"):
         load_model(export(net), weights="weights.pt")

@@ -31,6 +31,7 @@ _TARGET = re.compile(
 )
 _NAME = re.compile(r"[\w.]*")
 # Arithmetic of symbols and of sympy's (capitalised) functions: no quotes, no dots after a name, no dunder.
+_SYMBOL = re.compile(r"Symbol\('\w+'(, \w+=(True|False))*\)")
 _EXPRESSION = re.compile(r"(?!.*__)(?!.*\b[a-z_]\w*\s*\()(?!.*[A-Za-z_)]\s*\.)[\w\s+\-*/%(),.<>=!&|~]*")
 
 
@@ -105,7 +106,7 @@ def _check_json(path: Path, name: str, content: Any) -> None:
         # Other targets are names of the archive's own parameters and buffers.
         if key == "target" and value.startswith(("torch", "_operator", "math", "#")) and not _TARGET.fullmatch(value):
             raise _refusal(path, f"a call of {value!r}")
-        if key == "expr_str" and not _EXPRESSION.fullmatch(value):
+        if key == "expr_str" and not _EXPRESSION.fullmatch(_SYMBOL.sub("s", value)):
             raise _refusal(path, f"the expression {value[:60]!r}")
         if key in ("name", "as_name", "graph_name") and not _NAME.fullmatch(value):
             raise _refusal(path, f"the name {value[:60]!r}")

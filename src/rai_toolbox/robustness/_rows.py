@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Callable
 from typing import IO, Protocol
 
@@ -53,6 +54,7 @@ class FileRows:
         self._offset = offset
         self.shape = shape
         self.dtype = np.dtype(dtype)
+        weakref.finalize(self, file.close)
         self._row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * self.dtype.itemsize
 
     def read(self, start: int, stop: int) -> NDArray:

@@ -25,6 +25,9 @@ from ._settings import Box, Norm, Settings
 
 __all__ = ["Bench", "attack", "clean", "confirm", "distances", "search"]
 
+# The minimum-norm search has done the long work on each sample by then.
+_CONFIRMING_RESTARTS = 5
+
 _ORDER = {"l1": 1.0, "l2": 2.0, "linf": float("inf"), "l0": 0.0}
 
 
@@ -164,7 +167,15 @@ def confirm(bench: Bench, norm: Norm, batch: int, grid: Sequence[float], open_be
             if not len(rows):
                 break
             x, target = (part[torch.from_numpy(rows)] for part in bench.batch(start, stop))
-            found = attack(bench, x, target, norm=norm, epsilon=epsilon, purpose=("confirm", norm, level))
+            found = attack(
+                bench,
+                x,
+                target,
+                norm=norm,
+                epsilon=epsilon,
+                purpose=("confirm", norm, level),
+                restarts=bench.settings.restarts or _CONFIRMING_RESTARTS,
+            )
             nearer = found.distance < distance[rows]
             distance[rows] = np.where(nearer, found.distance, distance[rows])
             prediction[rows] = np.where(nearer, found.prediction, prediction[rows])
@@ -213,6 +224,7 @@ def attack(
     epsilon: float | None = None,
     purpose: tuple[object, ...],
     steps: int | None = None,
+    restarts: int | None = None,
 ) -> Attacked:
     """Run a solver on some samples, the minimum-norm one where no radius is given, and look at what it returns.
 
@@ -220,14 +232,13 @@ def attack(
     ----------
     purpose : tuple
         Names the random numbers.
-    steps : int or None
+    steps, restarts : int or None
         Other than the settings'.
     """
     bounds = bench.box.of(x)
     options: dict[str, Any] = {"norm": norm, "bounds": bounds, "generator": bench.generator(*purpose)}
-    for name, value in (("steps", steps or bench.settings.steps), ("restarts", bench.settings.restarts)):
-        if value is not None:
-            options[name] = value
+    asked = {"steps": steps or bench.settings.steps, "restarts": restarts or bench.settings.restarts}
+    options |= {name: value for name, value in asked.items() if value is not None}
     if epsilon is None:
         solution = minimum_norm(bench.model, x, target, **options)
     else:

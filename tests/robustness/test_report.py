@@ -1,0 +1,152 @@
+"""The report: escaped, self-contained, and looked at by a real browser."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import struct
+import subprocess
+import zlib
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rai_toolbox.robustness import Evaluation, Samples, evaluate
+from rai_toolbox.robustness._pictures import encode_png
+from rai_toolbox.robustness._rows import ArrayRows
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUICK = {"steps": 5, "restarts": 1}
+HOSTILE = "<script>alert('x')</script>"
+
+
+class Page(HTMLParser):
+    """The elements of a page, with what would load something."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.loads, self.images = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.tags.append(tag)
+        self.loads += [
+            v for k, v in attrs if k in ("src", "href", "srcset", "action") and v and not v.startswith(("data:", "#"))
+        ]
+        if tag == "img":
+            self.images.append(values.get("alt"))
+
+
+@pytest.fixture(scope="module")
+def report(digits, small_net):
+    x, y = digits
+    return evaluate(
+        small_net, (x[:24], y[:24]), norms=["l2", "linf"], **QUICK, described={"model": "digits", "data": "digits"}
+    )
+
+
+def test_the_page_loads_nothing_runs_nothing_and_says_what_its_pictures_show(report, tmp_path):
+    report.save(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert page.loads == []
+    assert "script" not in page.tags
+    assert "default-src 'none'" in text
+    assert page.images
+    assert all(alt for alt in page.images)
+    assert page.tags.count("h1") == 1
+    assert 'lang="en"' in text
+    assert "prefers-color-scheme: dark" in text
+    assert text.count("<th scope=") > 20
+    assert all(f"{point.value:.1%}".replace("%", " %") in text for point in report.curves["l2"].points)
+
+
+def test_names_are_escaped_wherever_they_come_from(tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(int)
+    names = (f"a{HOSTILE}", f"b{HOSTILE}")
+    samples = Samples(ArrayRows(x), y, class_names=names, feature_names=tuple(f"{HOSTILE}{i}" for i in range(3)))
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-1.0, 0, 0], [1.0, 0, 0]]))
+        model.bias.zero_()
+    result = evaluate(
+        model, samples, epsilons=[0.5, 3], **QUICK, described={"model": HOSTILE, "data": HOSTILE, "command": HOSTILE}
+    )
+    result.save(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert HOSTILE not in text
+    assert "script" not in Page(text).tags
+    assert "&lt;script&gt;" in text
+
+
+def test_every_kind_of_data_has_its_gallery(tmp_path):
+    rng = np.random.default_rng(0)
+    for shape, sign in (
+        ((3, 8, 8), "<img"),
+        ((2, 50), "<polyline"),
+        ((40,), "<polyline"),
+        ((5,), "Feature"),
+        ((2, 2, 2, 2), "Feature"),
+    ):
+        x = rng.normal(size=(10, *shape)).astype(np.float32)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 2))
+        y = model(torch.from_numpy(x)).argmax(dim=1).numpy()
+        evaluate(model, (x, y), diagnostics=False, **QUICK).save(tmp_path)
+        gallery = (tmp_path / "report.html").read_text().partition('class="gallery"')[2].partition("</ul>")[0]
+        assert sign in gallery
+
+
+def test_a_png_has_the_pixels_it_was_given():
+    for pixels in (np.arange(12, dtype=np.uint8).reshape(3, 4), np.arange(36, dtype=np.uint8).reshape(3, 4, 3)):
+        content = encode_png(pixels)
+        assert struct.unpack(">II", content[16:24]) == (4, 3)
+        raw = zlib.decompress(re.search(rb"IDAT(.*)....\x00\x00\x00\x00IEND", content, re.DOTALL)[1])
+        rows = np.frombuffer(raw, np.uint8).reshape(3, -1)
+        assert (rows[:, 0] == 0).all()
+        assert (rows[:, 1:].reshape(pixels.shape) == pixels).all()
+
+
+def test_a_result_of_one_sample_or_of_none_that_is_right_has_a_report(half_plane, tmp_path):
+    x = np.array([[0.5, 0.0]], dtype=np.float32)
+    for label in (1, 0):
+        evaluate(half_plane, (x, [label]), **QUICK).save(tmp_path)
+        assert Evaluation.load(tmp_path).curves["l2"].points[0].value == label
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)")
+@pytest.mark.parametrize("width", [390, 1400])
+def test_a_browser_shows_it_without_errors_requests_or_sideways_scrolling(report, tmp_path, width):
+    folder = report.save(tmp_path / "report")
+    # A probe outside of the page, which itself may run nothing; it is framed at the width of a phone or a desk.
+    content = base64.b64encode((folder / "report.html").read_bytes()).decode()
+    (folder / "probe.html").write_text(
+        f"""<!doctype html><meta charset=utf-8>
+        <iframe id=f style="width:{width}px;height:900px;border:0"></iframe><pre id=o></pre>
+        <script>
+        const bytes = Uint8Array.from(atob("{content}"), c => c.charCodeAt(0));
+        const frame = document.getElementById("f");
+        frame.onload = () => {{
+          const page = frame.contentDocument;
+          const fits = page.documentElement.scrollWidth <= page.documentElement.clientWidth;
+          const drawn = [...page.images].every(i => i.complete && i.naturalWidth > 0);
+          const entries = frame.contentWindow.performance.getEntriesByType("resource");
+          const loaded = entries.filter(e => !e.name.startsWith("data:"));
+          document.getElementById("o").textContent = JSON.stringify({{fits, drawn, loaded: loaded.length}});
+        }};
+        frame.srcdoc = new TextDecoder().decode(bytes);
+        </script>"""
+    )
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    flags += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1500,1000"]
+    flags += ["--virtual-time-budget=5000", "--dump-dom", f"file://{folder / 'probe.html'}"]
+    shown = subprocess.run([CHROMIUM, *flags], capture_output=True, text=True, timeout=120, check=True)
+    assert '{"fits":true,"drawn":true,"loaded":0}' in shown.stdout
+    assert "CONSOLE" not in shown.stderr
