@@ -42,7 +42,8 @@ _HOOK_TABLES = (
 
 # Under torch.compile a step breaks the graph anyway, as those of torch's optimizers do; the transforms plan, draw and
 # look at values, so they run as they are.
-_not_traced: Any = torch._disable_dynamo  # torch.compiler.disable would import the compiler when we are imported
+# torch.compiler.disable would import the compiler when we are imported.
+_not_traced: Any = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _declared(hook: Callable[..., None]) -> Callable[..., None]:
@@ -300,8 +301,9 @@ class ParamTransformingOptimizer(Optimizer):
         return [Stage(self._param_transform(options), options["param_ndim"])]
 
     def _stages(self, group: dict[str, Any]) -> tuple[list[Stage] | None, list[Stage] | None]:
-        """The stages before and after the inner step, built anew only when an option of the group is another object."""
-        values = list(group.values())
+        """The stages before and after the inner step, built anew only when an option of the group, or a hook, is another object."""
+        hooks = ("_pre_step_transform_", "_post_step_transform_")
+        values = [*group.values(), *(self.__dict__.get(h) for h in hooks), *(getattr(type(self), h) for h in hooks)]
         known = self._known_stages.get(id(group))
         if known is None or len(known[0]) != len(values) or not all(map(operator.is_, known[0], values)):
             known = self._known_stages[id(group)] = (
