@@ -207,7 +207,7 @@ def test_compare_is_a_command(place, capsys):
     [
         (["--data", "missing.npz"], "there is no file or folder 'missing.npz'"),
         (["--model", "missing.pt2"], "there is no file 'missing.pt2'"),
-        (["--model", "models.py:plain"], "has no function 'plain'; did you mean 'plane'?"),
+        (["--model", "models.py:plain"], "has no function 'plain'; did you mean 'plane'"),
         (["--model", "nothere.py:plane"], "there is no file 'nothere.py'"),
         (["--model", "no.such.module:f"], "there is no module 'no.such.module'"),
         (["--model", "models.py:broken"], "raised RuntimeError: no such weights"),

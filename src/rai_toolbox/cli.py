@@ -24,6 +24,10 @@ app = typer.Typer(
 )
 
 
+class _Interrupted(Exception):
+    """Ctrl-C in the middle of an evaluation; typer has ways of its own with KeyboardInterrupt."""
+
+
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
@@ -119,8 +123,11 @@ def evaluate(
     from rai_toolbox.robustness import _console, _job
 
     job = _job.Job.make(flags, config)
-    with _console.progress(shown=not quiet) as progress:
-        outcome = _job.run_job(job, progress)
+    try:
+        with _console.progress(shown=not quiet) as progress:
+            outcome = _job.run_job(job, progress)
+    except KeyboardInterrupt:
+        raise _Interrupted from None
     if outcome.leads:
         _console.report(outcome, as_json=json, quiet=quiet)
     raise typer.Exit(outcome.exit_code)
@@ -155,8 +162,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error), 2)
     except EvaluationFailed as error:
         return _fail(str(error), 4)
-    except (KeyboardInterrupt, typer.Abort):
+    except _Interrupted:
         return _fail("interrupted; finished batches are kept, run again with --resume", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130)
     except BrokenPipeError:
         return 0
     except Exception as error:

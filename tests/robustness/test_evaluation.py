@@ -199,16 +199,16 @@ def test_every_figure_of_the_curve_is_in_the_csv(half_plane, blobs, tmp_path):
 
 def test_a_time_limit_leaves_a_partial_result_that_says_so(small_net, digits, tmp_path):
     x, y = digits
-    data = x[:60], y[:60]
-    result = evaluate(small_net, data, batch_size=10, folder=tmp_path, time_limit=0.3, steps=20, restarts=1)
+    data = x[:40], y[:40]
+    result = evaluate(small_net, data, batch_size=10, folder=tmp_path, time_limit=0.05, steps=5, restarts=1)
     assert not result.complete
     assert {finding.verdict for finding in result.findings} == {"not run"}
     result.save(tmp_path)
     assert "partial" in (tmp_path / "report.html").read_text()
     assert Evaluation.load(tmp_path).to_dict() == result.to_dict()
-    rest = evaluate(small_net, data, batch_size=10, folder=tmp_path, resume=True, steps=20, restarts=1)
+    rest = evaluate(small_net, data, batch_size=10, folder=tmp_path, resume=True, steps=5, restarts=1)
     assert rest.complete
-    assert figures(rest) == figures(evaluate(small_net, data, batch_size=10, steps=20, restarts=1))
+    assert figures(rest) == figures(evaluate(small_net, data, batch_size=10, steps=5, restarts=1))
 
 
 def test_an_unfinished_run_is_neither_lost_nor_mixed_up(half_plane, blobs, tmp_path):
@@ -265,9 +265,10 @@ def test_bad_settings_are_one_clear_line(half_plane, blobs, change, words):
         (lambda x, y: (x[:, 0], y), "(samples, ...)"),
         (lambda x, y: (x.astype(complex), y), "real numbers"),
         (lambda x, y: (x, np.stack([y, y], axis=1)), "one label per sample"),
-        (lambda x, y: x, "expected a pair"),
+        (lambda x, y: x, "expected (input, target) pairs"),
+        (lambda x, y: 7, "expected a pair"),
         (lambda x, y: ([[1.0], [1.0, 2.0]], y), "inhomogeneous"),
-        (lambda x, y: [(x[0], 0), (x[0, :1], 1)], "samples differ in shape"),
+        (lambda x, y: [(x[0], 0), (x[1], 0), (x[0, :1], 1)], "samples differ in shape"),
         (lambda x, y: {"inputs": x}, "'x' and 'y'"),
     ],
 )

@@ -127,9 +127,26 @@ def test_malformed_config_files(capsys, content, kind):
 
 WORDS = st.one_of(st.text(max_size=8), st.from_regex(r"-?[0-9.,:@e]{1,6}", fullmatch=True))
 FLAGS = st.sampled_from(
-    ["--norm", "--epsilons", "--bounds", "--seed", "--task", "--mask", "--samples", "--fail-under", "--frozen", "--device",
-     "--preprocess", "--weights", "--label-column", "--batch-size", "--time-limit", "--model", "--data"]
-)  # fmt: skip
+    [
+        "norm",
+        "epsilons",
+        "bounds",
+        "seed",
+        "task",
+        "mask",
+        "samples",
+        "fail-under",
+        "frozen",
+        "device",
+        "preprocess",
+        "weights",
+        "label-column",
+        "batch-size",
+        "time-limit",
+        "model",
+        "data",
+    ]
+)
 
 
 @FUZZ
@@ -141,5 +158,5 @@ FLAGS = st.sampled_from(
     )
 )
 def test_malformed_flags(capsys, given_flags):
-    words = [f"{flag}={value}" for flag, value in given_flags]
+    words = [f"--{flag}={value}" for flag, value in given_flags]
     refused(capsys, "--model", "model.py:make", "--data", "good.npz", *words)

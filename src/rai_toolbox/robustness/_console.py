@@ -52,7 +52,10 @@ def report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
         print(evaluation.to_json())
     elif not quiet:
         console = Console()
+        name = evaluation.settings.get("model", "the model")
         for curve in evaluation.curves.values():
+            # Not as the table's title, which would be wrapped to its width.
+            console.print(escape(f"{evaluation.measure} of {name} under attack ({curve.norm})"), soft_wrap=True)
             console.print(_table(evaluation, curve))
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
     if not quiet:
@@ -77,7 +80,8 @@ def report_comparison(comparison: Comparison, folder: Path, *, as_json: bool) ->
         return
     console = Console()
     for norm, points in comparison.norms.items():
-        table = Table(title=escape(f"accuracy under attack ({norm})"), title_justify="left")
+        console.print(f"accuracy under attack ({norm})")
+        table = Table()
         for column in ("epsilon", *comparison.names, "only first", "only second", "p-value"):
             table.add_column(escape(column), justify="right")
         for point in points:
@@ -97,8 +101,7 @@ def report_comparison(comparison: Comparison, folder: Path, *, as_json: bool) ->
 def _table(evaluation: Evaluation, curve: Curve) -> Table:
     accuracy = evaluation.task == "classification"
     shown = percent if accuracy else figure
-    name = evaluation.settings.get("model", "the model")
-    table = Table(title=escape(f"{evaluation.measure} of {name} under attack ({curve.norm})"), title_justify="left")
+    table = Table()
     table.add_column("epsilon", justify="right")
     table.add_column(evaluation.measure, justify="right")
     table.add_column("95 % interval", justify="right")
