@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Many small tensors: more threads than processes only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: help bench demo test test-fast check format docs readme-picture clean
+.PHONY: help bench bench-solvers demo test test-fast check format docs readme-picture clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,3 +62,6 @@ clean:  ## remove the environment and what runs have left
 bench: $(VENV)/.dev  ## what a step costs, as ratios to plain SGD; OLDER=DIR for another version beside it
 	$(BIN)/python bench/optimizers.py $(if $(OLDER),--older $(OLDER))
 	$(BIN)/python bench/growth.py
+
+bench-solvers: $(VENV)/.dev  ## robust accuracy, optimality and model passes of the solvers; other libraries where installed
+	$(BIN)/python bench/solvers.py

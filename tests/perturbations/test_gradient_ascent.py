@@ -142,10 +142,10 @@ def test_a_nan_neither_wins_nor_stays_nor_spreads(batch):
     solve = partial(
         gradient_ascent, model=model, data=x, target=x, criterion=criterion, optimizer=SGD, lr=0.02, steps=6
     )
-    perturbed, losses = solve(use_best=True)
+    _, losses = solve(use_best=True)
     assert losses.isfinite().all()
     assert (losses >= x.sum(dim=1)).all()
-    last, last_losses = solve()
+    last, _ = solve()
     assert last.isfinite().all()
     alone = solve(data=x[:2], target=x[:2])[0]
     assert torch.equal(last[:2], alone)
@@ -190,7 +190,7 @@ def test_stop_when_keeps_a_datum_as_it_was_when_it_first_held(net, batch):
 
 def test_momentum_iterative_pgd_is_an_inner_optimizer_with_momentum(net, batch):
     x, y = batch
-    perturbed, losses = gradient_ascent(
+    _, losses = gradient_ascent(
         model=net, data=x, target=y, optimizer=L1NormedGradientOptim, lr=0.1, momentum=0.9, steps=5
     )
     assert losses.sum() > cross_entropy(net.eval()(x), y, reduction="sum")

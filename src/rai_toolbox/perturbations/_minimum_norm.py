@@ -14,8 +14,9 @@ from rai_toolbox.perturbations._descent import descend
 from rai_toolbox.perturbations._nearest import Nearest
 from rai_toolbox.perturbations._problem import MOST_STEPS, Problem, batches, look, positive_int, report, setup, solving
 from rai_toolbox.perturbations._query import Loss
+from rai_toolbox.perturbations._search import search
 from rai_toolbox.perturbations._solution import Solution, concatenate
-from rai_toolbox.perturbations._sparse_descent import add_greedily, shrink_smoothly
+from rai_toolbox.perturbations._sparse_descent import add_greedily
 
 __all__ = ["minimum_norm"]
 
@@ -145,27 +146,12 @@ def _solve(problem: Problem, steps: int, restarts: int, callback: Callable[[int,
         rows = every[~achieved]
         losses = ClassLosses.of(problem, output)
         for number in range(restarts if len(rows) else 0):
-            _run(problem, nearest, rows, losses, number, steps)
+            search(problem, nearest, rows, losses, number, steps)
             if callback is not None:
                 callback(number, nearest.distance.clone())
         if len(rows):
             _finish(problem, nearest, rows, losses, restarts, steps)
     return report(problem, nearest.x, nearest.distance.isinf())
-
-
-def _run(problem: Problem, nearest: Nearest, rows: Tensor, losses: ClassLosses, number: int, steps: int) -> None:
-    loss, stream, sweep = losses[number], number * MOST_STEPS, number // losses.count
-    start, radius = problem.data[rows], None
-    if sweep:
-        radius = torch.minimum(2 * nearest.distance[rows], problem.farthest(rows))
-        ball = problem.ball(nearest.distance)[rows].with_epsilon(radius[:, None])
-        start = ball.random(lambda kind: getattr(problem.noise, kind)(rows, stream))
-    if problem.norm == "l0":
-        add_greedily(problem, nearest, rows, start, loss, steps=steps // 2, stream=stream)
-        shrink_smoothly(problem, nearest, rows, start, loss, steps=steps, stream=stream + steps)
-    else:
-        sparse = problem.norm == "l1" and sweep % 2 == 1
-        descend(problem, nearest, rows, start, loss, steps=steps, stream=stream, radius=radius, sparse=sparse)
 
 
 def _finish(problem: Problem, nearest: Nearest, rows: Tensor, losses: ClassLosses, restarts: int, steps: int) -> None:

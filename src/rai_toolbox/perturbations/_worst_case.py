@@ -26,8 +26,8 @@ from rai_toolbox.perturbations._problem import (
     solving,
 )
 from rai_toolbox.perturbations._query import Loss
+from rai_toolbox.perturbations._search import search
 from rai_toolbox.perturbations._solution import Solution, concatenate
-from rai_toolbox.perturbations._sparse_descent import add_greedily, shrink_smoothly
 
 __all__ = ["worst_case"]
 
@@ -166,17 +166,26 @@ def _solve(
         best.see(every, problem.data, score, achieved)
         ball = problem.ball(radii)
         losses = ClassLosses.of(problem, output)
+        # Where projections make for crooked paths, coming from outside finds what steps within the ball do not.
+        within = _Within(problem, best, radii) if stop and problem.norm in ("l0", "l1") else None
         for number in range(restarts):
             rows = every[~best.achieved] if stop else every
             if not len(rows):
                 break
-            if problem.norm == "l0" and stop:
-                _run_sparse(problem, ball, best, rows, losses[number], number, number // losses.count, steps)
-            if number == 0 or problem.norm != "l0" or not stop:
+            from_outside = within is not None and (problem.norm == "l0" or _odd_turn(number, losses.count))
+            if within is not None and from_outside:
+                search(problem, within, rows, losses, number, steps)
+            if not from_outside or (problem.norm == "l0" and number == 0):
+                rows = rows[~best.achieved[rows]] if stop else rows
                 _run(problem, ball, best, rows, losses[number], number, steps, stop)
             if callback is not None:
                 callback(number, best.achieved.clone())
     return report(problem, best.x)
+
+
+def _odd_turn(number: int, count: int) -> bool:
+    """Every other run, such that a loss has its turn in one sweep if it had none in the sweep before."""
+    return (number + (number // count if count % 2 == 0 else 0)) % 2 == 1
 
 
 class _Within(Nearest):
@@ -186,35 +195,14 @@ class _Within(Nearest):
         super().__init__(problem)
         self._best = best
         self._radii = radii
-        # No point that is further off is worth a search.
-        self.distance = torch.where(best.achieved, 0.0, radii + 1)
+        if problem.norm == "l0":
+            # No point that is further off is worth a search.
+            self.distance = radii + 1
 
     def see(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> None:
         super().see(rows, x, score, achieved)
         inside = distances(x, self._problem.data[rows], self._problem.norm) <= self._radii[rows]
         self._best.see(rows, x, torch.where(inside, score, -torch.inf), achieved & inside)
-
-
-def _run_sparse(
-    problem: Problem,
-    ball: Ball,
-    best: Best,
-    rows: Tensor,
-    losses: LossOfRows,
-    number: int,
-    sweep: int,
-    steps: int,
-) -> None:
-    stream = number * MOST_STEPS + MOST_STEPS // 2
-    within = _Within(problem, best, ball.epsilon[:, 0])
-    start = problem.data[rows]
-    if sweep:
-        start = ball[rows].random(lambda kind: getattr(problem.noise, kind)(rows, stream))
-    add_greedily(problem, within, rows, start, losses, steps=steps, stream=stream)
-    left = ~best.achieved[rows]
-    rows, start = rows[left], start[left]
-    if len(rows):
-        shrink_smoothly(problem, within, rows, start, losses, steps=steps, stream=stream + steps)
 
 
 def _run(

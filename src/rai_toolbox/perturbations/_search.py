@@ -1,0 +1,28 @@
+"""The local searches for near points that change a decision, in the order in which they are run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.perturbations._attack_losses import ClassLosses
+from rai_toolbox.perturbations._descent import descend
+from rai_toolbox.perturbations._nearest import Nearest
+from rai_toolbox.perturbations._problem import MOST_STEPS, Problem
+from rai_toolbox.perturbations._sparse_descent import add_greedily, shrink_smoothly
+
+
+def search(problem: Problem, nearest: Nearest, rows: Tensor, losses: ClassLosses, number: int, steps: int) -> None:
+    """Look for nearer points in one run: the number says for which loss and from where."""
+    loss, stream, sweep = losses[number], number * MOST_STEPS, number // losses.count
+    start, radius = problem.data[rows], None
+    if sweep:
+        radius = torch.minimum(2 * nearest.distance[rows], problem.farthest(rows))
+        ball = problem.ball(nearest.distance)[rows].with_epsilon(radius[:, None])
+        start = ball.random(lambda kind: getattr(problem.noise, kind)(rows, stream))
+    if problem.norm == "l0":
+        add_greedily(problem, nearest, rows, start, loss, steps=steps // 2, stream=stream)
+        shrink_smoothly(problem, nearest, rows, start, loss, steps=steps, stream=stream + steps)
+    else:
+        sparse = problem.norm == "l1" and sweep % 2 == 1
+        descend(problem, nearest, rows, start, loss, steps=steps, stream=stream, radius=radius, sparse=sparse)
