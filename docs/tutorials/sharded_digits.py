@@ -1,4 +1,4 @@
-"""Train a classifier of digits whose parameters are sharded over the processes; see fsdp2.md beside it.
+"""Train a classifier of digits whose parameters are sharded; see fsdp2.md beside it.
 
 torchrun --standalone --nproc-per-node 2 docs/tutorials/sharded_digits.py losses.json
 """
@@ -26,7 +26,9 @@ def train(rank: int, ranks: int) -> tuple[list[float], nn.Module]:
         mesh = init_device_mesh("cpu", (ranks,))
         fully_shard(model[0], mesh=mesh)
         fully_shard(model, mesh=mesh)
-    optimizer = L2NormedGradientOptim(model.parameters(), torch.optim.SGD, lr=0.05, momentum=0.9, param_ndim=None)
+    optimizer = L2NormedGradientOptim(
+        model.parameters(), torch.optim.SGD, lr=0.05, momentum=0.9, param_ndim=None
+    )
     losses = []
     for batch in torch.randperm(1792).split(64) * 3:
         mine = batch[rank::ranks]
@@ -45,7 +47,10 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     losses, model = train(dist.get_rank(), dist.get_world_size())
     shards = [0] * dist.get_world_size()
-    dist.all_gather_object(shards, [tuple(p.to_local().shape) for p in model.parameters() if isinstance(p, DTensor)])
+    dist.all_gather_object(
+        shards,
+        [tuple(p.to_local().shape) for p in model.parameters() if isinstance(p, DTensor)],
+    )
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w") as file:
             json.dump({"losses": losses, "shards": shards}, file)
