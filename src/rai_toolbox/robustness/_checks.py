@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rai_toolbox import evaluating
-
 from ._errors import EvaluationFailed, InputError
 from ._journal import Journal
 from ._results import Curve, Finding, Verdict, _plain
@@ -63,11 +61,6 @@ class Situation:
     def batch(self, count: int = _SUBSET) -> tuple[torch.Tensor, torch.Tensor]:
         """Return their inputs and targets."""
         return self.bench.subset(self.some(count).tolist())
-
-    def evaluating(self) -> Any:
-        """Return a context in which the user's modules are in eval mode."""
-        parts = (self.bench.model.model, self.bench.model.preprocess)
-        return evaluating(*[part for part in parts if isinstance(part, torch.nn.Module)])
 
 
 @dataclass(frozen=True)
@@ -123,10 +116,8 @@ def run_check(check: Check, situation: Situation, journal: Journal, *, skip: boo
     if skip:
         return Finding(check.name, check.title, "not run", "The time limit ended the run before it.")
     try:
-        # A model that draws random numbers draws them here from a state that is put back.
-        with situation.evaluating(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(situation.bench.settings.seed)
-            seen = check.run(situation)
+        torch.manual_seed(situation.bench.settings.seed)
+        seen = check.run(situation)
     except (InputError, EvaluationFailed):
         raise
     except Exception as error:  # the user's model, at an input of the check's making

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rai_toolbox import evaluating
 from rai_toolbox._version import __version__
 
 from ._checks import Situation, run_check
@@ -148,7 +149,8 @@ def evaluate(
     deadline = None if time_limit is None else time.monotonic() + time_limit
     team = join()
     try:
-        bench, summary = team.together(lambda: _prepare(model, data, settings, bounds, mask, preprocess, device))
+        with torch.random.fork_rng(devices=[]):
+            bench, summary = team.together(lambda: _prepare(model, data, settings, bounds, mask, preprocess, device))
         key = _key(bench, summary, model)
         if len(set(team.gather(summary.fingerprint))) > 1:
             raise InputError("the processes were given different data: their functions must return the same in each")
@@ -157,7 +159,9 @@ def evaluate(
             lambda: journal.begin(key, resume=resume or not team.leads, overwrite=overwrite and team.leads)
         )
         run = _Run(bench, summary, team, journal, deadline, progress)
-        return run.all_stages(dict(described or {}))
+        devices = [bench.device] if bench.device.type == "cuda" else []
+        with evaluating(*bench.modules), torch.random.fork_rng(devices=devices):
+            return run.all_stages(dict(described or {}))
     finally:
         team.leave()
 
@@ -199,11 +203,8 @@ def _device(model: Any, device: torch.device | str | None) -> torch.device:
 
 def _try_model(bench: Bench) -> None:
     """See that the model takes a batch, that a gradient comes back, and that labels are among its classes."""
-    from rai_toolbox import evaluating
-
     x, _ = bench.batch(0, min(2, len(bench.samples)))
-    modules = [part for part in (bench.model.model, bench.model.preprocess) if isinstance(part, nn.Module)]
-    with evaluating(*modules):
+    with evaluating(*bench.modules):
         outputs = bench.model.outputs_for(x)
         with torch.enable_grad():
             depends = bench.model(x.clone().requires_grad_()).requires_grad
@@ -287,6 +288,8 @@ class _Run:
             if self.deadline is not None and time.monotonic() > self.deadline:
                 break
             if self.journal.get(names[batch]) is None:
+                # What a random model draws is the batch's own, whoever does it and after what.
+                torch.manual_seed(self.bench.generator(names[batch]).initial_seed())
                 piece = self._guarded(lambda batch=batch: work(batch))
                 if piece is None:
                     continue

@@ -104,7 +104,7 @@ def curve_drawing(evaluations: Mapping[str, Evaluation], norm: str) -> dict[str,
 def _fine(evaluation: Evaluation, curve: Curve, widest: float) -> Sequence[tuple[float, float]]:
     """Return the curve at many radii, from the samples' distances; through the points where there are none."""
     distance = evaluation.distance.get(curve.norm)
-    if distance is None or np.isnan(distance).any():
+    if distance is None or len(distance) == 0 or np.isnan(distance).any():
         return [(point.epsilon, point.value) for point in curve.points]
     ordered = np.sort(distance)
     radii = np.union1d(np.linspace(0, widest, 241), [point.epsilon for point in curve.points])

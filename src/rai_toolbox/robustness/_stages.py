@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from rai_toolbox.perturbations import minimum_norm, worst_case
 from rai_toolbox.perturbations.losses import misclassified
@@ -62,6 +63,11 @@ class Bench:
     def classifies(self) -> bool:
         """Whether the task has labels."""
         return self.settings.task == "classification"
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What of the user's has a training mode."""
+        return [part for part in (self.model.model, self.model.preprocess) if isinstance(part, nn.Module)]
 
     def span(self, batch: int) -> tuple[int, int]:
         """Return the first index of a batch and the one after its last."""
