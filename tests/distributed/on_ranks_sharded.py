@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -74,16 +74,22 @@ BUILDS: dict[str, Build] = {
 SHAPES = [(5, 4), (7,), (3, 2, 4), (8, 3, 2, 2), (1, 6), (9, 2)]
 
 
+@cache
+def mesh_of(*shape: int, names: tuple[str, ...] | None = None) -> DeviceMesh:
+    """One mesh of each kind per process: each new one brings process groups, and gloo four threads for each of them."""
+    return init_device_mesh("cpu", shape, mesh_dim_names=names)
+
+
 def placements_of(kind: str) -> tuple[DeviceMesh, Callable[[int], Sequence[Placement]]]:
     """A mesh over all ranks, and the placements of a parameter with so many dimensions."""
     n = dist.get_world_size()
     if kind == "rows":
-        return init_device_mesh("cpu", (n,)), lambda ndim: [Shard(0)]
+        return mesh_of(n), lambda ndim: [Shard(0)]
     if kind == "columns":  # tensor parallel
-        return init_device_mesh("cpu", (n,)), lambda ndim: [Shard(min(1, ndim - 1))]
+        return mesh_of(n), lambda ndim: [Shard(min(1, ndim - 1))]
     if kind == "last":
-        return init_device_mesh("cpu", (n,)), lambda ndim: [Shard(ndim - 1)]
-    mesh = init_device_mesh("cpu", (2, n // 2), mesh_dim_names=("outer", "inner"))
+        return mesh_of(n), lambda ndim: [Shard(ndim - 1)]
+    mesh = mesh_of(2, n // 2, names=("outer", "inner"))
     if kind == "replicated rows":  # HSDP
         return mesh, lambda ndim: [Replicate(), Shard(0)]
     if kind == "rows and columns":

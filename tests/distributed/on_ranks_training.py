@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from on_ranks_sharded import BUILDS, counted, full, placements_of, sharded
+from on_ranks_sharded import BUILDS, counted, full, mesh_of, placements_of, sharded
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -20,7 +20,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import (
@@ -75,7 +74,7 @@ def _agree(expected: list[Tensor], got: list[Tensor], what: str, tolerance: floa
 
 def fsdp2_agrees(hybrid: bool, param_ndim: int | None, names: list[str], layer_by_layer: bool) -> None:
     n = dist.get_world_size()
-    mesh = init_device_mesh("cpu", (2, n // 2), mesh_dim_names=("a", "b")) if hybrid else init_device_mesh("cpu", (n,))
+    mesh = mesh_of(2, n // 2, names=("outer", "inner")) if hybrid else mesh_of(n)
     for name in names:
         build = partial(BUILDS[name], param_ndim=param_ndim)
         model = network()
@@ -92,7 +91,7 @@ def tensor_parallel_agrees() -> None:
     for name in CLASSES:
         for param_ndim in (-1, 1, None):
             build = partial(BUILDS[name], param_ndim=param_ndim)
-            mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+            mesh = mesh_of(dist.get_world_size())
             model = parallelize_module(network(), mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
             torch.manual_seed(5)
             train(model, build(model.parameters()))
@@ -282,7 +281,7 @@ def bounds_that_are_sharded() -> str:
 
 def pending_sums(name: str) -> int:
     """Partial gradients, as SequenceParallel leaves them: summed before they are transformed, all in one collective."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    mesh = mesh_of(dist.get_world_size())
     gen = torch.Generator().manual_seed(0)
     whole = [torch.randn(4, 3, generator=gen) for _ in range(5)]
     params = [sharded(x.clone(), mesh, [Replicate()]).requires_grad_() for x in whole]
@@ -303,7 +302,7 @@ def pending_sums(name: str) -> int:
 
 def sequence_parallel_agrees() -> bool:
     """A real LayerNorm under SequenceParallel; returns whether its gradient was pending."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    mesh = mesh_of(dist.get_world_size())
     build = partial(optim.SignedGradientOptim, lr=0.1)
     torch.manual_seed(0)
     norm, twin = nn.LayerNorm(6), nn.LayerNorm(6)
@@ -412,7 +411,7 @@ def full_state_loads_anywhere() -> None:
 
 def a_local_zero_does_not_stop_the_others() -> bool:
     """lr = 0 and gradients that are zero on one rank only: all ranks must decide alike."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    mesh = mesh_of(dist.get_world_size())
     x = torch.randn(4, 3)
     p = sharded(x.clone(), mesh, [Shard(0)]).requires_grad_()
     g = torch.zeros(4, 3)
