@@ -111,6 +111,9 @@ def _moved(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int
             if not bool((norm < torch.inf).all()):
                 return _l2_scaled(x.double(), eps)
             factor = eps / norm
+            if bool(((factor < 1e-290) & (eps > 0)).any()):  # in two steps, of which neither leaves the range
+                root = eps.sqrt() / norm.sqrt()
+                return x.double() * root * root
             return x * factor.float() if single and float(factor.amin()) > 1e-30 else x.double() * factor
         if not single:
             x = x.double()

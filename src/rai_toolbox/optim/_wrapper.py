@@ -301,7 +301,7 @@ class ParamTransformingOptimizer(Optimizer):
         return [Stage(self._param_transform(options), options["param_ndim"])]
 
     def _stages(self, group: dict[str, Any]) -> tuple[list[Stage] | None, list[Stage] | None]:
-        """The stages before and after the inner step, built anew only when an option of the group, or a hook, is another object."""
+        """The stages before and after the inner step, built anew only when an option or a hook is another object."""
         hooks = ("_pre_step_transform_", "_post_step_transform_")
         values = [*group.values(), *(self.__dict__.get(h) for h in hooks), *(getattr(type(self), h) for h in hooks)]
         known = self._known_stages.get(id(group))
