@@ -209,6 +209,24 @@ def test_nothing_is_in_the_state_before_the_first_step_of_the_inner_optimizer(na
 # Arguments.
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        ParamTransformingOptimizer,
+        SignedGradientOptim,
+        L2NormedGradientOptim,
+        chain,
+        functools.partial(L2ProjectedOptim, epsilon=1.0),
+        functools.partial(ClampedGradientOptimizer, clamp_max=1.0),
+        functools.partial(TopQGradientOptimizer, q=0.5),
+    ],
+)
+def test_no_class_changes_the_callers_defaults(make: Any) -> None:
+    defaults = {"grad_scale": 2.0, "lr": 0.5}
+    make([parameter(2, 3)], defaults=defaults)
+    assert defaults == {"grad_scale": 2.0, "lr": 0.5}
+
+
 def test_the_callers_defaults_and_groups_are_not_changed_and_do_not_leak() -> None:
     defaults = {"grad_scale": 2.0}
     group: dict[str, Any] = {"params": [parameter(2, 3)], "lr": 0.5}

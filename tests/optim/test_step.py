@@ -209,10 +209,15 @@ def test_a_class_that_overrides_one_hook_keeps_the_other() -> None:
     torch.testing.assert_close(x.detach(), torch.tensor([[-0.3, -0.4]]))
 
 
-def test_a_hook_set_on_an_instance_is_used() -> None:
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_hook_set_on_an_instance_is_used(steps_before: int) -> None:
     x = torch.zeros(1, 2, requires_grad=True)
-    x.grad = torch.tensor([[6.0, 8.0]])
     optim = L2NormedGradientOptim([x], lr=1.0)
+    for _ in range(steps_before):
+        x.grad = torch.tensor([[6.0, 8.0]])
+        optim.step()
+    x.data.zero_()
+    x.grad = torch.tensor([[6.0, 8.0]])
     optim._pre_step_transform_ = lambda param, optim_group: param.grad.fill_(2.0)  # type: ignore[method-assign]
     optim.step()
     assert x.tolist() == [[-2.0, -2.0]]
