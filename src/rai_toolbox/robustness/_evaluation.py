@@ -449,7 +449,7 @@ class _Run:
             error={norm: values[:, where] for norm, values in error.items()},
             class_names=self._class_names(),
             settings=bench.settings.to_dict()
-            | {"bounds": bench.box.to_dict(), "device": str(bench.device)}
+            | {"bounds": bench.box.to_dict(), "device": bench.device.type}
             | described,
             data={
                 "samples": len(bench.samples),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -167,7 +168,7 @@ def _run(job: Job, team: Team, progress: Progress | None) -> Outcome:
         restarts=job.restarts,
         batch_size=job.batch_size,
         seed=job.seed,
-        device=device,
+        device=_device(device),
         diagnostics=job.diagnostics,
         folder=folder,
         resume=job.resume,
@@ -222,6 +223,8 @@ def _samples(job: Job, spec: str) -> Samples:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:160]
