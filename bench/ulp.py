@@ -24,11 +24,12 @@ HEADER = """# Largest errors, in units of the last place
 
 Printed by `python bench/ulp.py` (torch {version}, CPU). Each class took a step of one parameter for entries from the
 smallest subnormal to the largest finite number of each dtype, shapes {shapes}, every
-`param_ndim`, {seeds} seeds; {steps:,} steps a cell. The reference is 80-bit arithmetic. A correctly rounded result is within 0.5.
+`param_ndim`, {seeds} seeds; {steps:,} steps a cell. The reference is 80-bit arithmetic. A correctly rounded result is
+within 0.5.
 
 The error of an entry is counted in units of the last place of its exact value; for the projections that subtract (L1
-ball, simplex), of the largest entry of its datum. A point up to 4 eps (4 to 8 units) outside a ball is left where it is,
-so that a second projection changes nothing.
+ball, simplex), of the largest entry of its datum. A point up to 4 eps (4 to 8 units) outside a ball is left where it
+is, so that a second projection changes nothing.
 
 | class | of | float16 | bfloat16 | float32 | float64 |
 | --- | --- | ---: | ---: | ---: | ---: |"""
