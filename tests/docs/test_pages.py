@@ -22,7 +22,7 @@ PAGES = [page for page in PAGES if "_build" not in page.parts and "generated" no
 
 _BLOCK = re.compile(r"^```(?P<kind>\{code-cell\}|python|pycon)[^\n]*\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _NEEDS = {"lightning": "lightning", "sharded_digits": "torch.distributed"}
-_SLOW = {"lightning.md": [pytest.mark.slow], "fsdp2.md": [pytest.mark.distributed]}
+_SLOW = {"evaluate.md": [pytest.mark.slow], "lightning.md": [pytest.mark.slow], "fsdp2.md": [pytest.mark.distributed]}
 
 
 def blocks(page: Path) -> list[tuple[str, str, int]]:
