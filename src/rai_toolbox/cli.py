@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Annotated
@@ -159,7 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = app(args=arguments, standalone_mode=False)
     except InputError as error:
-        return _fail(str(error), 2)
+        # Every process of torchrun was given the same; one says so.
+        return _fail(str(error), 2) if os.environ.get("RANK", "0") == "0" else 2
     except EvaluationFailed as error:
         return _fail(str(error), 4)
     except _Interrupted:
