@@ -71,7 +71,19 @@ BUILDS: dict[str, Build] = {
     "LargestIsOne": partial(LargestIsOne, **SGD),
 }
 
-SHAPES = [(5, 4), (7,), (3, 2, 4), (8, 3, 2, 2), (1, 6), (9, 2)]
+# One of each kind: by norm, entry by entry, drawn, gathered, several stages, a user's hooks.
+SOME = [
+    "L2ProjectedOptim",
+    "LpNormedGradientOptim inf",
+    "LinfProjectedOptim",
+    "TopQGradientOptimizer",
+    "L1ProjectedOptim",
+    "L2BallOptim in a box",
+    "ChainedParamTransformingOptimizer",
+    "LargestIsOne",
+]
+
+SHAPES = [(5, 4), (7,), (3, 2, 4), (1, 6)]
 
 
 @cache
