@@ -4,11 +4,11 @@
     python bench/optimizers.py --case images --only L2   # a part of it
     python bench/optimizers.py --older DIR               # beside the package in DIR (pip install --target DIR ...)
 
-A round steps every candidate once, in turn; a figure is the median of the rounds (least to most), divided by the median
-of the fastest SGD step (loop, foreach or fused). With `--adam` the same around Adam, as a ratio to the fastest
-Adam step. `bound` is the least memory traffic, as a ratio to SGD's (read g, read p, write p): the gradient is read and
-written, the parameter too, once each if a datum fits the cache, and again where a norm of the whole tensor must be known
-first.
+A round steps every candidate once, in turn; a figure is the median of the rounds (least to most), divided by the
+median of the fastest SGD step (loop, foreach or fused). With `--adam` the same around Adam, as a ratio to the
+fastest Adam step. `bound` is the least memory traffic, as a ratio to SGD's (read g, read p, write p): the gradient
+is read and written, the parameter too, once each if a datum fits the cache, and again where a norm of the whole
+tensor must be known first.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Memo:
         self.plans: dict[float, ScalingPlan] = {}  # by the order of the norm
 
     def holds_for(self, owners: Sequence[Tensor], tensors: Sequence[Tensor], param_ndim: int | None) -> bool:
-        """Whether these are the parameters and the `param_ndim` that were looked at, and neither moved nor cast since."""
+        """Whether these are the parameters and the `param_ndim` that were looked at, unmoved and uncast."""
         return (
             param_ndim == self._param_ndim
             and len(owners) == len(self._owners)
@@ -191,7 +191,7 @@ def _apply_to_sparse_(transform: Transform, x: Tensor, k: int) -> None:
         apply_dense_(transform, [values], [values.ndim])
     else:
         raise TypeError(
-            f"a sparse gradient with {x.sparse_dim()} sparse and {x.dense_dim()} dense dimensions cannot be transformed "
+            f"a sparse gradient with {x.sparse_dim()} sparse and {x.dense_dim()} dense dimensions cannot be changed "
             f"by {name} over its last {k} dimensions: use `param_ndim` ≤ {x.dense_dim()}"
             + (" or None" if isinstance(transform, ByNorm) else "")
         )

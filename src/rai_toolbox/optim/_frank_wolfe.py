@@ -82,12 +82,12 @@ class FrankWolfe(Optimizer):
         use_default_lr_schedule: bool = True,
         div_by_zero_eps: float = TINY,
     ) -> None:
-        defaults = dict(
-            lr=lr,
-            lmo_scaling_factor=lmo_scaling_factor,
-            use_default_lr_schedule=use_default_lr_schedule,
-            div_by_zero_eps=div_by_zero_eps,
-        )
+        defaults = {
+            "lr": lr,
+            "lmo_scaling_factor": lmo_scaling_factor,
+            "use_default_lr_schedule": use_default_lr_schedule,
+            "div_by_zero_eps": div_by_zero_eps,
+        }
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -546,7 +546,7 @@ def _inner_keywords(InnerOpt: InnerOptimizer) -> set[str]:
     cls = InnerOpt
     while isinstance(cls, functools.partial):
         cls = cls.func
-    if not callable(cls) or isinstance(cls, type) and issubclass(cls, ParamTransformingOptimizer):
+    if not callable(cls) or (isinstance(cls, type) and issubclass(cls, ParamTransformingOptimizer)):
         return set()
     try:
         return set(inspect.signature(cls).parameters)
