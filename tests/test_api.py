@@ -144,7 +144,7 @@ def _public_callables() -> list[tuple[str, Callable[..., Any]]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "item"), [c for c in _public_callables() if callable(c[1])], ids=lambda x: str(x)[:50]
+    ("name", "item"), [c for c in _public_callables() if callable(c[1])], ids=lambda x: x if isinstance(x, str) else ""
 )
 def test_a_public_name_documents_its_parameters_and_has_an_example_that_runs(
     name: str, item: Callable[..., Any]
