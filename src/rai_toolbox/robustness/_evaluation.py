@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +18,16 @@ from rai_toolbox import evaluating
 from rai_toolbox._version import __version__
 
 from ._checks import Situation, run_check
+from ._curves import accuracy_curve, error_curve
 from ._errors import EvaluationFailed, InputError
 from ._grid import grid_for_distances, grid_for_spread, widest_radius
 from ._journal import Journal, Piece
 from ._model_checks import MODEL_CHECKS
-from ._models import Evaluated
-from ._results import Curve, Evaluation, Examples, Finding, accuracy_curve, error_curve
-from ._samples import Summary, as_samples, summarize, targets_for
+from ._preparation import prepare, run_key
+from ._results import Curve, Evaluation, Examples, Finding
+from ._samples import Summary
 from ._search_checks import SEARCH_CHECKS
-from ._settings import Norm, Settings, make_box, make_settings
+from ._settings import Norm, make_settings
 from ._specs import why
 from ._stages import Bench, clean, confirm, search
 from ._team import Team, join
@@ -38,8 +38,6 @@ __all__ = ["Progress", "evaluate"]
 Progress = Callable[[str, int, int], None]
 
 CHECKS = (*MODEL_CHECKS, *SEARCH_CHECKS)
-
-_GALLERY_POOL = 48
 
 
 def evaluate(
@@ -150,8 +148,8 @@ def evaluate(
     team = join()
     try:
         with torch.random.fork_rng(devices=[]):
-            bench, summary = team.together(lambda: _prepare(model, data, settings, bounds, mask, preprocess, device))
-        key = _key(bench, summary, model)
+            bench, summary = team.together(lambda: prepare(model, data, settings, bounds, mask, preprocess, device))
+        key = run_key(bench, summary)
         if len(set(team.gather(summary.fingerprint))) > 1:
             raise InputError("the processes were given different data: their functions must return the same in each")
         journal = Journal(None if folder is None else Path(folder))
@@ -164,86 +162,6 @@ def evaluate(
             return run.all_stages(dict(described or {}))
     finally:
         team.leave()
-
-
-def _prepare(
-    model: Any,
-    data: Any,
-    settings: Settings,
-    bounds: Any,
-    mask: Any,
-    preprocess: Any,
-    device: torch.device | str | None,
-) -> tuple[Bench, Summary]:
-    if not callable(model):
-        raise InputError(f"the model must be an nn.Module or a function of a batch, got {type(model).__name__}")
-    samples = as_samples(data)
-    where = _device(model, device)
-    targets = targets_for(samples, settings.task)
-    summary = summarize(samples, settings.task)
-    box = make_box(samples, summary, bounds, mask)
-    pool = np.linspace(0, len(samples) - 1, min(_GALLERY_POOL, len(samples))).round().astype(int)
-    evaluated = Evaluated(model, preprocess)
-    bench = Bench(evaluated, samples, targets, box, settings, where, frozenset(pool.tolist()))
-    _try_model(bench)
-    return bench, summary
-
-
-def _device(model: Any, device: torch.device | str | None) -> torch.device:
-    if device is None:
-        first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-        return torch.device("cpu") if first is None else first.device
-    try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {str(device)!r} cannot be used: {why(error)}") from None
-    return where
-
-
-def _try_model(bench: Bench) -> None:
-    """See that the model takes a batch, that a gradient comes back, and that labels are among its classes."""
-    x, _ = bench.batch(0, min(2, len(bench.samples)))
-    with evaluating(*bench.modules):
-        outputs = bench.model.outputs_for(x)
-        with torch.enable_grad():
-            depends = bench.model(x.clone().requires_grad_()).requires_grad
-    if not depends:
-        raise InputError(
-            "no gradient reaches the model's input: it computes under torch.no_grad(), detaches, or leaves torch;"
-            " the solvers need the gradient"
-        )
-    if not bench.classifies:
-        if outputs != bench.targets.shape[1]:
-            raise InputError(f"the model predicts {outputs} values per sample, y has {bench.targets.shape[1]}")
-        return
-    classes = max(2, outputs)
-    highest = int(bench.targets.max())
-    if highest >= classes:
-        index = int(np.argmax(bench.targets))
-        raise InputError(
-            f"the label of sample {index} is {highest}, but the model tells {classes} classes apart: labels"
-            f" must be 0 to {classes - 1}"
-        )
-
-
-def _key(bench: Bench, summary: Summary, model: Any) -> dict[str, Any]:
-    """Return what decides the figures; an unfinished run of another key cannot be gone on with."""
-    digest = hashlib.sha256()
-    if isinstance(model, nn.Module):
-        for name, tensor in model.state_dict().items():
-            if isinstance(tensor, torch.Tensor):
-                digest.update(name.encode())
-                # One at a time: the host holds no second copy of the model.
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return {
-        "data": summary.fingerprint,
-        "model": digest.hexdigest()[:32],
-        "bounds": bench.box.to_dict(),
-        **bench.settings.to_dict(),
-        "version": __version__,
-        "torch": torch.__version__,
-    }
 
 
 @dataclass
