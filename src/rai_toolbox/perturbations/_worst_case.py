@@ -76,7 +76,8 @@ def worst_case(
     criterion : Callable[[Tensor, Tensor], Tensor], optional
         `(output, target)` → a loss per datum, which is maximized: one of `rai_toolbox.perturbations.losses`, or your
         own. Default: for class indices, by how much another class's logit exceeds the true one's, each of the likeliest
-        nine in a run of its own; this means the same at any scale of the logits. Otherwise the squared error.
+        nine in a run of its own (with fewer runs than classes, a rescaled cross-entropy); this means the same at any
+        scale of the logits. Otherwise the squared error.
     margin : Callable[[Tensor, Tensor], Tensor], optional
         `(output, target)` → a number per datum, positive where the decision counts as changed. Default: for class
         indices, that of a classifier, whose output has the shape (N, C), or (N,) or (N, 1) for two classes; otherwise
@@ -177,7 +178,8 @@ def _solve(
                 search(problem, within, rows, losses, number, steps)
             if not from_outside or (problem.norm == "l0" and number == 0):
                 rows = rows[~best.achieved[rows]] if stop else rows
-                _run(problem, ball, best, rows, losses[number], number, steps, stop)
+                loss = losses[number] if restarts >= losses.count else losses.all_classes
+                _run(problem, ball, best, rows, loss, number, steps, stop)
             if callback is not None:
                 callback(number, best.achieved.clone())
     return report(problem, best.x)
