@@ -46,7 +46,7 @@ def test_the_default_grid_reaches_to_where_nothing_stands(small_net, digits):
         curve = evaluate(small_net, (x[:48], y[:48]), norms=norm, **QUICK).curves[norm]
         assert 4 <= len(curve.points) - 1 <= 8
         assert curve.points[-1].value <= 0.05
-        assert curve.points[-3].value > 0
+        assert curve.points[-3].by_minimum_norm > 0  # the grid comes from these distances; a fixed budget may find more
 
 
 def test_reported_inputs_are_within_epsilon_and_bounds(small_net, digits):
