@@ -26,7 +26,7 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 demo: $(VENV)/.demo  ## train a digit classifier, measure its robustness, write a report
-	$(BIN)/rai-toolbox evaluate --model digits --data digits --out demo-report
+	OMP_NUM_THREADS=1 $(BIN)/rai-toolbox evaluate --model digits --data digits --out demo-report
 
 test: $(VENV)/.dev  ## every test and every docstring example
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
