@@ -54,6 +54,13 @@ class Ranks:
         """
         if not self._processes:
             self._start()
+        try:
+            return self._results(function, args, timeout)
+        except BaseException:  # a failure, or the test was interrupted: answers would be taken for later ones
+            self.stop()
+            raise
+
+    def _results(self, function: Callable[..., Any], args: tuple[Any, ...], timeout: float) -> list[Any]:
         for connection in self._connections:
             connection.send((function, args))
         results: dict[int, Any] = {}
@@ -72,7 +79,6 @@ class Ranks:
                     deadline = min(deadline, time.monotonic() + 2.0)
         if len(results) == self.size:
             return [results[rank] for rank in range(self.size)]
-        self.stop()
         for rank in range(self.size):
             if rank not in results and rank not in failures:
                 failures[rank] = "did not return in time"
