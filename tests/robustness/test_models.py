@@ -173,6 +173,10 @@ def a_call(graph):
     graph["graph_module"]["graph"]["nodes"][0]["target"] = "torch.os.system"
 
 
+def a_mapped_file(graph):
+    graph["graph_module"]["graph"]["nodes"][0]["target"] = "torch.ops.aten.from_file.default"
+
+
 def an_expression(graph):
     graph["extra"] = {"expr_str": "__import__('pathlib').Path('was-run').touch()"}
 
@@ -183,14 +187,70 @@ def a_name(graph):
 
 @pytest.mark.parametrize(
     "change",
-    [pickled_inputs, pickled_weights, opaque_object, with_graph(a_call), with_graph(an_expression), with_graph(a_name)],
-    ids=["inputs", "weights", "object", "call", "expression", "name"],
+    [
+        pickled_inputs,
+        pickled_weights,
+        opaque_object,
+        with_graph(a_call),
+        with_graph(a_mapped_file),
+        with_graph(an_expression),
+        with_graph(a_name),
+    ],
+    ids=["inputs", "weights", "object", "call", "file", "expression", "name"],
 )
 def test_an_exported_archive_that_could_run_code_is_refused(place, net, change):
     load_model(export(net))
     with pytest.raises(InputError, match="could run code"):
         load_model(rewritten("model.pt2", change))
     assert not Path("was-run").exists()
+
+
+class Writes(nn.Module):
+    """What TorchScript lets a model do beside computing."""
+
+    def forward(self, x):
+        torch.save(x, "was-run")
+        return x
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "torch.save(x, 'was-run')",
+        "ops.aten.save(x, 'was-run')",
+        "torch . save(x, 'was-run')",
+        "getattr(torch, 'sa' + 've')(x, 'was-run')",
+        "torch.from_file('was-run', True, 4)",
+        "ops.aten.from_file('was-run', True, 4)",
+    ],
+)
+def test_a_torchscript_file_that_reaches_out_is_refused(place, call):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(Writes()).save("model.pt")
+    with zipfile.ZipFile("model.pt") as archive:
+        members = [(entry, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile("changed.pt", "w") as archive:
+        for entry, content in members:
+            archive.writestr(entry.filename, content.replace(b'torch.save(x, "was-run")', call.encode()))
+    with pytest.raises(InputError, match="reach no file and no process"):
+        load_model("changed.pt")
+    assert not Path("was-run").exists()
+
+
+def test_of_two_entries_of_one_name_both_are_looked_at(place, net):
+    export(net)
+    with zipfile.ZipFile("model.pt2") as archive:
+        name = next(name for name in archive.namelist() if name.endswith("models/model.json"))
+        good = archive.read(name)
+    graph = json.loads(good)
+    a_call(graph)
+    with zipfile.ZipFile("model.pt2", "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the name is there already
+        archive.writestr(name, json.dumps(graph))
+        archive.writestr(name, good)
+    with pytest.raises(InputError, match="could run code"):
+        load_model("model.pt2")
 
 
 def test_garbage_files_are_one_line(place):

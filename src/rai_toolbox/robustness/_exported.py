@@ -25,8 +25,12 @@ from ._specs import why
 __all__ = ["load_exported"]
 
 _TARGET = re.compile(
-    r"torch\.ops\.(aten|prim|prims|quantized|quantized_decomposed|higher_order)\.[a-z]\w*(\.\w+)?"
-    r"|torch\.ops\.aten\._[a-z]\w*(\.\w+)?|torch\.sym_\w+|math\.[a-z]\w*"
+    # All of aten computes, but for what maps a file.
+    r"torch\.ops\.aten\.(?!from_file\b|save\b)_?[a-z]\w*(\.\w+)?"
+    r"|torch\.ops\.(prim|prims|quantized|quantized_decomposed)\.[a-z]\w*(\.\w+)?"
+    r"|torch\.ops\.higher_order\.(cond|while_loop|map_impl|scan|associative_scan|flex_attention|invoke_subgraph"
+    r"|wrap_with_set_grad_enabled|wrap_with_autocast|autograd_function_apply)(\.\w+)?"
+    r"|torch\.sym_\w+|math\.[a-z]\w*"
     r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|pos|abs|lt|le|gt|ge|eq|ne|and_|or_|not_|xor)"
 )
 _NAME = re.compile(r"[\w.]*")
@@ -74,11 +78,13 @@ def load_exported(path: Path, device: torch.device) -> nn.Module:
 def _refuse_code(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
+            # By entry, not by name: of two entries of one name, another reader may take the other.
+            for entry in archive.infolist():
+                name = entry.filename
                 if name.endswith(".json"):
-                    _check_json(path, name, json.loads(archive.read(name)))
+                    _check_json(path, name, json.loads(archive.read(entry)))
                 elif name.endswith(".pt"):
-                    _check_tensors(path, name, archive.read(name))
+                    _check_tensors(path, name, archive.read(entry))
                 elif name.endswith((".so", ".py", ".pyc", ".pkl", ".cpp")) or "aotinductor" in name:
                     raise _refusal(path, f"{name!r}, which is code")
     except InputError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 
 from ._errors import InputError
 from ._specs import call_named, guarded, import_named, names_function, why
+from ._torchscript import is_torchscript, load_torchscript
 
 __all__ = ["Evaluated", "load_model", "load_preprocess"]
 
@@ -183,7 +183,7 @@ def _load_file(spec: str, device: torch.device) -> nn.Module:
         )
     kind = _archive_kind(path)
     if kind == "torchscript":
-        return _load_torchscript(path, device)
+        return load_torchscript(path, device)
     if path.suffix == ".py":
         raise InputError(f"--model {spec!r}: name the function in it, as in {spec}:make_model")
     if kind == "torch" or path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"):
@@ -211,19 +211,9 @@ def _archive_kind(path: Path) -> str:
             names = archive.namelist()
     except (OSError, zipfile.BadZipFile):
         return "other"
-    if any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names):
+    if is_torchscript(names):
         return "torchscript"
     return "torch" if any(name.endswith("data.pkl") for name in names) else "other"
-
-
-def _load_torchscript(path: Path, device: torch.device) -> nn.Module:
-    try:
-        with warnings.catch_warnings():
-            # That TorchScript is deprecated concerns who writes such files.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return torch.jit.load(path, map_location=device).eval()
-    except Exception as error:
-        raise InputError(f"--model {str(path)!r} cannot be loaded by torch.jit.load: {why(error)}") from None
 
 
 def _load_weights(model: Any, weights: str) -> None:
