@@ -62,6 +62,7 @@ clean:  ## remove the environment and what runs have left
 bench: $(VENV)/.dev  ## what a step costs, as ratios to plain SGD; OLDER=DIR for another version beside it
 	$(BIN)/python bench/optimizers.py $(if $(OLDER),--older $(OLDER))
 	$(BIN)/python bench/growth.py
+	$(BIN)/python bench/gradient_ascent.py
 
 bench-solvers: $(VENV)/.dev  ## robust accuracy, optimality and model passes of the solvers; other libraries where installed
 	$(BIN)/python bench/solvers.py

@@ -1,38 +1,51 @@
 """How strong the solvers are and what they cost, with other libraries beside them where they are installed.
 
-    python bench/solvers.py [--data 250] [--cases standard,linf,l2,mlp] [--json FILE] [--quick]
+    python bench/solvers.py                          # all tables, and bench-results/solvers.md and .json
+    python bench/solvers.py --table fixed --case linf --data 250 --minimum-data 250 --large
 
-Robust accuracy at a fixed radius, its flatness under a scaling of the logits, and the optimality of minimum-norm
-perturbations. Forward and backward passes per datum are counted by hooks on the model.
+Robust accuracy at a fixed radius; its flatness under a scaling of the logits; the optimality of minimum-norm
+perturbations; and plain PGD through `gradient_ascent` beside a loop written by hand. A sample counts as beaten only if
+the decision is wrong at a point inside ball and box. Forward and backward passes per sample are counted by hooks on the
+model. Optimality is 1 - (mean(min(d, dmax)) - mean(d*)) / (clean dmax - mean(d*)): d the distances found, d* the least
+found by any solver of the table, dmax the largest d*, clean the clean accuracy.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import sys
-import types
+import statistics
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
+import solver_peers
 import torch
-from solver_models import Case, digits_case, moons_case, series_case
+from solver_models import NORM_ORDER, Case, digits_case, moons_case, series_case
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from rai_toolbox.optim import L2ProjectedOptim, LinfProjectedOptim
 from rai_toolbox.perturbations import gradient_ascent, minimum_norm, worst_case
 
-RADII = {
-    "digits standard": {"linf": 0.1, "l2": 0.5, "l1": 1.3, "l0": 1},
-    "digits mlp": {"linf": 0.06, "l2": 0.35, "l1": 1.0, "l0": 1},
-    "digits linf": {"linf": 0.18, "l2": 0.7, "l1": 1.3, "l0": 1},
-    "digits l2": {"linf": 0.15, "l2": 0.8, "l1": 1.8, "l0": 2},
+CASES: dict[str, Callable[[int], Case]] = {
+    **{kind: partial(digits_case, kind) for kind in ("standard", "linf", "l2", "mlp")},
+    "moons1": lambda n: moons_case(1),
+    "moons2": lambda n: moons_case(2),
+    "series": series_case,
 }
-NORM_ORDER = {"linf": math.inf, "l2": 2, "l1": 1, "l0": 0}
+TITLES = {
+    "fixed": "Robust accuracy at a fixed radius",
+    "scale": "Robust accuracy by `worst_case` with the logits multiplied",
+    "minimum": "Minimum norm",
+    "pgd": "Plain PGD, `gradient_ascent` and a loop written by hand",
+}
+Row = dict[str, Any]
+Solve = Callable[[], Tensor]
 
 
 class Passes:
@@ -73,212 +86,234 @@ def decisions(model: nn.Module, x: Tensor) -> Tensor:
     return (output.reshape(-1) > 0).long() if output.ndim == 1 or output.shape[1] == 1 else output.argmax(1)
 
 
-def sizes(delta: Tensor, norm: str) -> Tensor:
-    delta = delta.double().flatten(1)
-    return (delta != 0).sum(1).double() if norm == "l0" else delta.norm(p=NORM_ORDER[norm], dim=1)
-
-
-def measured(case: Case, solve: Callable[[], Tensor]) -> tuple[Tensor, float, float]:
-    """The perturbed data, and forward and backward passes per datum."""
-    passes = Passes(case.model)
-    try:
-        x = solve()
-    finally:
-        passes.close()
-    return x.detach(), passes.forward / len(case.data), passes.backward / len(case.data)
-
-
-def plain_pgd(case: Case, norm: str, epsilon: float) -> Tensor:
-    optimizer = {"linf": LinfProjectedOptim, "l2": L2ProjectedOptim}[norm]
-    return gradient_ascent(
-        model=case.model, data=case.data, target=case.target, optimizer=optimizer, epsilon=epsilon, lr=epsilon / 10,
-        steps=100, bounds=case.bounds, use_best=True,
-    )[0]  # fmt: skip
-
-
-def fixed_budget(case: Case, norm: str, epsilon: float) -> dict[str, Callable[[], Tensor]]:
-    model, x, y = case.model, case.data, case.target
-    ours: dict[str, Callable[[], Tensor]] = {
-        "worst_case": lambda: worst_case(model, x, y, norm=norm, epsilon=epsilon, bounds=case.bounds).perturbed,
-        "worst_case, one run of 100": lambda: (
-            worst_case(model, x, y, norm=norm, epsilon=epsilon, bounds=case.bounds, steps=100, restarts=1).perturbed
-        ),
-    }
-    if norm in ("linf", "l2"):
-        ours["gradient_ascent, plain PGD"] = lambda: plain_pgd(case, norm, epsilon)
-    return {**ours, **peers_fixed_budget(case, norm, epsilon)}
-
-
-def quietly_import(name: str) -> types.ModuleType | None:
-    # adv-lib imports these for a metric and for plots that are not used here.
-    for unused in ("torchvision", "visdom"):
-        if unused not in sys.modules:
-            stub = types.ModuleType(unused)
-            stub.models, stub.Visdom = None, object  # type: ignore[attr-defined]
-            sys.modules[unused] = stub
-    try:
-        return __import__(name, fromlist=["_"])
-    except Exception as reason:
-        print(f"({name} is left out: {type(reason).__name__}: {reason})")
-        return None
-
-
-def peers_fixed_budget(case: Case, norm: str, epsilon: float) -> dict[str, Callable[[], Tensor]]:
-    model, x, y = case.model, case.data, case.target
-    peers: dict[str, Callable[[], Tensor]] = {}
-    if case.bounds != (0.0, 1.0) or norm == "l0":
-        return peers
-    order = NORM_ORDER[norm]
-    if (auto_attack := quietly_import("pyautoattack")) is not None:
-
-        def standard() -> Tensor:
-            name = {"linf": "Linf", "l2": "L2", "l1": "L1"}[norm]
-            attack = auto_attack.AutoAttack(model, norm=name, eps=epsilon, seed=0, version="standard")
-            attack.verbose = False
-            result = attack.run_standard_evaluation(x, y, batch_size=len(x))
-            return result[0] if isinstance(result, tuple) else result
-
-        peers["AutoAttack standard"] = standard
-    if (adv_lib := quietly_import("adv_lib.attacks")) is not None:
-        peers["adv-lib APGD-CE"] = lambda: adv_lib.apgd(model, x, y, eps=epsilon, norm=order, loss_function="ce")
-        peers["adv-lib APGD-DLR"] = lambda: adv_lib.apgd(model, x, y, eps=epsilon, norm=order, loss_function="dlr")
-    if norm == "linf" and (torchattacks := quietly_import("torchattacks")) is not None:
-        peers["torchattacks PGD"] = lambda: torchattacks.PGD(model, eps=epsilon, alpha=epsilon / 10, steps=100)(x, y)
-    if (foolbox := quietly_import("foolbox")) is not None:
-        kind = {"linf": "LinfPGD", "l2": "L2PGD", "l1": "L1PGD"}[norm]
-        wrapped = partial(foolbox.PyTorchModel, bounds=(0, 1))
-        peers[f"foolbox {kind}"] = lambda: getattr(foolbox.attacks, kind)(steps=100)(
-            wrapped(model), x, y, epsilons=epsilon
-        )[1]
-    return peers
-
-
-def peers_minimum_norm(case: Case, norm: str) -> dict[str, Callable[[], Tensor]]:
-    model, x, y = case.model, case.data, case.target
-    peers: dict[str, Callable[[], Tensor]] = {}
-    if case.bounds != (0.0, 1.0):
-        return peers
-    if (adv_lib := quietly_import("adv_lib.attacks")) is not None:
-        peers["adv-lib FMN 1000"] = lambda: adv_lib.fmn(model, x, y, norm=NORM_ORDER[norm], steps=1000)
-        if norm == "l2":
-            peers["adv-lib DDN 1000"] = lambda: adv_lib.ddn(model, x, y, steps=1000)
-        if norm in ("l1", "l2"):
-            peers["adv-lib ALMA 1000"] = lambda: adv_lib.alma(model, x, y, distance=norm, num_steps=1000)
-        if norm == "l0":
-            peers["adv-lib sigma-zero 1000"] = lambda: adv_lib.sigma_zero(model, x, y)
-        if norm != "l0":
-            minimal = quietly_import("adv_lib.attacks.auto_pgd")
-            top = {"linf": 0.8, "l2": 4.0, "l1": 12.0}[norm]
-            if minimal is not None:
-                peers["adv-lib minimal APGD-T"] = lambda: minimal.minimal_apgd(
-                    model, x, y, norm=NORM_ORDER[norm], max_eps=top, targeted_version=True, binary_search_steps=14
-                )
-    if norm == "l2" and (foolbox := quietly_import("foolbox")) is not None:
-        peers["foolbox DDN 1000"] = lambda: foolbox.attacks.DDNAttack(steps=1000)(
-            foolbox.PyTorchModel(model, bounds=(0, 1)), x, y, epsilons=None
-        )[1]
-    return peers
+def distances(case: Case, x: Tensor, norm: str) -> Tensor:
+    """How far each sample was moved: 0 where it was wrong before, infinite where it is not, or left the box."""
+    delta = (x.double() - case.data.double()).flatten(1)
+    distance = (delta != 0).sum(1).double() if norm == "l0" else delta.norm(p=NORM_ORDER[norm], dim=1)
+    wrong = decisions(case.model, x) != case.target
+    if case.bounds is not None:
+        wrong &= ((x >= case.bounds[0]) & (x <= case.bounds[1])).flatten(1).all(1)
+    distance = torch.where(wrong, distance, torch.inf)
+    return torch.where(decisions(case.model, case.data) != case.target, 0.0, distance)
 
 
 def robust_share(case: Case, x: Tensor, norm: str, epsilon: float) -> float:
-    """A datum is beaten if the decision is wrong at a point inside ball and box."""
-    inside = sizes(x.double() - case.data.double(), norm) <= epsilon * (1 + 1e-5)
-    if case.bounds is not None:
-        inside &= ((x >= case.bounds[0]) & (x <= case.bounds[1])).flatten(1).all(1)
-    beaten = (decisions(case.model, x) != case.target) & inside
-    return 1 - (beaten | (decisions(case.model, case.data) != case.target)).double().mean().item()
+    return (distances(case, x, norm) > epsilon * (1 + 1e-5)).double().mean().item()
 
 
-def table_fixed_budget(case: Case, rows: list[dict[str, object]]) -> None:
-    for norm, epsilon in case.epsilons.items():
-        print(f"\n{case.name}, {norm} ≤ {epsilon}")
-        for name, solve in fixed_budget(case, norm, epsilon).items():
-            torch.manual_seed(0)
-            x, forward, backward = measured(case, solve)
-            share = robust_share(case, x, norm, epsilon)
-            print(f"  {name:32s} robust accuracy {share:.3f}   forward {forward:7.1f}   backward {backward:7.1f}")
-            rows.append(
-                {"table": "fixed", "case": case.name, "norm": norm, "epsilon": epsilon, "solver": name,
-                 "robust_accuracy": share, "forward": forward, "backward": backward}
-            )  # fmt: skip
+def measured(case: Case, solve: Solve) -> tuple[Tensor, dict[str, float]]:
+    """The perturbed data, and forward and backward passes per sample."""
+    torch.manual_seed(0)
+    passes = Passes(case.model)
+    begin = time.perf_counter()
+    try:
+        x = solve().detach()
+    finally:
+        passes.close()
+    n = len(case.data)
+    cost = {"forward": passes.forward / n, "backward": passes.backward / n, "seconds": time.perf_counter() - begin}
+    return x, cost
 
 
-def table_scales(case: Case, rows: list[dict[str, object]]) -> None:
-    print(f"\n{case.name}: robust accuracy with the logits multiplied")
-    for norm in ("linf", "l2"):
-        shares = {}
-        for scale in (1e-4, 1.0, 100.0, 1e4):
-            scaled = replace(case, model=Scaled(case.model, scale).eval())
-            found = worst_case(
-                scaled.model, case.data, case.target, norm=norm, epsilon=case.epsilons[norm], bounds=case.bounds
-            )
-            shares[scale] = robust_share(case, found.perturbed, norm, case.epsilons[norm])
-        print(f"  {norm:5s}" + "".join(f"   x{scale:g}: {share:.3f}" for scale, share in shares.items()))
-        rows.append({"table": "scales", "case": case.name, "norm": norm, **{str(k): v for k, v in shares.items()}})
+def plain_pgd(case: Case, norm: str, epsilon: float, steps: int = 100) -> Tensor:
+    optimizer = {"linf": LinfProjectedOptim, "l2": L2ProjectedOptim}[norm]
+    return gradient_ascent(
+        model=case.model, data=case.data, target=case.target, optimizer=optimizer, epsilon=epsilon, lr=epsilon / 10,
+        steps=steps, bounds=case.bounds,
+    )[0]  # fmt: skip
+
+
+def pgd_by_hand(case: Case, norm: str, epsilon: float, steps: int = 100) -> Tensor:
+    """The same, in as few operations as plain torch allows."""
+    x, lr = case.data, epsilon / 10
+    delta = torch.zeros_like(x)
+    low, high = (None, None) if case.bounds is None else (case.bounds[0] - x, case.bounds[1] - x)
+    for _ in range(steps):
+        delta.requires_grad_()
+        (grad,) = torch.autograd.grad(cross_entropy(case.model(x + delta), case.target, reduction="sum"), delta)
+        with torch.no_grad():
+            if norm == "linf":
+                delta = (delta + lr * grad.sign()).clamp_(-epsilon, epsilon)
+            else:
+                flat = grad.flatten(1)
+                delta = delta + lr * (flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)).view_as(x)
+                size = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
+                delta *= (epsilon / size).clamp_max(1).view(-1, *(1,) * (x.ndim - 1))
+            if low is not None:
+                delta = torch.clamp(delta, low, high)
+    perturbed = x + delta.detach()
+    return perturbed if case.bounds is None else perturbed.clamp(*case.bounds)
+
+
+class Bench:
+    """The tables of one case; every solve is reported as soon as it is done."""
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        self._name = name
+        self._options = options
+        self._case = cache(CASES[name])
+
+    def _say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def fixed(self) -> list[Row]:
+        case = self._case(self._options.data)
+        model, x, y, rows = case.model, case.data, case.target, []
+        for norm, epsilon in case.epsilons.items():
+            solve = partial(worst_case, model, x, y, norm=norm, epsilon=epsilon, bounds=case.bounds)
+            nearest = partial(minimum_norm, model, x, y, norm=norm, bounds=case.bounds)
+            solvers: dict[str, Solve] = {
+                "`worst_case`": lambda solve=solve: solve().perturbed,
+                "`worst_case`, one run of 100": lambda solve=solve: solve(steps=100, restarts=1).perturbed,
+                "`minimum_norm`, cut at the radius": lambda nearest=nearest: nearest().perturbed,
+            }
+            if norm in ("linf", "l2"):
+                solvers["`gradient_ascent`, PGD 100"] = partial(plain_pgd, case, norm, epsilon)
+            solvers |= solver_peers.fixed_budget(case, norm, epsilon)
+            self._say(f"\n{case.name}, {norm} ≤ {epsilon}, {len(x)} samples")
+            for name, run in solvers.items():
+                found, cost = measured(case, run)
+                share = robust_share(case, found, norm, epsilon)
+                rows.append(
+                    {"case": case.name, "set": f"{norm} ≤ {epsilon}", "solver": name, "robust accuracy": share, **cost}
+                )
+                self._say(f"  {name:36} {share:.3f}  {_passes(cost)}")
+        return rows
+
+    def scale(self) -> list[Row]:
+        case = self._case(self._options.data)
+        rows = []
+        self._say(f"\n{case.name}, logits multiplied")
+        for norm in ("linf", "l2"):
+            epsilon, row = case.epsilons[norm], {}
+            for scale in (1e-4, 1.0, 100.0, 1e4):
+                scaled = replace(case, model=Scaled(case.model, scale).eval())
+                found = worst_case(
+                    scaled.model, case.data, case.target, norm=norm, epsilon=epsilon, bounds=case.bounds
+                ).perturbed
+                row[f"x {scale:g}"] = robust_share(case, found, norm, epsilon)
+            rows.append({"case": case.name, "set": f"{norm} ≤ {epsilon}", **row})
+            self._say(f"  {norm:5}" + "".join(f"   {scale}: {share:.3f}" for scale, share in row.items()))
+        return rows
+
+    def minimum(self) -> list[Row]:
+        case = self._case(self._options.minimum_data)
+        rows = []
+        clean = (decisions(case.model, case.data) == case.target).double().mean().item()
+        for norm in case.epsilons:
+            solve = partial(minimum_norm, case.model, case.data, case.target, norm=norm, bounds=case.bounds)
+            solvers: dict[str, Solve] = {
+                "`minimum_norm`": lambda solve=solve: solve().perturbed,
+                "`minimum_norm`, 9 descents": lambda solve=solve: solve(restarts=9).perturbed,
+                **solver_peers.minimum_norm(case, norm, self._options.large),
+            }
+            self._say(f"\n{case.name}, minimum {norm}, {len(case.data)} samples")
+            found: dict[str, tuple[Tensor, dict[str, float]]] = {}
+            for name, run in solvers.items():
+                x, cost = measured(case, run)
+                found[name] = distances(case, x, norm), cost
+                self._say(f"  {name:36} {_passes(cost)}")
+            best = torch.stack([distance for distance, _ in found.values()]).amin(0)
+            self._say(f"  best known: {best[best.isfinite()].mean():.4f} on average")
+            for name, (distance, cost) in found.items():
+                row = {"optimality": optimality(distance, best, clean), "found": distance.isfinite().double().mean()}
+                row["found"] = float(row["found"])
+                rows.append({"case": case.name, "norm": norm, "solver": name, **row, **cost})
+                self._say(f"  {name:36} optimality {row['optimality']:.4f}   found {row['found']:.3f}")
+        return rows
+
+    def pgd(self) -> list[Row]:
+        case = self._case(self._options.data)
+        rows = []
+        self._say(f"\n{case.name}, plain PGD of 100 steps")
+        for norm in ("linf", "l2"):
+            epsilon = case.epsilons[norm]
+            hand, ours = (partial(solve, case, norm, epsilon) for solve in (pgd_by_hand, plain_pgd))
+            times: tuple[list[float], list[float]] = [], []
+            for _ in range(self._options.rounds):
+                for solve, spent in zip((hand, ours), times, strict=True):
+                    begin = time.perf_counter()
+                    solve(steps=20)
+                    spent.append(time.perf_counter() - begin)
+            by_hand, by_ours = map(statistics.median, times)
+            row = {
+                "by hand": robust_share(case, hand(), norm, epsilon),
+                "`gradient_ascent`": robust_share(case, ours(), norm, epsilon),
+                "time ratio": by_ours / by_hand,
+            }
+            rows.append({"case": case.name, "set": f"{norm} ≤ {epsilon}", **row})
+            self._say(f"  {norm:5}" + "".join(f"   {name}: {value:.3f}" for name, value in row.items()))
+        return rows
 
 
 def optimality(distance: Tensor, best: Tensor, clean: float) -> float:
-    top = best[best.isfinite()].max()
+    known = best.isfinite()
+    distance, best = distance[known], best[known]
+    top = best.max()
     return (1 - (distance.clamp(max=top).mean() - best.mean()) / (clean * top - best.mean())).item()
 
 
-def table_minimum_norm(case: Case, rows: list[dict[str, object]]) -> None:
-    clean = (decisions(case.model, case.data) == case.target).double().mean().item()
-    for norm in case.epsilons:
-        found: dict[str, tuple[Tensor, float, float]] = {}
-        solve = partial(minimum_norm, case.model, case.data, case.target, norm=norm, bounds=case.bounds)
-        solvers = {
-            "minimum_norm": lambda solve=solve: solve().perturbed,
-            "minimum_norm, one sweep": lambda solve=solve: solve(restarts=9).perturbed,
-            **peers_minimum_norm(case, norm),
-        }
-        for name, run in solvers.items():
-            torch.manual_seed(0)
-            x, forward, backward = measured(case, run)
-            distance = sizes(x.double() - case.data.double(), norm)
-            wrong = decisions(case.model, x) != case.target
-            if case.bounds is not None:
-                wrong &= ((x >= case.bounds[0]) & (x <= case.bounds[1])).flatten(1).all(1)
-            distance = torch.where(wrong, distance, torch.inf)
-            distance[decisions(case.model, case.data) != case.target] = 0
-            found[name] = (distance, forward, backward)
-        best = torch.stack([distance for distance, _, _ in found.values()]).amin(0)
-        print(f"\n{case.name}, minimum {norm} (best known, mean: {best.mean():.4f})")
-        for name, (distance, forward, backward) in found.items():
-            share = optimality(distance, best, clean)
-            print(
-                f"  {name:32s} optimality {share:.4f}   found {distance.isfinite().double().mean():.3f}"
-                f"   forward {forward:7.1f}   backward {backward:7.1f}"
-            )
-            rows.append(
-                {"table": "minimum", "case": case.name, "norm": norm, "solver": name, "optimality": share,
-                 "forward": forward, "backward": backward}
-            )  # fmt: skip
+def _passes(cost: dict[str, float]) -> str:
+    return f"forward {cost['forward']:7.1f}   backward {cost['backward']:7.1f}   ({cost['seconds']:.1f} s)"
+
+
+def as_markdown(results: dict[str, Any]) -> str:
+    """The tables for the documentation."""
+    lines = [f"{results['setting']}.", ""]
+    for table, rows in results["tables"].items():
+        if not rows:
+            continue
+        columns = [name for name in rows[0] if name != "seconds"]
+        lines += [f"**{TITLES[table]}**", "", "| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+        lines += ["| " + " | ".join(_cell(name, row[name]) for name in columns) + " |" for row in rows]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(name: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return (
+        f"{value:.0f}"
+        if name in ("forward", "backward")
+        else f"{value:.4f}"
+        if name == "optimality"
+        else f"{value:.3f}"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=int, default=250, help="how many held-out digits")
-    parser.add_argument("--cases", default="standard,linf,l2,mlp")
-    parser.add_argument("--tables", default="fixed,scales,minimum")
-    parser.add_argument("--json", type=Path)
+    """Measure, print the tables, write them as JSON and markdown."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--case", choices=CASES, action="append", help="default: standard, linf and l2")
+    parser.add_argument("--table", choices=TITLES, action="append")
+    parser.add_argument("--data", type=int, default=80, help="samples of the tables at a fixed radius")
+    parser.add_argument("--minimum-data", type=int, default=60, help="samples of the table of minimum norms")
+    parser.add_argument("--rounds", type=int, default=15, help="of the timed PGD")
+    parser.add_argument("--large", action="store_true", help="other libraries' attacks of 10,000 passes too")
+    parser.add_argument("--out", type=Path, default=Path("bench-results/solvers.json"))
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rows: list[dict[str, object]] = []
-    others = {"moons1": partial(moons_case, 1), "moons2": partial(moons_case, 2), "series": series_case}
-    for name in options.cases.split(","):
-        case = others[name]() if name in others else digits_case(name, options.data)
-        case = replace(case, epsilons=RADII.get(case.name, case.epsilons))
-        if "fixed" in options.tables:
-            table_fixed_budget(case, rows)
-        if "scales" in options.tables:
-            table_scales(case, rows)
-        if "minimum" in options.tables:
-            table_minimum_norm(case, rows)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(rows, indent=1))
+    begin = time.perf_counter()
+    peers = [
+        name for name in ("pyautoattack", "adv_lib.attacks", "foolbox", "torchattacks") if solver_peers.installed(name)
+    ]
+    setting = (
+        f"torch {torch.__version__}, one thread; {options.data} held-out samples at a fixed radius, "
+        f"{options.minimum_data} for minimum norms; other libraries installed: {', '.join(peers) or 'none'}"
+    )
+    print(setting, flush=True)
+    tables: dict[str, list[Row]] = {table: [] for table in options.table or TITLES}
+    for name in options.case or ("standard", "linf", "l2"):
+        bench = Bench(name, options)
+        for table, rows in tables.items():
+            rows += getattr(bench, table)()
+    print(f"\n{(time.perf_counter() - begin) / 60:.1f} minutes", flush=True)
+    results = {"setting": setting, "tables": tables}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(results, indent=1) + "\n")
+    options.out.with_suffix(".md").write_text(as_markdown(results))
 
 
 if __name__ == "__main__":
