@@ -210,8 +210,8 @@ def test_regression_faults_are_noticed():
 
 
 def test_every_check_has_its_text_in_the_report_and_in_the_documentation():
-    from rai_toolbox.robustness._evaluation import CHECKS
     from rai_toolbox.robustness._report import guidance
+    from rai_toolbox.robustness._run import CHECKS
 
     assert set(guidance()) == {check.name for check in CHECKS}
     for text in guidance().values():

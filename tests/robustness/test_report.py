@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import operator
 import re
 import shutil
 import struct
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from rai_toolbox.robustness import Evaluation, Samples, evaluate
-from rai_toolbox.robustness._pictures import encode_png
+from rai_toolbox.robustness._pictures import curve_drawing, encode_png
 from rai_toolbox.robustness._rows import ArrayRows
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -100,6 +101,23 @@ def test_every_kind_of_data_has_its_gallery(tmp_path):
         evaluate(model, (x, y), diagnostics=False, **QUICK).save(tmp_path)
         gallery = (tmp_path / "report.html").read_text().partition('class="gallery"')[2].partition("</ul>")[0]
         assert sign in gallery
+
+
+def test_the_curve_lies_in_its_band_between_the_reported_points_too(report):
+    for norm in report.curves:
+        line, band = (
+            np.array([pair.split(",") for pair in report_line.split()], dtype=float)
+            for report_line in operator.itemgetter("line", "band")(curve_drawing({"": report}, norm)["lines"][0])
+        )
+        upper, lower = band[: len(line)], band[len(line) :][::-1]
+        assert len(line) > 200
+        assert (upper[:, 0] == line[:, 0]).all()
+        assert (lower[:, 0] == line[:, 0]).all()
+        # A picture's y grows downwards.
+        assert (upper[:, 1] <= line[:, 1]).all()
+        assert (lower[:, 1] >= line[:, 1]).all()
+        for point in report.curves[norm].points:
+            assert (np.abs(line[:, 1] - (316 - 300 * point.value)) < 0.02).any()
 
 
 def test_a_png_has_the_pixels_it_was_given():

@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ._compare import Comparison
-from ._evaluation import Progress as Callback
 from ._job import Outcome
 from ._report import figure, percent
 from ._results import Curve, Evaluation
+from ._run import Progress as Callback
 from ._writing import FILES
 
 __all__ = ["progress", "report", "report_comparison"]

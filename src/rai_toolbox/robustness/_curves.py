@@ -20,7 +20,8 @@ def accuracy_curve(
     searched: NDArray,
     labels: NDArray,
     class_names: tuple[str, ...],
-    forwards: int,
+    *,
+    forwards: float,
     confirmed: bool,
 ) -> Curve:
     """Return the curve that the samples' distances make.
@@ -59,7 +60,7 @@ def accuracy_curve(
     )
 
 
-def error_curve(norm: str, grid: tuple[float, ...], error: NDArray, forwards: int, confirmed: bool) -> Curve:
+def error_curve(norm: str, grid: tuple[float, ...], error: NDArray, forwards: float, confirmed: bool) -> Curve:
     """Return the curve of mean absolute errors; `error` has a row for epsilon 0 and one for each of the grid."""
     points = []
     for epsilon, values in zip((0.0, *grid), error, strict=True):

@@ -16,12 +16,13 @@ import torch
 from ._config import read_config, to_toml
 from ._data import load_data
 from ._errors import InputError
-from ._evaluation import Progress, evaluate
+from ._evaluation import evaluate
 from ._files import prepare_folder, write_text
 from ._journal import Journal
 from ._models import load_model, load_preprocess
 from ._npz import NpzArchive, read_npy
 from ._results import Evaluation
+from ._run import Progress
 from ._samples import Samples
 from ._settings import NORMS
 from ._specs import closest

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._results import Curve, Evaluation
+from ._results import Evaluation
+from ._statistics import wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +24,9 @@ __all__ = ["curve_drawing", "data_uri", "encode_png", "image_of", "perturbation_
 # Told apart with any color vision; also by the shape of their markers.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _MARKERS = ("o", "s", "^", "D")
+
+# How many radii a curve is drawn at, beside the reported ones.
+_FINE = 241
 
 
 def plot_curves(evaluations: Mapping[str, Evaluation]) -> Figure:
@@ -40,11 +44,14 @@ def plot_curves(evaluations: Mapping[str, Evaluation]) -> Figure:
             if norm not in evaluation.curves:
                 continue
             points = evaluation.curves[norm].points
-            epsilon = [point.epsilon for point in points]
-            style: dict[str, Any] = {"color": _COLORS[position % 4], "marker": _MARKERS[position % 4], "markersize": 5}
-            panel.plot(epsilon, [point.value for point in points], label=name or None, **style)
-            low, high = [point.low for point in points], [point.high for point in points]
-            panel.fill_between(epsilon, low, high, color=style["color"], alpha=0.15, linewidth=0)
+            color, marker = _COLORS[position % 4], _MARKERS[position % 4]
+            epsilon, value, low, high = _drawn(evaluation, norm, points[-1].epsilon)
+            panel.plot(epsilon, value, color=color)
+            panel.fill_between(epsilon, low, high, color=color, alpha=0.15, linewidth=0)
+            # The line of the legend, with the marker of the reported points.
+            panel.plot([], [], color=color, marker=marker, markersize=5, label=name or None)
+            reported = [point.epsilon for point in points], [point.value for point in points]
+            panel.plot(*reported, color=color, marker=marker, markersize=5, linestyle="none")
         panel.set_xlabel(f"ε ({norm})")
         panel.set_ylabel(f"{measure} under attack")
         panel.set_xlim(left=0)
@@ -75,15 +82,17 @@ def curve_drawing(evaluations: Mapping[str, Evaluation], norm: str) -> dict[str,
 
     lines = []
     for (name, one), curve in zip(shown.items(), curves, strict=True):
-        points = curve.points
-        ends = [(x_of(point.epsilon), y_of(point.high)) for point in points]
-        ends += [(x_of(point.epsilon), y_of(point.low)) for point in reversed(points)]
+        epsilon, value, low, high = (values.tolist() for values in _drawn(one, norm, widest))
+        x = [x_of(radius) for radius in epsilon]
+        upper, lower = zip(x, map(y_of, high), strict=True), zip(x, map(y_of, low), strict=True)
         lines.append(
             {
                 "name": name,
-                "band": _coordinates(ends),
-                "line": _coordinates([(x_of(epsilon), y_of(value)) for epsilon, value in _fine(one, curve, widest)]),
-                "points": [{"x": x_of(point.epsilon), "y": y_of(point.value), "point": point} for point in points],
+                "band": _coordinates([*upper, *reversed(list(lower))]),
+                "line": _coordinates(list(zip(x, map(y_of, value), strict=True))),
+                "points": [
+                    {"x": x_of(point.epsilon), "y": y_of(point.value), "point": point} for point in curve.points
+                ],
             }
         )
     stops = sorted({point.epsilon for curve in curves for point in curve.points})
@@ -101,15 +110,22 @@ def curve_drawing(evaluations: Mapping[str, Evaluation], norm: str) -> dict[str,
     }  # fmt: skip
 
 
-def _fine(evaluation: Evaluation, curve: Curve, widest: float) -> Sequence[tuple[float, float]]:
-    """Return the curve at many radii, from the samples' distances; through the points where there are none."""
-    distance = evaluation.distance.get(curve.norm)
-    if distance is None or len(distance) == 0 or np.isnan(distance).any():
-        return [(point.epsilon, point.value) for point in curve.points]
-    ordered = np.sort(distance)
-    radii = np.union1d(np.linspace(0, widest, 241), [point.epsilon for point in curve.points])
-    standing = 1 - np.searchsorted(ordered, radii, side="right") / len(ordered)
-    return list(zip(radii.tolist(), standing.tolist(), strict=True))
+def _drawn(evaluation: Evaluation, norm: str, widest: float) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Return radii with the curve and both ends of its interval there.
+
+    Accuracies are known at every radius, from the samples' distances: the interval is that of each radius, since
+    between those of two reported points the curve could leave a straight band. Errors are known at the points only.
+    """
+    points = evaluation.curves[norm].points
+    distance = evaluation.distance.get(norm, np.zeros(0))
+    if len(distance) == 0 or np.isnan(distance).any():
+        rows = [(point.epsilon, point.value, point.low, point.high) for point in points]
+        epsilon, value, low, high = np.array(rows, dtype=np.float64).T
+        return epsilon, value, low, high
+    radii = np.union1d(np.linspace(0, widest, _FINE), [point.epsilon for point in points])
+    standing = len(distance) - np.searchsorted(np.sort(distance), radii, side="right")
+    low, high = np.array([wilson_interval(count, len(distance)) for count in standing.tolist()]).T
+    return radii, standing / len(distance), low, high
 
 
 def _ceiling(values: Sequence[float]) -> float:
