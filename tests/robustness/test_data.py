@@ -13,6 +13,7 @@ import torch
 from rai_toolbox.robustness import InputError, load_data
 from rai_toolbox.robustness._rows import FileRows, Spool
 from rai_toolbox.robustness._samples import as_samples, summarize
+from rai_toolbox.robustness._settings import make_box
 
 X = np.arange(24, dtype=np.float32).reshape(6, 4) / 24
 Y = np.array([0, 1, 0, 1, 0, 1])
@@ -86,6 +87,52 @@ def test_a_folder_of_images_has_a_class_per_folder(place):
     (place / "pets" / "dog" / "z.png").write_bytes(b"no image")
     with pytest.raises(InputError, match="cannot be read"):
         load_data("pets")
+
+
+def test_images_of_16_bits_keep_them(place):
+    from PIL import Image
+
+    (place / "scans" / "a").mkdir(parents=True)
+    pixels = np.array([[0, 300], [32768, 65535]], dtype=np.uint16)
+    Image.fromarray(pixels).save(place / "scans" / "a" / "1.png")
+    assert load_data("scans").inputs(0, 1).numpy()[0, 0] == pytest.approx(pixels / 65535, rel=1e-6)
+    Image.new("L", (2, 2)).save(place / "scans" / "a" / "2.png")
+    with pytest.raises(InputError, match="8 bits a pixel, the ones before it have 16"):
+        load_data("scans")
+    (place / "floats" / "a").mkdir(parents=True)
+    Image.new("F", (2, 2)).save(place / "floats" / "a" / "1.tiff")
+    with pytest.raises(InputError, match=r"floats.*npz"):
+        load_data("floats")
+
+
+def test_samples_of_another_kind_of_number_are_not_cut_to_that_of_the_first():
+    with pytest.raises(InputError, match="sample 0 is int64, sample 1 is float64"):
+        as_samples([([1, 2], 0), ([1.5, 2.5], 1), ([2, 2], 1)])
+    mixed = as_samples([(np.zeros(2, np.float32), 0), (np.full(2, 1.5), 1), (np.ones(2), 1)])
+    assert mixed.inputs(1, 2).tolist() == [[1.5, 1.5]]
+
+
+def test_images_have_a_natural_range_and_series_have_none():
+    def limits(shape, dtype=np.float32, top=1):
+        x = np.full((2, *shape), top, dtype)
+        samples = as_samples((x, np.zeros(2)))
+        box = make_box(samples, summarize(samples, "classification"), "auto", None)
+        return box.lower, box.upper
+
+    for shape in ((3, 8, 8), (8, 8, 3), (12, 9, 9), (28, 28), (4, 3, 8, 8)):
+        assert limits(shape) == (0.0, 1.0)
+    for shape in ((13,), (200,), (2, 100), (12, 500)):
+        assert limits(shape) == (None, None)
+    assert limits((3, 8, 8), np.uint8, 200) == (0.0, 255.0)
+    assert limits((3, 8, 8), np.uint8, 1) == (0.0, 1.0)
+    assert limits((3, 8, 8), np.float32, 200) == (None, None)
+    assert limits((3, 8, 8), np.float32, -1) == (None, None)
+
+
+def test_a_function_may_import_its_neighbors_when_it_is_called(place):
+    (place / "neighbor_of_source.py").write_text("x = [[1.0, 2.0]]\n")
+    (place / "lazy.py").write_text("def data():\n    from neighbor_of_source import x\n    return x, [0]\n")
+    assert len(load_data(str(place / "lazy.py") + ":data")) == 1
 
 
 def test_a_function_may_return_arrays_a_dataset_or_a_loader(place):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,22 +99,38 @@ def _image_folder(path: Path) -> Samples:
     spool = Spool(lambda message: InputError(f"--data {str(path)!r}: {message}; resize the images to one size"))
     for image in _read_images(files):
         spool.append(image[None])
+    rows = spool.rows()
     labels = np.array([label for _, label in files])
-    return Samples(spool.rows(), labels, scale=1 / 255, class_names=tuple(classes))
+    return Samples(rows, labels, scale=1 / np.iinfo(rows.dtype).max, class_names=tuple(classes))
 
 
 def _read_images(files: list[tuple[Path, int]]) -> Iterator[NDArray]:
+    """Yield the pixels, channels first, of 8 or 16 bits; the first image says whether all are gray."""
     try:
         from PIL import Image
     except ImportError:
         raise InputError("reading images needs Pillow: pip install 'rai-toolbox[cli]'") from None
     gray: bool | None = None
+    depth: int | None = None
     for file, _ in files:
         try:
             with Image.open(file) as image:
-                # One mode for all of them: the first decides.
-                gray = image.mode in ("1", "L", "I", "I;16", "F") if gray is None else gray
-                pixels = np.asarray(image.convert("L" if gray else "RGB"))
+                if image.mode == "F":
+                    raise ValueError("its pixels are floats, of no known range; give arrays in an .npz")
+                deep = image.mode.startswith("I")
+                if depth not in (None, 16 if deep else 8):
+                    raise ValueError(f"it has {16 if deep else 8} bits a pixel, the ones before it have {depth}")
+                depth = 16 if deep else 8
+                gray = deep or image.mode in ("1", "L") if gray is None else gray
+                # What Pillow converts from 16 bits to 8 it cuts off at 255.
+                pixels = _deep_pixels(image) if deep else np.asarray(image.convert("L" if gray else "RGB"))
         except Exception as error:
             raise InputError(f"the image {str(file)!r} cannot be read: {' '.join(str(error).split())[:200]}") from None
-        yield pixels[None] if gray else pixels.transpose(2, 0, 1)
+        yield pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _deep_pixels(image: Any) -> NDArray:
+    pixels = np.asarray(image)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError("its pixels are not of 8 or 16 bits")
+    return pixels.astype(np.uint16)

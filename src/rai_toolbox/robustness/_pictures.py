@@ -163,7 +163,7 @@ def data_uri(pixels: NDArray[np.uint8]) -> str:
 
 
 def image_of(sample: NDArray, low: float, high: float) -> NDArray[np.uint8]:
-    """Return the pixels of a sample (H, W), (1, H, W) or (C, H, W), its range [low, high] made [0, 255]."""
+    """Return the pixels of a sample (H, W), (C, H, W) or (H, W, C), its range [low, high] made [0, 255]."""
     channels = _channels_last(sample)
     scaled = np.clip((channels - low) / max(high - low, 1e-30), 0, 1)
     return np.round(255 * scaled).astype(np.uint8)
@@ -184,9 +184,12 @@ def perturbation_of(delta: NDArray) -> NDArray[np.uint8]:
 
 
 def _channels_last(sample: NDArray) -> NDArray:
+    """Return a picture as (H, W) or (H, W, 3): the first three of its channels."""
     if sample.ndim == 2:
         return sample
-    return sample[0] if len(sample) < 3 else np.moveaxis(sample[:3], 0, -1)
+    if len(sample) in (1, 3, 4):
+        sample = np.moveaxis(sample, 0, -1)
+    return sample[..., 0] if sample.shape[-1] == 1 else sample[..., :3]
 
 
 def series_path(values: NDArray, low: float, high: float, width: float, height: float) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ._pictures import curve_drawing, data_uri, image_of, perturbation_of, series_path
 from ._results import Curve, Evaluation, Examples
+from ._samples import kind_of
 
 __all__ = ["guidance", "render", "render_report"]
 
@@ -202,7 +203,7 @@ def _example(evaluation: Evaluation, examples: Examples, position: int) -> dict[
         "after": named(examples.prediction[position]),
     }
     low, high = _display_range(evaluation)
-    kind = _kind(original.shape, evaluation.feature_names)
+    kind = kind_of(original.shape, evaluation.feature_names)
     if kind == "image":
         delta = perturbed - original
         entry["images"] = [
@@ -221,16 +222,6 @@ def _example(evaluation: Evaluation, examples: Examples, position: int) -> dict[
     else:
         entry["changes"] = _changes(original.reshape(-1), perturbed.reshape(-1), evaluation.feature_names)
     return entry
-
-
-def _kind(shape: Sequence[int], feature_names: Sequence[str] | None) -> str:
-    if feature_names is not None:
-        return "table"
-    if len(shape) == 3 and shape[0] in (1, 3, 4):
-        return "image"
-    if len(shape) == 2:
-        return "image" if min(shape) >= 8 else "series"
-    return "series" if len(shape) == 1 and shape[0] > 32 else "table"
 
 
 def _display_range(evaluation: Evaluation) -> tuple[float, float]:

@@ -77,7 +77,7 @@ class Spool:
     Parameters
     ----------
     refuse : Callable[[str], Exception]
-        Makes the exception to raise for samples of another shape than the first ones.
+        Makes the exception to raise for samples of another shape or kind of number than the first ones.
     """
 
     def __init__(self, refuse: Callable[[str], Exception], in_memory: int = _IN_MEMORY) -> None:
@@ -96,6 +96,10 @@ class Spool:
         elif rows.shape[1:] != self._shape:
             raise self._refuse(
                 f"samples differ in shape: sample 0 is {self._shape}, sample {self.count} is {rows.shape[1:]}"
+            )
+        elif not (rows.dtype.kind == self._dtype.kind == "f" or np.can_cast(rows.dtype, self._dtype)):
+            raise self._refuse(
+                f"samples differ in dtype: sample 0 is {self._dtype}, sample {self.count} is {rows.dtype}"
             )
         rows = np.ascontiguousarray(rows, self._dtype)
         self.count += len(rows)

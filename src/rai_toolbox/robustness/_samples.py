@@ -15,9 +15,10 @@ from ._errors import InputError
 from ._rows import ArrayRows, Rows, Spool, as_bytes
 from ._specs import why
 
-__all__ = ["Samples", "Summary", "Task", "as_samples", "summarize"]
+__all__ = ["Kind", "Samples", "Summary", "Task", "as_samples", "kind_of", "summarize", "targets_for"]
 
 Task = Literal["classification", "regression"]
+Kind = Literal["image", "series", "table"]
 
 _CHUNK_BYTES = 16 * 2**20
 
@@ -73,6 +74,23 @@ class Samples:
     def gather(self, indices: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return the inputs of these indices."""
         return torch.cat([self.inputs(index, index + 1, dtype) for index in indices])
+
+
+def kind_of(shape: Sequence[int], feature_names: Sequence[str] | None = None) -> Kind:
+    """Return what a sample of this shape most likely is: how it is shown, and whether it has a natural range.
+
+    Examples
+    --------
+    >>> [kind_of(shape) for shape in [(3, 32, 32), (28, 28), (12, 500), (200,), (13,)]]
+    ['image', 'image', 'series', 'series', 'table']
+    """
+    if feature_names is not None:
+        return "table"
+    if len(shape) == 3 and (shape[0] in (1, 3, 4) or shape[-1] in (1, 3, 4)):
+        return "image"
+    if len(shape) == 2:
+        return "image" if min(shape) >= 8 and max(shape) <= 4 * min(shape) else "series"
+    return "series" if len(shape) == 1 and shape[0] > 32 else "table"
 
 
 class _First:

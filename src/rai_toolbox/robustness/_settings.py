@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ._errors import InputError
-from ._samples import Samples, Summary, Task
+from ._samples import Samples, Summary, Task, kind_of
 from ._specs import closest
 
 __all__ = ["Box", "Norm", "Settings", "make_box", "make_settings"]
@@ -211,7 +211,7 @@ def make_box(samples: Samples, summary: Summary, bounds: Any, mask: Any) -> Box:
         Of the same data.
     bounds : "auto", None or (lower, upper)
         Numbers or arrays in the shape of a sample. ``"auto"``: [0, 1] for image-shaped data in it, [0, 255]
-        for whole-number images, else none.
+        for images of whole numbers (uint8), else none.
     mask : array or None
         True where the input may change.
 
@@ -245,11 +245,13 @@ def make_box(samples: Samples, summary: Summary, bounds: Any, mask: Any) -> Box:
 
 
 def _natural_limit(samples: Samples, summary: Summary) -> float | None:
-    if len(samples.shape) < 2 or summary.minimum < 0:
+    # A film or an image of many bands too; a series that happens to lie in [0, 1] may leave it.
+    pictured = kind_of(samples.shape, samples.feature_names) == "image" or len(samples.shape) >= 3
+    if not pictured or summary.minimum < 0:
         return None
-    if samples.rows.dtype == np.uint8 and samples.scale == 1.0:
-        return 255.0
-    return 1.0 if summary.maximum <= 1 else None
+    if summary.maximum <= 1:
+        return 1.0
+    return 255.0 if samples.rows.dtype == np.uint8 and samples.scale == 1.0 else None
 
 
 def _bound(bound: Any, shape: tuple[int, ...]) -> float | NDArray:

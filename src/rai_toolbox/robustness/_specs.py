@@ -98,15 +98,14 @@ def _import_file(path: Path, what: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
+    if folder not in sys.path:
+        # As if it were run as a script: also for what its functions import when they are called.
+        sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         raise InputError(f"{what}: importing {str(path)!r} raised {why(error)}") from error
-    finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
     return module
 
 
