@@ -10,7 +10,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
-from rai_toolbox.optim import L1NormedGradientOptim, L2ProjectedOptim, LinfProjectedOptim
+from rai_toolbox.optim import (
+    ChainedParamTransformingOptimizer,
+    L1NormedGradientOptim,
+    L2ProjectedOptim,
+    LinfBallOptim,
+    LinfProjectedOptim,
+    TopQGradientOptimizer,
+)
 from rai_toolbox.perturbations import (
     AdditivePerturbation,
     MultiplicativePerturbation,
@@ -188,12 +195,68 @@ def test_stop_when_keeps_a_datum_as_it_was_when_it_first_held(net, batch):
     assert ((perturbed - x).norm(dim=1) < 9.0).all()
 
 
-def test_momentum_iterative_pgd_is_an_inner_optimizer_with_momentum(net, batch):
+class SignOfMomentum(torch.optim.Optimizer):
+    """A step along the sign of the accumulated gradient: the recipe of docs/tutorials/pgd.md."""
+
+    def __init__(self, params, lr, decay=1.0):
+        super().__init__(params, {"lr": lr, "decay": decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.mul_(group["decay"]).add_(p.grad)
+                p.sub_(momentum.sign(), alpha=group["lr"])
+
+
+def test_momentum_iterative_fgsm_is_a_chain_around_a_signed_momentum_step(net, batch):
+    """Dong et al. 2018: gradients of L1 norm 1 are accumulated, and the sign is taken of the sum."""
     x, y = batch
-    _, losses = gradient_ascent(
-        model=net, data=x, target=y, optimizer=L1NormedGradientOptim, lr=0.1, momentum=0.9, steps=5
-    )
-    assert losses.sum() > cross_entropy(net.eval()(x), y, reduction="sum")
+    net.eval()
+    perturbed, _ = gradient_ascent(
+        model=net, data=x, target=y, steps=8, bounds=(0, 1), lr=0.05, decay=0.9,
+        optimizer=partial(
+            ChainedParamTransformingOptimizer, L1NormedGradientOptim, partial(LinfBallOptim, epsilon=0.2),
+            InnerOpt=SignOfMomentum,
+        ),
+    )  # fmt: skip
+    expected, momentum = x.clone(), torch.zeros_like(x)
+    for _ in range(8):
+        expected.requires_grad_()
+        (grad,) = torch.autograd.grad(cross_entropy(net(expected), y, reduction="sum"), expected)
+        momentum = 0.9 * momentum + grad / grad.abs().sum(dim=1, keepdim=True)
+        expected = (expected.detach() + 0.05 * momentum.sign()).clamp(x - 0.2, x + 0.2).clamp(0, 1)
+    torch.testing.assert_close(perturbed, expected)
+
+
+def test_a_generator_makes_a_solve_repeatable_and_leaves_torchs_own_numbers_alone(batch):
+    x, y = batch
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x[:, :3] * (1 + torch.rand_like(x[:, :3]))
+
+    def solve(seed: int | None, optimizer) -> torch.Tensor:
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return gradient_ascent(
+            model=model, data=x, target=y, optimizer=optimizer, lr=0.1, steps=3, generator=generator,
+            perturbation_model=partial(AdditivePerturbation, init_fn=nn.init.normal_),
+        )[0]  # fmt: skip
+
+    for optimizer in (SGD, partial(TopQGradientOptimizer, q=0.5, dq=0.4)):
+        torch.manual_seed(0)
+        state = torch.get_rng_state()
+        first, again, other = solve(1, optimizer), solve(1, optimizer), solve(2, optimizer)
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert not torch.equal(solve(None, optimizer), solve(None, optimizer))
+    drawn, chosen = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    at_start = chosen.get_state()
+    solve_with = partial(gradient_ascent, model=model, data=x, target=y, lr=0.1, steps=3, generator=drawn)
+    solve_with(optimizer=partial(TopQGradientOptimizer, q=0.5, dq=0.4, generator=chosen))
+    assert not torch.equal(chosen.get_state(), at_start)  # an optimizer keeps the generator that it was given
+    solve_with(optimizer=TopQGradientOptimizer, q=0.5, dq=0.4)
 
 
 def test_samples_average_the_gradient_of_a_random_model():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 from rai_toolbox._freezing import evaluating, frozen
 from rai_toolbox.optim import independent_draws
 from rai_toolbox.perturbations._bounds import Bounds, check_bounds
+from rai_toolbox.perturbations._noise import draw_seed, seeded
 from rai_toolbox.perturbations.models import AdditivePerturbation, PerturbationModel
 
 __all__ = ["gradient_ascent"]
@@ -37,6 +39,7 @@ def gradient_ascent(
     reduction_fn: Callable[[Tensor], Tensor] = torch.sum,
     bounds: Bounds = None,
     samples: int = 1,
+    generator: torch.Generator | None = None,
     stop_when: Callable[[Tensor, Tensor], Tensor] | None = None,
     callback: Callable[[int, Tensor, Tensor], Any] | None = None,
     **optim_kwargs: Any,
@@ -73,13 +76,17 @@ def gradient_ascent(
         data lie within them; the perturbation model must have a `constraint` (see `PerturbationModel`).
     samples : int
         For random models: the gradient of every step is the mean over this many forward passes.
+    generator : torch.Generator, optional
+        Makes a solve repeatable: what the start, a random model and the optimizer draw from torch's own random numbers
+        follows from one number that is drawn from it, and those are untouched afterwards. An optimizer type or partial
+        that takes a `generator`, and was not given one, gets this one. Default: all draw as they do elsewhere.
     stop_when : Callable[[Tensor, Tensor], Tensor], optional
         `(output, target)` → bool of shape (N,). A datum is returned as it was when this first held; when it has
         held for all, the solve ends. Waits for the device at every step.
     callback : Callable[[int, Tensor, Tensor], Any], optional
         Called with the step (from 0), the perturbed data and their losses, before each step is taken.
     **optim_kwargs
-        Passed to `optimizer`, which must then be a type or partial (`generator` among them, where it takes one).
+        Passed to `optimizer`, which must then be a type or partial.
 
     Returns
     -------
@@ -123,6 +130,12 @@ def gradient_ascent(
         stack.enter_context(independent_draws())  # another rank may have more data, or none
         data = _detached(data)
         target = _detached(target)
+        if generator is not None:
+            stack.enter_context(seeded(draw_seed(generator), data.device))
+            argument = _argument(optimizer, "generator")
+            # Not where the user has chosen one.
+            if argument is not None and argument.default in (argument.empty, None, torch.default_generator):
+                optim_kwargs["generator"] = generator
         pmodel, optim = _build(perturbation_model, optimizer, data, optim_kwargs)
         if isinstance(model, nn.Module):
             stack.enter_context(evaluating(model))
@@ -236,6 +249,15 @@ def _accumulate(
     return sums
 
 
+def _argument(optimizer: Any, name: str) -> inspect.Parameter | None:
+    if isinstance(optimizer, Optimizer) or not callable(optimizer):
+        return None
+    try:
+        return inspect.signature(optimizer).parameters.get(name)
+    except (TypeError, ValueError):  # it does not tell
+        return None
+
+
 def _put_back_gradients(params: list[Tensor], grads: list[Tensor | None]) -> None:
     for param, grad in zip(params, grads, strict=True):
         param.grad = grad
@@ -272,7 +294,11 @@ def _build(
         raise TypeError(
             f"optimizer must be a type, partial or instance of torch.optim.Optimizer; got {type(optimizer).__name__}"
         )
-    optim = optimizer(pmodel.parameters(), **optim_kwargs)
+    params = _argument(optimizer, "params")
+    if params is not None and params.kind is params.KEYWORD_ONLY:  # those of a chain come after its links
+        optim = optimizer(params=pmodel.parameters(), **optim_kwargs)
+    else:
+        optim = optimizer(pmodel.parameters(), **optim_kwargs)
     if not isinstance(optim, Optimizer):
         raise TypeError(f"optimizer must make a torch.optim.Optimizer; {optimizer!r} made a {type(optim).__name__}")
     return pmodel, optim

@@ -11,6 +11,9 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -42,6 +45,22 @@ def draw_seed(generator: torch.Generator | None) -> int:
     if generator is None:
         return 0
     return int(torch.randint(2**62, (), generator=generator, device=generator.device))
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's own random numbers, on the CPU and on `device`, from `seed` inside, and untouched after.
+
+    For models, initializers and optimizers that draw them.
+    """
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        # torch.manual_seed would seed every other device too, and nobody would put those back.
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 class Noise:

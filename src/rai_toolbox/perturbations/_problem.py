@@ -14,7 +14,7 @@ from rai_toolbox._freezing import evaluating, frozen
 from rai_toolbox.perturbations import losses as L
 from rai_toolbox.perturbations._ball import Ball, check_norm, distances, rows_of
 from rai_toolbox.perturbations._bounds import Bounds, check_bounds
-from rai_toolbox.perturbations._noise import Noise, draw_seed
+from rai_toolbox.perturbations._noise import Noise, draw_seed, seeded
 from rai_toolbox.perturbations._query import Answer, Loss, Objective, Query, make_objective
 from rai_toolbox.perturbations._solution import Solution
 
@@ -117,10 +117,7 @@ def solving(model: Any, criterion: Any, device: torch.device, seed: int) -> Iter
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        cuda = [device] if device.type == "cuda" else []
-        stack.enter_context(torch.random.fork_rng(devices=cuda))
-        # For models that draw random numbers themselves.
-        torch.manual_seed(seed)
+        stack.enter_context(seeded(seed, device))
         for module in (model, criterion):
             if isinstance(module, nn.Module):
                 stack.enter_context(evaluating(module))
