@@ -81,7 +81,7 @@ def test_nan_never_leaves_its_datum(p: float):
     clean = ORACLES[p](g, 1.0)
     g[1, 2] = math.nan
     s = ORACLES[p](g, 1.0)
-    assert s[1].isnan().any()
+    assert s[1, 2] == 0 if p == math.inf else s[1].isnan().any()  # torch's sign of NaN is zero
     assert torch.equal(s[[0, 2]], clean[[0, 2]])
 
 

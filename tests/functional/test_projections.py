@@ -292,6 +292,22 @@ def test_a_ball_and_a_box_without_a_common_point_are_refused_by_name(p: float):
     assert torch.equal(touching, lower)
 
 
+@pytest.mark.parametrize("p", BALLS)
+def test_where_looking_is_not_free_a_ball_and_a_box_without_a_common_point_give_the_point_nearest_zero(p: float):
+    x = torch.tensor([[3.0, -1.0, 0.5], [0.1, 0.2, -0.3]])
+    lower = torch.tensor([[1.0, -2.0, 2.0], [-1.0, -1.0, -1.0]])
+
+    def project(v: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+        return BALLS[p](v, 0.75, param_ndim=1, lower=low, upper=low + 3)
+
+    with pytest.raises(ValueError, match="no point in common"):
+        project(x, lower)
+    z = torch.func.vmap(project)(x, lower)
+    # on the cube entry by entry: the second lies in it
+    assert z[0].tolist() == [1.0, -0.75 if p == math.inf else 0.0, 2.0]
+    torch.testing.assert_close(z[1], project(x[1], lower[1]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional._multipliers import level_for_sum, scale_for_square_sum, shift_for_sum
-from rai_toolbox.functional._norms import direct_norms, scaled_norms
+from rai_toolbox.functional._norms import direct_norms, plain_norm, scaled_norms
 from rai_toolbox.functional._per_datum import may_look, scratch
 from rai_toolbox.functional._selection import kept
 
@@ -37,13 +37,16 @@ def clip(x: Tensor, low: Bound, high: Bound) -> Tensor:
     return x.clamp(low, high)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
-def slack(dtype: torch.dtype, numel: int, p: float) -> tuple[float, float]:
+def slack(dtype: torch.dtype, numel: int | Tensor, p: float) -> tuple[float, float | Tensor]:
     """How far outside a norm may be for a point that is inside but for rounding: relative and absolute.
 
-    Without it the image of a point, rounded, could be outside by a rounding, and move when it is projected again.
+    Without it the image of a point, rounded, could be outside by a rounding, and move when it is projected again. A
+    half is rounded once, from an image computed in a wider dtype: each entry is off by half an eps at most, and the
+    64th is for the wider arithmetic. In float32 and float64 the sums, the quotient and the product are rounded too.
     """
     info = torch.finfo(dtype)
-    return 4 * info.eps, 0.5 * numel ** (1 / p) * info.smallest_normal * info.eps
+    relative = (0.5 + 2**-6) * info.eps if info.bits == 16 else 4 * info.eps
+    return relative, 0.5 * numel ** (1 / p) * info.smallest_normal * info.eps
 
 
 def nearest_in_ball(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: int) -> Tensor:
@@ -108,12 +111,9 @@ def _moved(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int
     single = sane and x.dtype != torch.float64 and bool((norm < 1e15).all())
     if low is None and high is None:
         if p == 2:
-            if not bool((norm < torch.inf).all()):
-                return _l2_scaled(x.double(), eps)
             factor = eps / norm
-            if bool(((factor < 1e-290) & (eps > 0)).any()):  # in two steps, of which neither leaves the range
-                root = eps.sqrt() / norm.sqrt()
-                return x.double() * root * root
+            if not bool((norm < torch.inf).all()) or bool((factor < 1e-290).any()):
+                return _l2_scaled(x.double(), eps)
             return x * factor.float() if single and float(factor.amin()) > 1e-30 else x.double() * factor
         if not single:
             x = x.double()
@@ -194,12 +194,17 @@ def _without_infinities(y: Tensor, l: Tensor | None, h: Tensor, eps: Tensor, p: 
 
 
 def _l2_scaled(x: Tensor, eps: Tensor) -> Tensor:
-    """x eps/‖x‖, in double precision, where entries may be infinite or have squares that are."""
+    """x eps/‖x‖ ≤ x, in double precision, where entries may be infinite or have squares that are."""
     infinite = x.isinf()
     x = torch.where(infinite.any(1, keepdim=True), torch.where(infinite, x.sign(), torch.zeros_like(x)), x)
     largest = x.detach().abs().amax(1, keepdim=True)
-    unit = x / torch.where(largest > 0, largest, torch.ones_like(largest))
-    return unit * (eps / torch.linalg.vector_norm(unit, 2, 1, keepdim=True))
+    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+    share = eps / plain_norm(x / largest, 2, 1)
+    # The factor share/largest in two steps: it may be less than the least number, and an entry over the largest too.
+    with torch.no_grad():
+        exponent = ((share.log2() - largest.log2()) / 2).round()
+        step = torch.where(share > 0, exponent.exp2(), torch.ones_like(share))
+    return x * step * (share / (largest * step))
 
 
 def _with_sum(y: Tensor, total: Tensor) -> Tensor:
@@ -231,7 +236,7 @@ def _nearest_anywhere(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p:
     with torch.no_grad():
         largest = clipped.abs().amax(1, keepdim=True)
         unit = torch.where((largest > 0) & (largest < torch.inf), largest, torch.ones_like(largest))
-        norm = torch.linalg.vector_norm(clipped / unit, p, 1, keepdim=True) * unit
+        norm = plain_norm(clipped / unit, p, 1) * unit
         relative, absolute = slack(rows.dtype, rows.shape[1], p)
         outside = norm > eps * (1 + relative) + absolute
     if low is None and high is None:

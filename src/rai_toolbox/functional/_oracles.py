@@ -144,7 +144,7 @@ def lmo_linf_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) ->
     Returns
     -------
     Tensor
-        The shape and dtype of `g`. NaN stays NaN.
+        The shape and dtype of `g`. The sign of NaN is that of `torch.sign`: zero.
 
     Raises
     ------
@@ -280,5 +280,4 @@ def _l2_direction(rows: Tensor) -> Tensor:
 
 
 def _linf_corner(rows: Tensor) -> Tensor:
-    # the sign of NaN is 0 in torch
-    return _wide(torch.where(rows.isnan(), rows, rows.sign()))
+    return _wide(rows.sign())

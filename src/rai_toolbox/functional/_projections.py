@@ -189,7 +189,8 @@ def project_linf_ball(
     Raises
     ------
     TypeError, ValueError
-        As `project_l1_ball`.
+        As `project_l1_ball`; where nobody looks whether ball and box have a point in common, an entry for which they
+        have none takes its bound nearest to zero, and the others are clamped.
 
     Examples
     --------

@@ -17,17 +17,20 @@ from torch import Tensor
 
 from rai_toolbox.functional._layout import BLOCK_NUMEL, as_rows, block_indices, blocks, datum_ndim, write_through
 from rai_toolbox.functional._norms import (
-    L1_SCRATCH_NUMEL,
+    SUM_SCRATCH_NUMEL,
     TINY,
     check_floating,
     check_order,
+    is_summed,
     normalize,
     piece_length,
-    row_sums_of_abs,
+    plain_norm,
     safe_range,
+    scratch_dtype,
+    summed_norms,
 )
 
-Factor = Callable[[Tensor, torch.dtype], Tensor]
+Factor = Callable[[Tensor, torch.dtype, "Tensor | int"], Tensor]
 Exact = Callable[[Tensor, int], Tensor]
 
 # Up to so many entries, norms are computed in float64 from the start.
@@ -77,7 +80,7 @@ def normalize_(
 def normalization(p: float, eps: float, scale: float = 1.0) -> tuple[Factor, Exact]:
     """What `scale_by_norm_` needs to divide by the norm: `(factor, exact)`."""
 
-    def factor(norms: Tensor, dtype: torch.dtype) -> Tensor:
+    def factor(norms: Tensor, dtype: torch.dtype, numel: Tensor | int) -> Tensor:
         # A zero datum needs a finite factor, also as a float32. The norm of any other is above the floor.
         floor = 1e-8 if dtype == torch.float16 else 1e-308
         return norms.clamp_min_(max(eps, floor)).reciprocal_().mul_(scale)
@@ -106,8 +109,8 @@ def scale_by_norm_(
     p
         The order of the norm.
     factor
-        Given the norms of data (float64, shape (n,)) and the dtype of the data, their factors. It owns its argument.
-        NaN where a factor would not do.
+        Given the norms of data (float64, shape (n,)), the dtype of the data and how many entries each has, their
+        factors. It owns the norms.
     exact
         The same change out of place for any norm: `exact(x, k)`.
     unchanged_to
@@ -148,16 +151,16 @@ class ScalingPlan:
                 alike.setdefault((x.shape, x.dtype, k), []).append(i)
             else:
                 for index in block_indices(x.shape, k):
-                    add(_Member([i], index, x[index].shape, x.dtype, k))
+                    add(_Member([i], index, x[index].shape, x.dtype, k, p))
         for (shape, dtype, k), indices in alike.items():
             step = BLOCK_NUMEL // shape.numel()
             for a in range(0, len(indices), step):
-                add(_Member(indices[a : a + step], (), shape, dtype, k))
+                add(_Member(indices[a : a + step], (), shape, dtype, k, p))
         scratch: dict[torch.dtype, Tensor] = {}
-        if p == 1:
-            for dtype in {bundle.dtype for bundle in self._bundles}:
+        for dtype in {bundle.dtype for bundle in self._bundles}:
+            if is_summed(dtype, p):
                 numel = max(m.numel for bundle in self._bundles if bundle.dtype == dtype for m in bundle.members)
-                scratch[dtype] = torch.empty(min(numel, L1_SCRATCH_NUMEL), dtype=dtype)
+                scratch[dtype] = torch.empty(min(numel, SUM_SCRATCH_NUMEL), dtype=scratch_dtype(dtype, p))
         for bundle in self._bundles:
             bundle.lay_out(scratch.get(bundle.dtype))
 
@@ -176,7 +179,13 @@ class _Member:
     """A block of a tensor, or several small tensors of one shape that are stacked."""
 
     def __init__(
-        self, indices: list[int], index: tuple[int | slice, ...], shape: Sequence[int], dtype: torch.dtype, k: int
+        self,
+        indices: list[int],
+        index: tuple[int | slice, ...],
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        k: int,
+        p: float,
     ) -> None:
         self.indices = indices
         self._index = index
@@ -187,8 +196,10 @@ class _Member:
         self.shape = (len(indices), *shape) if self.stacked else tuple(shape)
         self.numel = math.prod(self.shape)
         self.count = math.prod(self.shape[: len(self.shape) - k])
-        self.piece = piece_length(self.numel // self.count)
-        self.direct = self.piece * self.count == self.numel
+        self.length = self.numel // self.count
+        self.piece = piece_length(self.length)
+        self.summed = is_summed(dtype, p)
+        self.direct = self.piece == self.length and not self.summed
 
     def lay_out(self, p: float, measured: Tensor, norms: Tensor, factors: Tensor, scratch: Tensor | None) -> None:
         """Take places in the buffers of the bundle: for norms as they are measured, norms in float64, and factors."""
@@ -203,13 +214,12 @@ class _Member:
         if self.stacked:
             self.buffer = torch.empty(self.shape, dtype=self.dtype)
             self.unstacked = self.buffer.unbind(0)
-        if not self.direct:
-            length = self.numel // self.count
-            whole = length // self.piece
+        if not (self.direct or self.summed):
+            whole = self.length // self.piece
             self._cut = whole * self.piece
-            self._parts = torch.empty(self.count, whole + (self._cut < length), dtype=accumulate)
+            self._parts = torch.empty(self.count, whole + (self._cut < self.length), dtype=accumulate)
             self._whole = self._parts[:, :whole]
-            self._rest = self._parts[:, whole] if self._cut < length else None
+            self._rest = self._parts[:, whole] if self._cut < self.length else None
 
     def fetch(self, xs: Sequence[Tensor]) -> Tensor:
         """The tensor to work on."""
@@ -224,8 +234,8 @@ class _Member:
         if rows is None:
             rows = x.reshape(self.count, -1)
         accumulate = self._measured.dtype
-        if self._p == 1:
-            (self._measured if self.direct else self._norms).copy_(row_sums_of_abs(rows, accumulate, self._scratch))
+        if self.summed:
+            self._norms.copy_(summed_norms(rows, self._p, self._scratch))
         elif self.direct:
             torch.linalg.vector_norm(rows, self._p, 1, dtype=accumulate, out=self._measured)
         else:
@@ -256,6 +266,10 @@ class _Bundle:
         directs = sum(m.count for m in self.members if m.direct)
         self._norms = torch.empty(sum(self._counts), dtype=torch.float64)
         self._factors = torch.empty(sum(self._counts), dtype=dtype)
+        lengths = [m.length for m in self.members]
+        self._lengths: Tensor | int = lengths[0]
+        if len(set(lengths)) > 1:
+            self._lengths = torch.tensor(lengths).repeat_interleave(torch.tensor(self._counts))
         # where there is little to measure, a call less counts for more than narrower arithmetic
         if self.numel <= _LITTLE_NUMEL and directs == sum(self._counts):
             self._measured = self._norms
@@ -281,7 +295,7 @@ class _Bundle:
         for member, part in zip(self.members, parts, strict=True):
             member.measure(part)
         norms = self._norms
-        if self._measured is not norms:
+        if self._measured is not norms and self._measured.numel():
             self._measured_norms.copy_(self._measured)
         least, most = _extremes(norms)
         low, high = self._safe_norms
@@ -289,7 +303,7 @@ class _Bundle:
         if ordinary and most <= unchanged_to:
             return
         suspicious = None if ordinary else ~((norms >= low) & (norms <= high))
-        factors = factor(norms, self.dtype)
+        factors = factor(norms, self.dtype, self._lengths)
         least, most = _extremes(factors)
         low, high = self._safe_factors
         if suspicious is not None or not (low <= least and most <= high):
@@ -297,7 +311,7 @@ class _Bundle:
             suspicious = beyond if suspicious is None else suspicious | beyond
             factors.masked_fill_(suspicious, 1.0)
             for member, part, rows in zip(self.members, parts, suspicious.split(self._counts), strict=True):
-                _redo(part, member.k, rows, exact)
+                _redo(part, member.k, rows, self._p, factor, exact)
         self._factors.copy_(factors)
         if self._single:
             torch._foreach_mul_([parts[i] for i in self._single], self._single_factors)  # pyright: ignore
@@ -316,10 +330,10 @@ def _extremes(x: Tensor) -> tuple[float, float]:
     return least.item(), most.item()
 
 
-def _redo(x: Tensor, k: int, rows: Tensor, exact: Exact) -> None:
+def _redo(x: Tensor, k: int, rows: Tensor, p: float, factor: Factor, exact: Exact) -> None:
     """Replace the data of `x` that `rows` marks by `exact` of them."""
     if k == x.ndim:
-        if rows.item():
+        if rows.item() and not (x.numel() > BLOCK_NUMEL and _scale_large_datum_(x, p, factor)):
             x.copy_(exact(x, k))
         return
     where = rows.view(x.shape[: x.ndim - k]).nonzero(as_tuple=True)
@@ -327,15 +341,28 @@ def _redo(x: Tensor, k: int, rows: Tensor, exact: Exact) -> None:
         x[where] = exact(x[where], k)
 
 
-def _scale_large_datum_(x: Tensor, p: float, factor: Factor) -> None:
-    """Scale one large datum by pieces, right for norms of any size, without waiting for a device."""
+def _scale_large_datum_(x: Tensor, p: float, factor: Factor) -> bool:
+    """Scale one large datum by pieces, in float64, without waiting for a device.
+
+    Returns
+    -------
+    bool
+        Whether it is done. On a CPU a datum with a norm or a factor that float64 cannot hold is left as it is.
+    """
     work = torch.float32 if x.device.type == "mps" else torch.float64
     flat = as_rows(x, x.ndim)
     flat = x if flat is None else flat[0]
-    pieces = flat.split(BLOCK_NUMEL) if flat.ndim == 1 else list(flat.unbind(0))
-    a = torch.linalg.vector_norm(flat, math.inf).to(work)
+    pieces = flat.split(BLOCK_NUMEL // 2) if flat.ndim == 1 else list(flat.unbind(0))
+    a = torch.stack([torch.linalg.vector_norm(piece, math.inf) for piece in pieces]).amax().to(work)
     a = torch.where(a == 0, torch.ones_like(a), a)
-    parts = [torch.linalg.vector_norm(piece.to(work) / a, p) for piece in pieces]
-    times = factor((torch.linalg.vector_norm(torch.stack(parts), p) * a).reshape(1), x.dtype)
+    parts = [plain_norm((piece.to(work) / a).reshape(-1), p, 1) for piece in pieces]
+    norm = plain_norm(torch.cat(parts), p, 1) * a
+    times = factor(norm.clone(), x.dtype, x.numel())
+    if x.device.type == "cpu":
+        size = abs(times.item())
+        if not (norm.isfinite() and (1e-290 <= size <= 1e290 or size == 0)):
+            return False
     for piece in pieces:
-        piece.copy_(torch.where(times == 1, piece.to(work), piece.to(work) / a * (times * a)))
+        wide = piece.to(work)
+        piece.copy_(torch.where(times == 1, wide, wide * times))
+    return True

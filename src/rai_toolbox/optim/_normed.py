@@ -185,6 +185,8 @@ class L2NormedGradientOptim(_FixedOrder):
 class SignedGradientOptim(ParamTransformingOptimizer):
     """Replace each gradient by its sign before the step: steepest descent under the Linf norm.
 
+    The sign is that of `torch.sign`: zero for NaN, so that such an entry does not move.
+
     Parameters
     ----------
     {options}

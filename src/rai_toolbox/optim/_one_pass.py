@@ -190,7 +190,7 @@ class _Bundle:
         if whole >= 0:
             transform = before[whole].transform
             factor = (
-                _factor(transform, direct_norms(g, self._ks[0][whole], transform.p), g.dtype)
+                _factor(transform, direct_norms(g, self._ks[0][whole], transform.p), g)
                 if isinstance(transform, ByNorm)
                 else None
             )
@@ -214,7 +214,7 @@ class _Bundle:
         rest = by_piece
         if isinstance(measured, ByNorm):
             norm = torch.linalg.vector_norm(torch.stack(norms), measured.p).reshape(1)
-            factor = _factor(measured, norm, p.dtype)
+            factor = _factor(measured, norm, p)
             if factor is not None:
                 if factor.item() != 1:
                     p.mul_(factor)
@@ -233,15 +233,13 @@ def _piece_stage_(stage: Stage, piece: Tensor) -> None:
     _engine.scale_and_shift_([piece], stage.scale, stage.bias)
 
 
-def _factor(transform: ByNorm, norm: Tensor, dtype: torch.dtype) -> Tensor | None:
+def _factor(transform: ByNorm, norm: Tensor, datum: Tensor) -> Tensor | None:
     """The one factor of a datum, 0-d, or None where its norm is such that only the exact formula will do."""
-    low, high = safe_range(dtype, transform.p)
+    low, high = safe_range(datum.dtype, transform.p)
     if not low <= norm.item() <= high:
         return None
-    factor = transform.factor(norm, dtype)
-    if factor.isnan().item():
-        return None
-    return factor.to(torch.promote_types(dtype, torch.float32)).view(())
+    factor = transform.factor(norm, datum.dtype, datum.numel())
+    return factor.to(torch.promote_types(datum.dtype, torch.float32)).view(())
 
 
 def _pieces(x: Tensor) -> Sequence[Tensor]:

@@ -259,9 +259,9 @@ def _scale_(jobs: Sequence[_Job], norms: Tensor, sizes: Sequence[int]) -> None:
     """Multiply the local parts (of one dtype, by one transform) by the factors of their norms."""
     transform, dtype = jobs[0].transform, jobs[0].x.dtype
     assert isinstance(transform, ByNorm)
-    factors = transform.factor(norms.clone(), dtype)
-    # NaN asks for `exact`, which needs the whole datum; what it is for, rounding in a half, is done below in float32.
-    factors = torch.where(factors.isnan(), transform.factor(norms.clone(), torch.float32), factors)
+    numels = [math.prod(job.layout.shape[len(job.layout.shape) - job.k :]) for job in jobs]
+    lengths = torch.tensor(numels).repeat_interleave(torch.tensor(sizes)).to(norms.device)
+    factors = transform.factor(norms.clone(), dtype.to_real() if dtype.is_complex else dtype, lengths)
     # A norm beyond float64, or so small that its reciprocal is, becomes NaN, not a wrong number.
     factors = torch.where(norms == 0, 1.0, torch.where(norms.isfinite() & factors.isfinite(), factors, torch.nan))
     parts = [write_through(job.part) for job in jobs]

@@ -25,6 +25,7 @@ from rai_toolbox.functional import (
     signed_top_q_,
     top_q_,
 )
+from rai_toolbox.functional._nearest import slack
 
 # From so many tensors on, the calls cost more than the memory traffic does.
 _MANY = 64
@@ -58,8 +59,8 @@ class ByNorm:
     p : float
         The order of the norm.
     factor : callable
-        Given norms (float64, shape (n,)) and the dtype of the data, returns their factors, NaN where only `exact` will
-        do; it owns its argument and waits for no device.
+        Given norms (float64, shape (n,)), the dtype of the data and how many entries each has, returns their factors;
+        it owns the norms and waits for no device.
     exact : callable
         `exact(x, k)`: the same change of the data x (their last k dimensions), out of place, for norms of any size.
     unchanged_to : float
@@ -69,7 +70,7 @@ class ByNorm:
     """
 
     p: float
-    factor: Callable[[Tensor, torch.dtype], Tensor]
+    factor: Callable[[Tensor, torch.dtype, Tensor | int], Tensor]
     exact: Callable[[Tensor, int], Tensor]
     unchanged_to: float = -1.0
     has_limit: bool = False
@@ -85,7 +86,7 @@ class ByNorm:
         return dataclasses.replace(
             self,
             unchanged_to=-1.0,
-            factor=lambda norms, dtype: factor(norms, dtype).mul_(scale),
+            factor=lambda norms, dtype, numel: factor(norms, dtype, numel).mul_(scale),
             exact=lambda x, k: exact(x, k).mul_(scale),
         )
 
@@ -191,10 +192,9 @@ def l2_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> 
     if isinstance(epsilon, Tensor) or lower is not None or upper is not None:
         return _projection(project_l2_ball_, epsilon, lower, upper)
 
-    def factor(norms: Tensor, dtype: torch.dtype) -> Tensor:
-        outside = norms > epsilon * (1 + 4 * torch.finfo(dtype).eps)
-        shrunk = torch.nan if torch.finfo(dtype).bits == 16 else epsilon / norms  # a half needs care below its range
-        return torch.where(outside, shrunk, 1.0)
+    def factor(norms: Tensor, dtype: torch.dtype, numel: Tensor | int) -> Tensor:
+        relative, absolute = slack(dtype, numel, 2)
+        return torch.where(norms > epsilon * (1 + relative) + absolute, epsilon / norms, 1.0)
 
     return ByNorm(2, factor, lambda x, k: project_l2_ball(x, epsilon, param_ndim=k), epsilon, has_limit=True)
 
