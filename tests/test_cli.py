@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +72,17 @@ def memory():
                 raise RuntimeError("out of memory")
             return self.net(x)
     return Full()
+
+def slow():
+    import time
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = plane()
+        def forward(self, x):
+            time.sleep(0.05)
+            return self.net(x)
+    return Slow()
 
 def shift(x):
     return x - 1
@@ -165,6 +179,54 @@ def test_a_threshold_decides_the_exit_code(place, capsys):
     assert "error: accuracy at l2:0.5 is 0.5" in capsys.readouterr().err
 
 
+def test_a_partial_run_meets_no_threshold_and_is_not_trusted(place, capsys):
+    # The first batch is done in any time, and stands: what was not tried must not count.
+    words = ["--model", "models.py:slow", "--batch-size", "4", "--time-limit", "0.5", "--norm", "l2"]
+    assert run(*words, "--fail-under", "0@l2:0.5", "--out", "a") == 1
+    assert "is not known to reach 0: the run is partial" in capsys.readouterr().err
+    assert run(*words, "--strict", "--out", "b") == 3
+    assert "the time limit ended the run before the checks" in capsys.readouterr().err
+    assert not json.loads(Path("b/results.json").read_text())["complete"]
+    assert run("--strict", "--no-diagnostics") == 2
+    assert "give one of the two" in error_of(capsys)
+
+
+def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(place, capsys, monkeypatch):
+    from rai_toolbox.robustness import _console
+
+    monkeypatch.setattr(_console, "_SECONDS_BETWEEN_LINES", 0.0)
+    assert run("--batch-size", "10", "--no-diagnostics") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"Searching the nearest errors \(l2\): 2 of 4, 0:00:\d\d left", lines[1]) or len(lines) > 3
+    assert any(line.startswith("Trying each epsilon (l2): 4 of 4, 0:00:00 left") for line in lines)
+    assert run("--batch-size", "10", "--no-diagnostics", "--quiet") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_what_may_change_and_how_far_comes_from_files(place):
+    np.save("mask.npy", np.array([True, False]))
+    # The boundary of the classifier lies across x0 = 0: bounds that end before it are never crossed.
+    with np.load("data.npz") as data:
+        x = data["x"]
+    np.savez("limits.npz", lower=np.array([-1.0, -0.1]), upper=np.array([1.0, 0.1]))
+    assert run("--mask", "mask.npy", "--bounds", "limits.npz", "--epsilons", "0.5", "--no-diagnostics") == 0
+    with np.load("out/examples.npz") as shown:
+        assert (shown["l2_perturbed"][:, 1] == shown["l2_original"][:, 1]).all()
+        assert (shown["l2_perturbed"][:, 0] != shown["l2_original"][:, 0]).all()
+    bounds = json.loads(Path("out/results.json").read_text())["settings"]["bounds"]
+    assert bounds["lower"] == [-1.0, pytest.approx(-0.1)]
+    assert bounds["frozen_features"] == 1
+    np.save("mask.npy", np.array([False, True]))
+    assert run("--mask", "mask.npy", "--epsilons", "0.5", "--no-diagnostics", "--out", "other") == 0
+    points = json.loads(Path("other/results.json").read_text())["curves"]["l2"]["points"]
+    assert [point["value"] for point in points] == [1.0, 1.0]
+    np.savez("limits.npz", lower=np.array([x[20, 0] / 2, -1.0]), upper=np.array([1.0, 1.0]))
+    np.savez("data.npz", x=x[20:], y=np.ones(20, dtype=int))
+    assert run("--bounds", "limits.npz", "--epsilons", "3", "--no-diagnostics", "--out", "third") == 0
+    points = json.loads(Path("third/results.json").read_text())["curves"]["l2"]["points"]
+    assert [point["value"] for point in points] == [1.0, 1.0]
+
+
 def test_strict_exits_with_3_where_the_checks_fail_and_only_there(place, capsys):
     assert run("--strict") == 0
     assert run("--model", "models.py:masked") == 0
@@ -185,6 +247,22 @@ def test_ctrl_c_leaves_no_half_written_file_and_can_be_gone_on_from(place, capsy
     assert "--resume" in error_of(capsys)
     assert {path.name for path in Path("out").iterdir()} == {"unfinished"}
     assert not list(Path("out").rglob(".partial-*"))
+
+
+def test_ctrl_c_from_outside_ends_it_with_130_and_one_line(place):
+    words = [sys.executable, "-m", "rai_toolbox", "evaluate", "--model", "models.py:slow", "--data", "data.npz"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*words, "--out", "out", "--batch-size", "10"], env=environment, **options)
+    deadline = time.monotonic() + 120
+    while not list(Path("out").glob("unfinished/*.npz")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, message = process.communicate(timeout=60)
+    assert process.returncode == 130, message
+    assert out == ""
+    assert message == "error: interrupted; finished batches are kept, run again with --resume\n"
+    assert {path.name for path in Path("out").iterdir()} == {"unfinished"}
 
 
 def test_a_model_that_fails_in_the_middle_is_told_in_one_line(place, capsys):

@@ -220,7 +220,18 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_up(half_plane, blobs, tmp_p
         evaluate(half_plane, blobs, **options, resume=True, seed=1)
     with pytest.raises(InputError, match="had another model"):
         evaluate(nn.Linear(2, 2), blobs, **options, resume=True)
+    with pytest.raises(InputError, match="had another model output"):
+        evaluate(half_plane, blobs, **options, resume=True, preprocess=lambda x: x - 1)
     assert evaluate(half_plane, blobs, **options, overwrite=True, seed=1).complete
+
+
+def test_a_function_that_answers_otherwise_does_not_go_on_with_anothers_run(blobs, tmp_path):
+    options = {**QUICK, "folder": tmp_path, "epsilons": [0.5]}
+    first = evaluate(lambda x: x, blobs, **options)
+    with pytest.raises(InputError, match="had another model output"):
+        evaluate(lambda x: -x, blobs, **options, resume=True)
+    again = evaluate(lambda x: x * (1 + 1e-6), blobs, **options, resume=True)
+    assert (again.distance["l2"] == first.distance["l2"]).all()
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,12 +25,16 @@ from ._writing import FILES
 __all__ = ["progress", "report", "report_comparison"]
 
 
+# A log is read later, and should not consist of this.
+_SECONDS_BETWEEN_LINES = 60.0
+
+
 @contextlib.contextmanager
 def progress(*, shown: bool) -> Iterator[Callback | None]:
-    """Show a bar with the time left for each stage, on standard error, while it is a terminal."""
+    """Show how far each stage is and the time left, on standard error: bars on a terminal, else a line now and then."""
     console = Console(stderr=True)
     if not shown or not console.is_terminal:
-        yield None
+        yield _lines() if shown else None
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -43,6 +49,24 @@ def progress(*, shown: bool) -> Iterator[Callback | None]:
             bars.update(tasks[stage], completed=done)  # type: ignore[arg-type]
 
         yield advance
+
+
+def _lines() -> Callback:
+    begun: dict[str, tuple[float, int]] = {}
+    told = time.monotonic()
+
+    def advance(stage: str, done: int, total: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        # What was done before a stage's first call here, by an earlier run, says nothing of the time it takes.
+        since, before = begun.setdefault(stage, (now, done))
+        if now - told < _SECONDS_BETWEEN_LINES or done == before:
+            return
+        told = now
+        left = datetime.timedelta(seconds=round((now - since) / (done - before) * (total - done)))
+        print(f"{stage}: {done} of {total}, {left} left", file=sys.stderr, flush=True)
+
+    return advance
 
 
 def report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:

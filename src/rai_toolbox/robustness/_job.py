@@ -144,13 +144,15 @@ def _run(job: Job, team: Team, progress: Progress | None) -> Outcome:
     if job.model is None or job.data is None:
         missing = " and ".join(f"--{name}" for name in ("model", "data") if getattr(job, name) is None)
         raise InputError(f"{missing} must be given; to see what comes out: --model digits --data digits")
+    if job.strict and not job.diagnostics:
+        raise InputError("--strict goes by the checks, which --no-diagnostics leaves out: give one of the two")
     model_spec, data_spec = job.model, job.data
     grids = _grids(job)
     thresholds = [_threshold(word, job, grids) for word in job.fail_under]
     folder = Path(job.out)
     team.together(lambda: prepare_folder(folder) if team.leads else None)
     device = job.device or "cpu"
-    model = team.leader_first(
+    model = team.leaders_first(
         lambda: load_model(model_spec, weights=job.weights, device=_device(device), seed=job.seed)
     )
     preprocess = load_preprocess(job.preprocess, _device(device)) if job.preprocess else None
@@ -181,9 +183,10 @@ def _run(job: Job, team: Team, progress: Progress | None) -> Outcome:
     if team.leads:
         write_text(folder / "config.toml", to_toml(job.to_config()))
         evaluation.save(folder)
-        if evaluation.complete:
-            Journal(folder).finish()
     team.gather(None)
+    if evaluation.complete:
+        # In every process: without a shared folder each machine has its own.
+        Journal(folder).finish()
     return _outcome(job, evaluation, folder, thresholds, team)
 
 
@@ -193,14 +196,21 @@ def _outcome(
     reasons = []
     code = EXIT["ok"]
     for least, norm, epsilon in thresholds:
-        point = evaluation.curves[norm].at(epsilon)
-        if not point.value >= least:
+        value = evaluation.curves[norm].at(epsilon).value
+        if not value >= least:
             code = EXIT["below threshold"]
-            reasons.append(f"accuracy at {norm}:{epsilon:g} is {point.value:.4f}, below {least:g}")
+            reasons.append(f"accuracy at {norm}:{epsilon:g} is {value:.4f}, below {least:g}")
+        elif not evaluation.complete:
+            # What has not been tried would have stood.
+            code = EXIT["below threshold"]
+            reasons.append(f"accuracy at {norm}:{epsilon:g} is not known to reach {least:g}: the run is partial")
     if job.strict and not evaluation.trusted:
         code = EXIT["not trusted"]
         failed = ", ".join(finding.check for finding in evaluation.findings if finding.verdict == "distrust")
         reasons.append(f"the checks say not to trust the figures ({failed})")
+    elif job.strict and not evaluation.complete:
+        code = EXIT["not trusted"]
+        reasons.append("the time limit ended the run before the checks were made")
     return Outcome(evaluation, folder, code, tuple(reasons), team.leads)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -15,11 +16,15 @@ from numpy.typing import NDArray
 from ._errors import InputError
 from ._files import prepare_folder, write_bytes, write_text
 
-__all__ = ["FOLDER", "Journal"]
+__all__ = ["FOLDER", "MODEL_OUTPUT", "Journal"]
 
 #: The folder, inside the output folder, that holds what an unfinished run has done.
 FOLDER = "unfinished"
 _HEAD = "run.json"
+
+#: The entry of a run's key that holds what the model says to a few samples: the same up to rounding.
+MODEL_OUTPUT = "model_output"
+_OUTPUT_TOLERANCE = 1e-2
 
 Piece = dict[str, NDArray]
 
@@ -69,6 +74,17 @@ class Journal:
         prepare_folder(self._folder)
         write_text(head, json.dumps(key, indent=1))
 
+    def follow(self, key: Mapping[str, Any], *, resume: bool, overwrite: bool = False) -> None:
+        """Do as `begin` does, in a process that does not lead: in a folder that it shares with the leader the journal
+        is there by now; one of another machine's own may be there from an earlier run.
+        """
+        try:
+            self.begin(key, resume=True)
+        except InputError:
+            if not overwrite:
+                raise
+            self.begin(key, resume=resume, overwrite=True)
+
     def get(self, name: str) -> Piece | None:
         """Return a finished piece, or None."""
         if name not in self._pieces and self._folder is not None:
@@ -98,7 +114,8 @@ class Journal:
         """Remove the files: the results are written."""
         if self._folder is not None:
             # The head goes first: without it the rest is no unfinished run.
-            (self._folder / _HEAD).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (self._folder / _HEAD).unlink()
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -109,8 +126,19 @@ def _read_head(head: Path) -> Any:
         raise InputError(f"{str(head)!r} is damaged: add --overwrite to start again") from None
 
 
+def _same(name: str, before: Any, now: Any) -> bool:
+    if name != MODEL_OUTPUT:
+        return before == now
+    was, is_now = (np.asarray(output, dtype=np.float64) for output in (before, now))
+    if was.shape != is_now.shape:
+        return False
+    # Another device, or another number of threads, rounds otherwise.
+    close = _OUTPUT_TOLERANCE * np.nanmax(np.abs(np.where(np.isfinite(was), was, 0.0)), initial=0.0)
+    return np.allclose(was, is_now, rtol=_OUTPUT_TOLERANCE, atol=close, equal_nan=True)
+
+
 def _check_key(before: Any, now: Mapping[str, Any], folder: Path) -> None:
-    differing = [name for name in now if not isinstance(before, dict) or before.get(name) != now[name]]
+    differing = [name for name in now if not isinstance(before, dict) or not _same(name, before.get(name), now[name])]
     if differing:
         name = differing[0]
         was = before.get(name) if isinstance(before, dict) else None

@@ -13,6 +13,7 @@ from rai_toolbox import evaluating
 from rai_toolbox._version import __version__
 
 from ._errors import InputError
+from ._journal import MODEL_OUTPUT
 from ._models import Evaluated
 from ._samples import Summary, as_samples, summarize, targets_for
 from ._settings import Settings, make_box
@@ -88,6 +89,12 @@ def _try_model(bench: Bench) -> None:
 def run_key(bench: Bench, summary: Summary) -> dict[str, Any]:
     """Return what decides the figures; an unfinished run of another key cannot be gone on with."""
     digest = hashlib.sha256()
+    # A function has no state to compare, and the same weights may be used in another way.
+    x, _ = bench.batch(0, min(2, len(bench.samples)))
+    devices = [bench.device] if bench.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), evaluating(*bench.modules), torch.no_grad():
+        torch.manual_seed(bench.settings.seed)
+        output = bench.model(x)
     for name, tensor in bench.model.state_dict().items():
         if isinstance(tensor, torch.Tensor):
             digest.update(name.encode())
@@ -96,6 +103,7 @@ def run_key(bench: Bench, summary: Summary) -> dict[str, Any]:
     return {
         "data": summary.fingerprint,
         "model": digest.hexdigest()[:32],
+        MODEL_OUTPUT: output.double().tolist(),
         "bounds": bench.box.to_dict(),
         **bench.settings.to_dict(),
         "version": __version__,

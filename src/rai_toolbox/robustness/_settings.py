@@ -264,7 +264,8 @@ def _bound(bound: Any, shape: tuple[int, ...]) -> float | NDArray:
 def _of_sample_shape(what: str, value: Any, shape: tuple[int, ...]) -> NDArray:
     array = np.asarray(value)
     try:
-        return np.ascontiguousarray(np.broadcast_to(array, shape))
+        # A copy: what came from a file may not be written to, which torch warns of.
+        return np.array(np.broadcast_to(array, shape))
     except ValueError:
         raise InputError(f"{what} has shape {array.shape}, expected that of one sample, {shape}") from None
 

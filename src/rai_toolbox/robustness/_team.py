@@ -68,11 +68,18 @@ class Team:
                 raise InputError(message)
         return result
 
-    def leader_first(self, function: Callable[[], T]) -> T:
-        """Call a function in the leader, then in the others: what it caches is then there for them."""
-        result: Any = self.together(lambda: function() if self.leads else None)
-        rest = self.together(lambda: None if self.leads else function())
-        return result if self.leads else rest  # type: ignore[return-value]
+    def leaders_first(self, function: Callable[[], T]) -> T:
+        """Call a function in the leader, then in the first process of every other machine, then in the rest: what it
+        caches, or begins in a folder, is then there for them.
+        """
+        turn = 0 if self.leads else 1 if os.environ.get("LOCAL_RANK", "0") == "0" else 2
+        result: Any = None
+        for now in range(3):
+            if now == turn:
+                result = self.together(function)
+            else:
+                self.together(lambda: None)
+        return result
 
     def leave(self) -> None:
         """Take down the process group, if `join` set it up."""
