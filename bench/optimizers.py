@@ -3,6 +3,7 @@
     python bench/optimizers.py                           # the table, and bench-results/optimizers.json
     python bench/optimizers.py --case images --only L2   # a part of it
     python bench/optimizers.py --older DIR               # beside the package in DIR (pip install --target DIR ...)
+    python bench/optimizers.py --compile                 # compiled too, by optim.compile()
 
 A round steps every candidate once, in turn; a figure is the median of the rounds (least to most), divided by the
 median of the fastest SGD step (loop, foreach or fused). With `--adam` the same around Adam, as a ratio to the
@@ -110,7 +111,7 @@ def _timed(step: Step, device: str) -> float:
     return start_event.elapsed_time(end_event)
 
 
-def run_case(name: str, rounds: int, device: str, only: str, adam: bool) -> dict[str, Any]:
+def run_case(name: str, rounds: int, device: str, only: str, adam: bool, compiled: bool) -> dict[str, Any]:
     """Measure every optimizer of the importable package on one case."""
     shapes = CASES[name]
     params = parameters(shapes, device)
@@ -130,6 +131,8 @@ def run_case(name: str, rounds: int, device: str, only: str, adam: bool) -> dict
                 for kind in ("loop", "foreach", "fused")
             }
             steps = plain | {"ours": build(InnerOpt=inner, lr=lr).step}
+            if compiled:
+                steps["compiled"], seconds = _compiled(build(InnerOpt=inner, lr=lr))
             measure = measured_on_fresh_data if row.selects else measured
             times = measure(steps, params, fresh, rounds, device)
             medians = {k: statistics.median(v) for k, v in times.items()}
@@ -141,6 +144,8 @@ def run_case(name: str, rounds: int, device: str, only: str, adam: bool) -> dict
                 "least": min(times["ours"]) / floor,
                 "most": max(times["ours"]) / floor,
             }
+            if compiled:
+                figures[inner.__name__] |= {"compiled": medians["compiled"] / floor, "compiling s": seconds}
         result["rows"][label] = figures
         print(f"{name:9} {label:18}" + _cells(figures), flush=True)
     return result
@@ -152,7 +157,18 @@ def _cells(figures: dict[str, Any]) -> str:
         if inner in figures:
             f = figures[inner]
             cells += f"  {inner} {f['plain ms']:8.3f} ms  {f['ratio']:6.2f} ({f['least']:.2f} to {f['most']:.2f})"
+            if "compiled" in f:
+                cells += f"  compiled {f['compiled']:6.2f} (after {f['compiling s']:.0f} s)"
     return cells + f"   bound {figures['bound']:.2f}"
+
+
+def _compiled(optimizer: Any) -> tuple[Step, float]:
+    """A compiled step, and the seconds that compiling took."""
+    optimizer.compile()
+    optimizer.step()
+    start = time.perf_counter()
+    optimizer.step()
+    return optimizer.step, time.perf_counter() - start
 
 
 def measured(
@@ -228,13 +244,17 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--adam", action="store_true", help="around Adam too")
+    parser.add_argument("--compile", action="store_true", help="compiled too: seconds to minutes for each row")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--older", type=Path, help="a folder with another version of the package")
     parser.add_argument("--out", type=Path, default=Path("bench-results/optimizers.json"))
     args = parser.parse_args()
     setting = f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads"
     print(f"{setting}, package {getattr(rai_toolbox, '__version__', 'unknown')}; ratios to the fastest plain step")
-    cases = {case: run_case(case, args.rounds, args.device, args.only, args.adam) for case in args.case or list(CASES)}
+    cases = {
+        case: run_case(case, args.rounds, args.device, args.only, args.adam, args.compile)
+        for case in args.case or list(CASES)
+    }
     results: dict[str, Any] = {"setting": setting, "cases": cases}
     if args.older:
         picked = [word for case in args.case or [] for word in ("--case", case)]

@@ -76,3 +76,22 @@ def test_a_step_can_be_captured_in_a_graph(build):
         plain.step()
     for a, b in zip(params, twins, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["L2Normed", "L2NormedWhole", "L2Projected", "LinfProjected", "Signed"])
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_compiled_step_is_the_ordinary_step_and_does_not_wait(name):
+    params, twins = parameters("cuda"), parameters("cuda")
+    optim, plain = BY_NAME[name](params, lr=0.1), BY_NAME[name](twins, lr=0.1)
+    optim.compile()
+    for _ in range(3):
+        optim.step()
+        plain.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optim.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    plain.step()
+    for a, b in zip(params, twins, strict=True):
+        torch.testing.assert_close(a, b)

@@ -21,13 +21,13 @@ from torch.optim import SGD, Optimizer
 
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.optim import _engine
+from rai_toolbox.optim._compiled import CompiledStep, Group
 from rai_toolbox.optim._docs import documented
+from rai_toolbox.optim._inner import InnerOptimizer, OptimParams, built, copied
 from rai_toolbox.optim._one_pass import OnePass, Stage, is_plain_sgd
 from rai_toolbox.optim._options import QualifiedOptions, check_number, qualified_keys
 from rai_toolbox.optim._transforms import ByNorm, Entrywise, Transform
 
-OptimParams: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
-InnerOptimizer: TypeAlias = Callable[..., Optimizer] | Optimizer
 OptimGroup: TypeAlias = Mapping[str, Any]
 
 _HOOK_TABLES = (
@@ -38,6 +38,8 @@ _HOOK_TABLES = (
     "_optimizer_load_state_dict_pre_hooks",
     "_optimizer_load_state_dict_post_hooks",
 )
+
+_NOT_COPIED = ("_opt_called", "_memos", "_passes", "_known_stages", "_compile_options", "_compiled")
 
 
 # Under torch.compile a step breaks the graph anyway, as those of torch's optimizers do; the transforms plan, draw and
@@ -130,7 +132,7 @@ class ParamTransformingOptimizer(Optimizer):
         options |= defaults or {}
         for name in _inner_keywords(InnerOpt) & options.keys():
             inner_opt_kwargs[name] = options.pop(name)
-        self.inner_opt = _built(params, InnerOpt, inner_opt_kwargs)
+        self.inner_opt = built(params, InnerOpt, inner_opt_kwargs)
         taken = self.inner_opt._all_option_keys() if isinstance(self.inner_opt, ParamTransformingOptimizer) else set()
         self._adopt_options(options, qualified_keys(type(self), options, taken))
         self._prepare_instance()
@@ -154,6 +156,8 @@ class ParamTransformingOptimizer(Optimizer):
         self._memos: dict[Any, _engine.Memo] = {}
         self._passes: dict[int, OnePass] = {}
         self._known_stages: dict[int, Any] = {}
+        self._compile_options: dict[str, Any] | None = None
+        self._compiled: CompiledStep | None = None
         self._patch_step_function()
 
     # What a family of optimizers declares.
@@ -223,7 +227,7 @@ class ParamTransformingOptimizer(Optimizer):
 
         if closure is None:
             probe = self._is_probe()
-            if not probe and self._step_in_one_pass():
+            if not probe and (self._step_compiled() or self._step_in_one_pass()):
                 return None
             if not probe:
                 self._transform_gradients()
@@ -234,6 +238,58 @@ class ParamTransformingOptimizer(Optimizer):
         if not probe:
             self._transform_parameters()
         return loss
+
+    def compile(self, **options: Any) -> None:
+        """Compile the steps to come, as `torch.nn.Module.compile` compiles the calls of a module.
+
+        A step without a closure is then two functions made by `torch.compile`: norms, and all that waits for them, the
+        update of the inner optimizer included. The first step is taken as before, the second compiles, which takes
+        seconds for one tensor and a minute or more for hundreds. Worth it on a GPU, where the ordinary step makes
+        several passes, and on a CPU for signs and clamps; measure. What cannot be compiled so takes the ordinary step:
+        transforms that are neither entrywise nor multiply by a function of a norm, hooks of your own, inner
+        optimizers that are not torch's or that somebody hooks or patches, LBFGS, sparse, sharded, float64 or complex
+        tensors.
+
+        Parameters
+        ----------
+        **options
+            Keywords of `torch.compile`. Each value that a float `lr` takes may be compiled anew: with a scheduler, let
+            `lr` be a tensor.
+
+        Notes
+        -----
+        A copy, by deepcopy or pickle, is not compiled. On a GPU, where nobody looks at the norms, a datum with an
+        infinite entry becomes NaN.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from rai_toolbox.optim import LinfProjectedOptim
+        >>> x = torch.zeros(2, 3, requires_grad=True)
+        >>> optim = LinfProjectedOptim([x], epsilon=0.1, lr=1.0)
+        >>> optim.compile(backend="aot_eager")  # Inductor by default
+        """
+        self._compile_options = options
+        self._compiled = None
+
+    @torch.no_grad()
+    def _step_compiled(self) -> bool:
+        """Take the whole step by compiled functions, if that was asked for and can be."""
+        if self._compile_options is None or torch.compiler.is_compiling():
+            return False
+        groups = []
+        for group in self.param_groups:
+            before, after = self._stages(group)
+            params = [p for p in group["params"] if p.grad is not None]
+            if before is None or after is None or len(params) < len(group["params"]):
+                return False
+            groups.append(Group(params, before, after))
+        if self._compiled is None or not self._compiled.holds_for(self.inner_opt, groups):
+            first = self._compiled is None
+            self._compiled = CompiledStep(self.inner_opt, groups, self._compile_options)
+            if first:  # it makes the state that the compiled step finds
+                return False
+        return self._compiled.take()
 
     @_not_traced
     @torch.no_grad()
@@ -303,7 +359,9 @@ class ParamTransformingOptimizer(Optimizer):
     def _stages(self, group: dict[str, Any]) -> tuple[list[Stage] | None, list[Stage] | None]:
         """The stages before and after the inner step, built anew only when an option or a hook is another object."""
         hooks = ("_pre_step_transform_", "_post_step_transform_")
-        values = [*group.values(), *(self.__dict__.get(h) for h in hooks), *(getattr(type(self), h) for h in hooks)]
+        # whatever lr is, the inner optimizer deals with it
+        options = [value for key, value in group.items() if key != "lr"]
+        values = [*options, *(self.__dict__.get(h) for h in hooks), *(getattr(type(self), h) for h in hooks)]
         known = self._known_stages.get(id(group))
         if known is None or len(known[0]) != len(values) or not all(map(operator.is_, known[0], values)):
             known = self._known_stages[id(group)] = (
@@ -456,7 +514,7 @@ class ParamTransformingOptimizer(Optimizer):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"`param_group` must be a dict, got {param_group!r}")
-        group = _copied([param_group])[0]
+        group = copied([param_group])[0]
         params = group["params"]
         tensors = [p[1] if isinstance(p, tuple) else p for p in ([params] if isinstance(params, Tensor) else params)]
         if all(isinstance(p, Tensor) for p in tensors):  # else torch says what is wrong
@@ -498,9 +556,7 @@ class ParamTransformingOptimizer(Optimizer):
         return {
             name: value
             for name, value in self.__dict__.items()
-            if name not in _HOOK_TABLES
-            and name not in ("_opt_called", "_memos", "_passes", "_known_stages")
-            and not callable(getattr(type(self), name, None))
+            if name not in _HOOK_TABLES and name not in _NOT_COPIED and not callable(getattr(type(self), name, None))
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -518,29 +574,6 @@ class ParamTransformingOptimizer(Optimizer):
         return type(self).__name__
 
 
-def _built(params: OptimParams | None, InnerOpt: InnerOptimizer, kwargs: dict[str, Any]) -> Optimizer:
-    """The inner optimizer."""
-    if isinstance(InnerOpt, Optimizer):
-        if kwargs:
-            raise TypeError(f"`InnerOpt` is already an optimizer, so it cannot take the keywords {sorted(kwargs)}")
-        if params is not None and _ids(params) != _ids(InnerOpt.param_groups):
-            raise ValueError(
-                "`InnerOpt` is already an optimizer, of other parameters than `params`: let `params` be None"
-            )
-        return InnerOpt
-    if not callable(InnerOpt):
-        raise TypeError(
-            f"`InnerOpt` must be an optimizer class, a partial of one, a callable that returns an optimizer, or an "
-            f"optimizer, got {InnerOpt!r}"
-        )
-    if params is None:
-        raise TypeError("`params` may be None only when `InnerOpt` is an optimizer that has parameters already")
-    inner = InnerOpt(params if isinstance(params, Tensor) else _copied(params), **kwargs)
-    if not isinstance(inner, Optimizer):
-        raise TypeError(f"`InnerOpt` must return a torch.optim.Optimizer, but {InnerOpt!r} returned {inner!r}")
-    return inner
-
-
 def _inner_keywords(InnerOpt: InnerOptimizer) -> set[str]:
     """The keywords that an entry of `defaults` may be meant for."""
     cls = InnerOpt
@@ -552,29 +585,6 @@ def _inner_keywords(InnerOpt: InnerOptimizer) -> set[str]:
         return set(inspect.signature(cls).parameters)
     except ValueError:  # written in C
         return set()
-
-
-def _copied(params: Iterable[Any]) -> list[Any]:
-    """`params` with every group copied, since torch fills in the dict that it is given."""
-    copies = []
-    for group in params:
-        if isinstance(group, dict):
-            group = dict(group)
-            members = group.get("params")  # without them, torch says so
-            if members is not None and not isinstance(members, (Tensor, set)):
-                group["params"] = list(members)
-        copies.append(group)
-    return copies
-
-
-def _ids(params: Iterable[Any]) -> set[int]:
-    ids: set[int] = set()
-    for p in [params] if isinstance(params, Tensor) else params:
-        if isinstance(p, dict):
-            ids |= _ids(p["params"])
-        else:
-            ids.add(id(p[1] if isinstance(p, tuple) else p))
-    return ids
 
 
 def _refuse_flattened(params: Iterable[Tensor], transform: Transform | None, optim: Optimizer) -> None:

@@ -1,0 +1,222 @@
+"""`optim.compile()`: the compiled step is the ordinary step, and what cannot be compiled takes the ordinary step."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rai_toolbox.optim import (
+    ChainedParamTransformingOptimizer,
+    ClampedGradientOptimizer,
+    ClampedParameterOptimizer,
+    L1NormedGradientOptim,
+    L2BallOptim,
+    L2NormedGradientOptim,
+    L2ProjectedOptim,
+    LinfProjectedOptim,
+    LpNormedGradientOptim,
+    ParamTransformingOptimizer,
+    SignedGradientOptim,
+    TopQGradientOptimizer,
+)
+
+# raised by torch's compiler when it is imported
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+SHAPES = [(4, 3, 2, 2), (5, 7), (3, 4)]
+BUILD: dict[str, Callable[..., Any]] = {
+    "L1Normed": L1NormedGradientOptim,
+    "L2Normed scaled": partial(L2NormedGradientOptim, grad_scale=3.0, grad_bias=0.25),
+    "L2Normed whole": partial(L2NormedGradientOptim, param_ndim=None),
+    "L2Normed entries": partial(L2NormedGradientOptim, param_ndim=0),
+    "LpNormed": partial(LpNormedGradientOptim, p=3.0),
+    "L2Projected": partial(L2ProjectedOptim, epsilon=0.5),
+    "L2Ball": partial(L2BallOptim, epsilon=0.5),
+    "LinfProjected": partial(LinfProjectedOptim, epsilon=0.5),
+    "Signed": SignedGradientOptim,
+    "ClampedGradient": partial(ClampedGradientOptimizer, clamp_min=-0.5, clamp_max=0.1),
+    "chain": lambda params, **kw: ChainedParamTransformingOptimizer(
+        L2NormedGradientOptim,
+        partial(ClampedGradientOptimizer, clamp_min=-0.2),
+        partial(L1NormedGradientOptim, param_ndim=1),
+        partial(ClampedParameterOptimizer, clamp_max=0.9),
+        params=params,
+        **kw,
+    ),
+}
+
+
+class Counting:
+    """A backend that runs graphs as they are, and counts how many it was given and how often they ran."""
+
+    def __init__(self) -> None:
+        self.graphs = self.runs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        self.graphs += 1
+
+        def run(*args: Any) -> Any:
+            self.runs += 1
+            return graph.forward(*args)
+
+        return run
+
+
+@pytest.fixture(autouse=True)
+def _forget_graphs():
+    yield
+    torch._dynamo.reset()
+
+
+def stepped(
+    build: Callable[..., Any],
+    backend: Any = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    steps: int = 4,
+    **keywords: Any,
+) -> tuple[Any, list[Tensor], list[Tensor]]:
+    """An optimizer after some steps, its parameters and their gradients; compiled if there is a backend."""
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in SHAPES]
+    optim = build(params, lr=0.1, **keywords)
+    if backend is not None:
+        optim.compile(backend=backend)
+    for _ in range(steps):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator).to(dtype)
+        optim.step()
+    return optim, [p.detach() for p in params], [p.grad for p in params if p.grad is not None]
+
+
+def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
+    for x, y in zip(a, b, strict=True):
+        eps = torch.finfo(x.dtype).eps
+        torch.testing.assert_close(x, y, rtol=8 * eps, atol=2 * eps, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, torch.float32) for name in BUILD), ("L2Projected", torch.bfloat16)], ids=str
+)
+def test_a_compiled_step_is_the_ordinary_step(name: str, dtype: torch.dtype):
+    _, params, grads = stepped(BUILD[name], dtype=dtype)
+    backend = Counting()
+    _, compiled_params, compiled_grads = stepped(BUILD[name], backend, dtype=dtype)
+    assert backend.runs >= 3
+    assert_same(compiled_params, params)
+    assert_same(compiled_grads, grads)
+
+
+@pytest.mark.parametrize("inner", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.SGD])
+def test_the_update_of_the_inner_optimizer_is_in_the_graph(inner: type):
+    keywords = {"momentum": 0.9, "weight_decay": 0.1} if inner is torch.optim.SGD else {}
+    _, params, _ = stepped(L2NormedGradientOptim, InnerOpt=inner, **keywords)
+    backend = Counting()
+    optim, compiled, _ = stepped(L2NormedGradientOptim, backend, InnerOpt=inner, **keywords)
+    assert backend.graphs == 2  # norms; factors and update
+    assert backend.runs == 6
+    for x, y in zip(compiled, params, strict=True):
+        torch.testing.assert_close(x, y)
+    optim.inner_opt.register_step_pre_hook(lambda *_: None)  # somebody looks on
+    optim.step()
+    assert backend.runs == 6
+
+
+def test_a_tensor_lr_may_change_without_compiling_anew():
+    backend = Counting()
+    optim, params, _ = stepped(partial(L2NormedGradientOptim, InnerOpt=torch.optim.Adam), backend)
+    optim, params, _ = stepped(
+        lambda params, lr, **kw: L2NormedGradientOptim(params, torch.optim.Adam, lr=torch.tensor(lr), **kw), backend
+    )
+    graphs, before = backend.graphs, [p.clone() for p in params]
+    for lr in (0.2, 0.0, 0.3):
+        optim.param_groups[0]["lr"].fill_(lr)
+        optim.step()
+        assert any(not torch.equal(a, b) for a, b in zip(params, before, strict=True)) == (lr > 0)
+        before = [p.clone() for p in params]
+    assert backend.graphs == graphs
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        partial(TopQGradientOptimizer, q=0.5),
+        partial(L2NormedGradientOptim, InnerOpt=torch.optim.LBFGS),
+        type("Own", (L2NormedGradientOptim,), {"_pre_step_transform_": lambda self, param, optim_group: None}),
+    ],
+    ids=["selection", "LBFGS", "own hook"],
+)
+def test_what_cannot_be_compiled_takes_the_ordinary_step(build: Callable[..., Any]):
+    def stepped_once(backend: Any) -> list[Tensor]:
+        x = torch.linspace(-1, 1, 6).view(2, 3).requires_grad_()
+        optim: ParamTransformingOptimizer = build([x], lr=0.1)
+        if backend is not None:
+            optim.compile(backend=backend)
+
+        def closure() -> Tensor:
+            optim.zero_grad()
+            loss = (x**4).sum()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            if isinstance(optim.inner_opt, torch.optim.LBFGS):
+                optim.step(closure)
+            else:
+                closure()
+                optim.step()
+        return [x.detach()]
+
+    backend = Counting()
+    assert torch.equal(stepped_once(backend)[0], stepped_once(None)[0])
+    assert backend.graphs == 0
+
+
+def test_float64_takes_the_ordinary_step():
+    backend = Counting()
+    _, compiled, _ = stepped(L2NormedGradientOptim, backend, dtype=torch.float64)
+    _, params, _ = stepped(L2NormedGradientOptim, dtype=torch.float64)
+    assert backend.graphs == 0
+    assert all(map(torch.equal, compiled, params))
+
+
+@pytest.mark.parametrize("name", ["L2Projected", "L2Normed scaled", "chain"])
+def test_extreme_entries_give_what_they_give_in_the_ordinary_step(name: str):
+    (plain, *ordinary), (optim, *compiled) = stepped(BUILD[name]), stepped(BUILD[name], Counting())
+    start = [[x.clone() for x in tensors] for tensors in ordinary]
+    for which in (0, 1):  # in a parameter, in a gradient
+        for value in (0.0, 1e-45, 3e38, torch.inf, torch.nan):
+            for params, grads in (ordinary, compiled):
+                torch._foreach_copy_([*params, *grads], [*start[0], *start[1]])
+                (params, grads)[which][0][1].fill_(value)
+            plain.step()
+            optim.step()
+            assert_same([x for xs in compiled for x in xs], [x for xs in ordinary for x in xs])
+
+
+def test_a_copy_works_and_is_not_compiled():
+    backend = Counting()
+    optim, _, _ = stepped(L2NormedGradientOptim, backend)
+    runs = backend.runs
+    copied = copy.deepcopy(optim)
+    for p in copied.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    copied.step()
+    assert backend.runs == runs
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler on a CPU")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["L2Projected", "LinfProjected"])
+def test_inductor_compiles_it(name: str):
+    _, params, grads = stepped(BUILD[name])
+    _, compiled_params, compiled_grads = stepped(BUILD[name], "inductor")
+    assert_same(compiled_params, params)
+    assert_same(compiled_grads, grads)
