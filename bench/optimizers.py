@@ -131,6 +131,7 @@ def run_case(name: str, rounds: int, device: str, only: str, adam: bool, compile
                 for kind in ("loop", "foreach", "fused")
             }
             steps = plain | {"ours": build(InnerOpt=inner, lr=lr).step}
+            seconds = 0.0
             if compiled:
                 steps["compiled"], seconds = _compiled(build(InnerOpt=inner, lr=lr))
             measure = measured_on_fresh_data if row.selects else measured
