@@ -15,6 +15,7 @@ from rai_toolbox.optim import (
     ChainedParamTransformingOptimizer,
     ClampedGradientOptimizer,
     L1NormedGradientOptim,
+    L1qNormedGradientOptim,
     L2NormedGradientOptim,
     L2ProjectedOptim,
     LpNormedGradientOptim,
@@ -439,3 +440,11 @@ def test_a_wrapper_of_a_wrapper_applies_both() -> None:
     x.grad = torch.tensor([[3.0, 4.0]])
     chain.step()
     torch.testing.assert_close(x.grad, torch.tensor([[0.7, 0.7]]))
+
+
+def test_the_signs_of_the_largest_entries_are_divided_by_at_least_div_by_zero_eps():
+    x = torch.zeros(2, 4, requires_grad=True)
+    optim = L1qNormedGradientOptim([x], lr=1.0, q=0.5, div_by_zero_eps=8.0)
+    x.grad = torch.tensor([[1.0, -3.0, 2.0, 0.5], [0.0, 0.0, -1.0, 0.0]])
+    optim.step()
+    assert x.grad.tolist() == [[0.0, -0.125, 0.125, 0.0], [0.0, 0.0, -0.125, 0.0]]

@@ -139,11 +139,11 @@ class L1qNormedGradientOptim(TopQGradientOptimizer):
 
     def _check_options(self, optim_group: OptimGroup) -> None:
         super()._check_options(optim_group)
-        # The norm that is divided by is a whole number: a bound of at most 1 never matters.
-        check_number("div_by_zero_eps", optim_group["div_by_zero_eps"], low=0.0, high=1.0)
+        check_number("div_by_zero_eps", optim_group["div_by_zero_eps"], low=0.0)
 
     def _grad_transform(self, optim_group: OptimGroup) -> Transform:
-        return signed_selection(self._draws.of_q(optim_group), alike=optim_group["dq"] == 0)
+        draw = self._draws.of_q(optim_group)
+        return signed_selection(draw, alike=optim_group["dq"] == 0, eps=optim_group["div_by_zero_eps"])
 
 
 def check_selection(optim_group: OptimGroup) -> None:

@@ -169,9 +169,16 @@ def selection(q: Callable[[], float], *, alike: bool) -> PerDatum:
     return _with_share(lambda x, k, share: top_q_(x, share, param_ndim=k), q, alike)
 
 
-def signed_selection(q: Callable[[], float], *, alike: bool) -> PerDatum:
-    """`selection`, then the sign, then division by the L1 norm."""
-    return _with_share(lambda x, k, share: signed_top_q_(x, share, param_ndim=k), q, alike)
+def signed_selection(q: Callable[[], float], *, alike: bool, eps: float = 0.0) -> PerDatum:
+    """`selection`, then the sign, then division by the L1 norm, at least `eps`."""
+
+    def select_(x: Tensor, k: int, share: float) -> None:
+        if eps <= 1:  # the norm is a whole number
+            signed_top_q_(x, share, param_ndim=k)
+        else:
+            _scaling.normalize_(top_q_(x, share, param_ndim=k).sign_(), 1, param_ndim=k, eps=eps)
+
+    return _with_share(select_, q, alike)
 
 
 def _with_share(select_: Callable[[Tensor, int, float], Any], q: Callable[[], float], alike: bool) -> PerDatum:
