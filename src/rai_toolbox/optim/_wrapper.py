@@ -227,7 +227,9 @@ class ParamTransformingOptimizer(Optimizer):
 
         if closure is None:
             probe = self._is_probe()
-            if not probe and (self._step_compiled() or self._step_in_one_pass()):
+            if not probe and (
+                (self._compile_options is not None and self._step_compiled()) or self._step_in_one_pass()
+            ):
                 return None
             if not probe:
                 self._transform_gradients()
@@ -253,11 +255,12 @@ class ParamTransformingOptimizer(Optimizer):
         Parameters
         ----------
         **options
-            Keywords of `torch.compile`. Each value that a float `lr` takes may be compiled anew: with a scheduler, let
-            `lr` be a tensor.
+            Keywords of `torch.compile`.
 
         Notes
         -----
+        An option that changes is compiled anew, a float `lr` too: with a scheduler, let `lr` be a tensor.
+
         A copy, by deepcopy or pickle, is not compiled. On a GPU, where nobody looks at the norms, a datum with an
         infinite entry becomes NaN.
 
@@ -275,7 +278,8 @@ class ParamTransformingOptimizer(Optimizer):
     @torch.no_grad()
     def _step_compiled(self) -> bool:
         """Take the whole step by compiled functions, if that was asked for and can be."""
-        if self._compile_options is None or torch.compiler.is_compiling():
+        options = self._compile_options
+        if options is None or torch.compiler.is_compiling():
             return False
         groups = []
         for group in self.param_groups:
@@ -286,7 +290,7 @@ class ParamTransformingOptimizer(Optimizer):
             groups.append(Group(params, before, after))
         if self._compiled is None or not self._compiled.holds_for(self.inner_opt, groups):
             first = self._compiled is None
-            self._compiled = CompiledStep(self.inner_opt, groups, self._compile_options)
+            self._compiled = CompiledStep(self.inner_opt, groups, options)
             if first:  # it makes the state that the compiled step finds
                 return False
         return self._compiled.take()
