@@ -10,18 +10,16 @@ from torch import Tensor
 
 from rai_toolbox.perturbations._attack_losses import ClassLosses
 from rai_toolbox.perturbations._bounds import Bounds
-from rai_toolbox.perturbations._descent import descend
 from rai_toolbox.perturbations._nearest import Nearest
 from rai_toolbox.perturbations._problem import MOST_STEPS, Problem, batches, look, positive_int, report, setup, solving
 from rai_toolbox.perturbations._query import Loss
-from rai_toolbox.perturbations._search import search
+from rai_toolbox.perturbations._search import polish, search
 from rai_toolbox.perturbations._solution import Solution, concatenate
 from rai_toolbox.perturbations._sparse_descent import add_greedily
 
 __all__ = ["minimum_norm"]
 
 _RANDOM_POINTS = 20
-_BISECTIONS = 8
 _RANDOM_CHOICES = 4
 
 
@@ -168,9 +166,4 @@ def _finish(problem: Problem, nearest: Nearest, rows: Tensor, losses: ClassLosse
                 stream=stream + (number + 1) * 4 * steps, randomly=True,
             )  # fmt: skip
         return
-    nearest.bisect(rows, _BISECTIONS)
-    descend(
-        problem, nearest, rows, nearest.x[rows], losses.any_class, steps=2 * steps, stream=stream + MOST_STEPS // 2,
-        radius=nearest.distance[rows],
-    )  # fmt: skip
-    nearest.bisect(rows, _BISECTIONS)
+    polish(problem, nearest, rows, losses, steps, stream + MOST_STEPS // 2)

@@ -18,8 +18,9 @@ from rai_toolbox.perturbations._noise import Noise, draw_seed, seeded
 from rai_toolbox.perturbations._query import Answer, Loss, Objective, Query, make_objective
 from rai_toolbox.perturbations._solution import Solution
 
-# Without bounds: how many times the largest entry of a datum an entry may reach in a search for the first success.
-FAR = 8.0
+# Without bounds: how many times the largest entry of a datum an entry may reach in a search for the first success. Then
+# so many times as far in each sweep, up to a limit.
+_FAR, _FARTHER, _FARTHEST = 8.0, 8.0, 2.0**12
 # More than any run takes: keeps the random draws of one run apart from those of the next.
 MOST_STEPS = 2**20
 
@@ -36,6 +37,11 @@ class Problem:
     upper: Tensor | None
     noise: Noise
     norm: str
+    far: float = _FAR
+
+    def in_sweep(self, sweep: int) -> Problem:
+        """The problem with more room, where there are no bounds."""
+        return replace(self, far=min(_FAR * _FARTHER**sweep, _FARTHEST))
 
     @property
     def objective(self) -> Objective:
@@ -64,7 +70,7 @@ class Problem:
         """The least and greatest value worth trying of each entry: the box; without one, some times the data's size."""
         data = self.data[rows]
         size = data.abs().amax(dim=1, keepdim=True)
-        far = FAR * torch.where(size > 0, size, 1.0)
+        far = self.far * torch.where(size > 0, size, 1.0)
         low, high = data - far, data + far
         lower, upper = rows_of(self.lower, rows, len(self.data)), rows_of(self.upper, rows, len(self.data))
         if lower is not None and upper is not None:
@@ -82,7 +88,7 @@ class Problem:
         low, high = self.room(rows)
         width = (high - low).mean(dim=1, keepdim=True)
         if self.lower is None:
-            width = width / (2 * FAR)
+            width = width / (2 * self.far)
         return torch.where(width > 0, width, 1.0)
 
 

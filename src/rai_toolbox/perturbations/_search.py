@@ -11,11 +11,13 @@ from rai_toolbox.perturbations._nearest import Nearest
 from rai_toolbox.perturbations._problem import MOST_STEPS, Problem
 from rai_toolbox.perturbations._sparse_descent import add_greedily, shrink_smoothly
 
+_BISECTIONS = 8
+
 
 def search(problem: Problem, nearest: Nearest, rows: Tensor, losses: ClassLosses, number: int, steps: int) -> None:
     """Look for nearer points in one run: the number says for which loss and from where."""
     loss, stream, sweep = losses[number], number * MOST_STEPS, number // losses.count
-    start, radius = problem.data[rows], None
+    start, radius, problem = problem.data[rows], None, problem.in_sweep(sweep)
     if sweep:
         radius = torch.minimum(2 * nearest.distance[rows], problem.farthest(rows))
         ball = problem.ball(nearest.distance)[rows].with_epsilon(radius[:, None])
@@ -26,3 +28,16 @@ def search(problem: Problem, nearest: Nearest, rows: Tensor, losses: ClassLosses
     else:
         sparse = problem.norm == "l1" and sweep % 2 == 1
         descend(problem, nearest, rows, start, loss, steps=steps, stream=stream, radius=radius, sparse=sparse)
+
+
+def polish(problem: Problem, nearest: Nearest, rows: Tensor, losses: ClassLosses, steps: int, stream: int) -> None:
+    """Bring what was found nearer: along the segment to the data, along the boundary, and along the segment again."""
+    rows = nearest.found(rows)
+    if not len(rows):
+        return
+    nearest.bisect(rows, _BISECTIONS)
+    descend(
+        problem, nearest, rows, nearest.x[rows], losses.any_class, steps=2 * steps, stream=stream,
+        radius=nearest.distance[rows],
+    )  # fmt: skip
+    nearest.bisect(rows, _BISECTIONS)

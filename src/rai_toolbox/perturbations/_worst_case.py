@@ -26,10 +26,13 @@ from rai_toolbox.perturbations._problem import (
     solving,
 )
 from rai_toolbox.perturbations._query import Loss
-from rai_toolbox.perturbations._search import search
+from rai_toolbox.perturbations._search import polish, search
 from rai_toolbox.perturbations._solution import Solution, concatenate
 
 __all__ = ["worst_case"]
+
+# Of a point outside, how many times the radius away, there may be one inside that it leads to.
+_NEAR = 1.3
 
 
 def worst_case(
@@ -120,7 +123,8 @@ def worst_case(
     data, as far as the model's own arithmetic does not. (Matrix products may round differently in batches of different
     sizes; no decision counts that is not clear of this.)
 
-    For L0, `minimum_norm`'s searches run too.
+    For L1 and L0, the runs are `minimum_norm`'s searches, which come from outside the ball; the first is followed by a
+    run of Auto-PGD, and for L1, where the nearest point known is just outside, a last search starts there.
 
     References
     ----------
@@ -167,27 +171,26 @@ def _solve(
         best.see(every, problem.data, score, achieved)
         ball = problem.ball(radii)
         losses = ClassLosses.of(problem, output)
-        # Where projections make for crooked paths, coming from outside finds what steps within the ball do not.
+        # Where projections make for crooked paths, coming from outside finds far more than steps within the ball do.
         within = _Within(problem, best, radii) if stop and problem.norm in ("l0", "l1") else None
         for number in range(restarts):
             rows = every[~best.achieved] if stop else every
             if not len(rows):
                 break
-            from_outside = within is not None and (problem.norm == "l0" or _odd_turn(number, losses.count))
-            if within is not None and from_outside:
+            if within is not None:
                 search(problem, within, rows, losses, number, steps)
-            if not from_outside or (problem.norm == "l0" and number == 0):
-                rows = rows[~best.achieved[rows]] if stop else rows
+                rows = rows[~best.achieved[rows]]
+            if within is None or number == 0:
                 loss = losses[number] if restarts >= losses.count else losses.all_classes
                 _run(problem, ball, best, rows, loss, number, steps, stop)
             if callback is not None:
                 callback(number, best.achieved.clone())
+        if within is not None and problem.norm == "l1":
+            rows = every[~best.achieved]
+            polish(
+                problem, within, rows[within.distance[rows] < _NEAR * radii[rows]], losses, steps, restarts * MOST_STEPS
+            )
     return report(problem, best.x)
-
-
-def _odd_turn(number: int, count: int) -> bool:
-    """Every other run, such that a loss has its turn in one sweep if it had none in the sweep before."""
-    return (number + (number // count if count % 2 == 0 else 0)) % 2 == 1
 
 
 class _Within(Nearest):
