@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import pickle
 from typing import Any
 
 import pytest
@@ -109,6 +110,16 @@ def test_a_bare_checkpoint_loaded_into_the_inner_optimizer_leaves_the_wrapper_wo
     step(optim, 2)
     assert optim.param_groups[0]["epsilon"] == 0.25
     assert x.detach().norm(dim=1).max() <= 0.25 * (1 + 1e-6)
+
+
+def test_each_group_keeps_its_options_when_the_inner_optimizer_loads_a_bare_checkpoint() -> None:
+    bare = SGD([{"params": [parameter(2, 3)]}, {"params": [parameter(4, 3)]}], lr=0.5)
+    groups = [{"params": [parameter(2, 3)], "epsilon": 0.5}, {"params": [parameter(4, 3)], "epsilon": 2.0}]
+    optim = L2ProjectedOptim(groups, lr=0.1)
+    for loaded in (optim, copy.deepcopy(optim), pickle.loads(pickle.dumps(optim))):
+        loaded.inner_opt.load_state_dict(bare.state_dict())
+        assert [group["epsilon"] for group in loaded.param_groups] == [0.5, 2.0]
+        assert [group["lr"] for group in loaded.param_groups] == [0.5, 0.5]
 
 
 def test_our_checkpoint_loads_into_the_bare_inner_optimizer() -> None:

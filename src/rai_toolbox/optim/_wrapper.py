@@ -10,6 +10,7 @@ import functools
 import inspect
 import operator
 import sys
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -159,6 +160,7 @@ class ParamTransformingOptimizer(Optimizer):
         self._compile_options: dict[str, Any] | None = None
         self._compiled: CompiledStep | None = None
         self._patch_step_function()
+        _keep_options_on_loading(self)
 
     # What a family of optimizers declares.
 
@@ -493,7 +495,7 @@ class ParamTransformingOptimizer(Optimizer):
     def _options(self, group: dict[str, Any]) -> Any:
         """The group as the transforms see it."""
         for key in self._option_keys:
-            if key not in group:  # the inner optimizer was loaded from a checkpoint of its own
+            if key not in group:  # somebody put a group of their own there
                 group[key] = self.defaults[key]
         return self._view(group)
 
@@ -547,11 +549,7 @@ class ParamTransformingOptimizer(Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = hook(self, state_dict)
             state_dict = state_dict if result is None else result
-        kept = [{key: group[key] for key in self._all_option_keys() if key in group} for group in self.param_groups]
         self.inner_opt.load_state_dict(state_dict)
-        for group, options in zip(self.param_groups, kept, strict=True):
-            for key, value in options.items():
-                group.setdefault(key, value)
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
@@ -576,6 +574,27 @@ class ParamTransformingOptimizer(Optimizer):
 
     def _repr_name(self) -> str:
         return type(self).__name__
+
+
+def _keep_options_on_loading(optim: ParamTransformingOptimizer) -> None:
+    """See that options which a checkpoint does not hold, a bare inner one say, survive it, whoever loads it."""
+    ref = weakref.ref(optim)
+    kept: list[dict[str, Any]] = []
+
+    def keep(*_: Any) -> None:
+        optim = ref()
+        if optim is not None:
+            keys = optim._all_option_keys()
+            kept[:] = [{key: group[key] for key in keys if key in group} for group in optim.param_groups]
+
+    def put_back(_: Any) -> None:
+        optim = ref()
+        if optim is not None:
+            for group, options in zip(optim.param_groups, kept, strict=True):
+                group.update({key: value for key, value in options.items() if key not in group})
+
+    optim.inner_opt.register_load_state_dict_pre_hook(keep)
+    optim.inner_opt.register_load_state_dict_post_hook(put_back)
 
 
 def _inner_keywords(InnerOpt: InnerOptimizer) -> set[str]:
