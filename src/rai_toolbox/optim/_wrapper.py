@@ -1,8 +1,4 @@
-"""The optimizer that wraps an optimizer: all that torch expects of one, said once.
-
-The inner optimizer owns the parameter groups, the state and the defaults; the wrapper sees them through properties,
-so that nothing is ever out of step, whichever of the two was loaded, assigned to or copied.
-"""
+"""The optimizer that wraps an optimizer: options, hooks, and how a step goes."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ import inspect
 import operator
 import sys
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
@@ -22,6 +17,7 @@ from torch.optim import SGD, Optimizer
 
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.optim import _engine
+from rai_toolbox.optim._around import OptimizerAround
 from rai_toolbox.optim._compiled import CompiledStep, Group
 from rai_toolbox.optim._docs import documented
 from rai_toolbox.optim._inner import InnerOptimizer, OptimParams, built, copied
@@ -30,18 +26,6 @@ from rai_toolbox.optim._options import QualifiedOptions, check_number, qualified
 from rai_toolbox.optim._transforms import ByNorm, Entrywise, Transform
 
 OptimGroup: TypeAlias = Mapping[str, Any]
-
-_HOOK_TABLES = (
-    "_optimizer_step_pre_hooks",
-    "_optimizer_step_post_hooks",
-    "_optimizer_state_dict_pre_hooks",
-    "_optimizer_state_dict_post_hooks",
-    "_optimizer_load_state_dict_pre_hooks",
-    "_optimizer_load_state_dict_post_hooks",
-)
-
-_NOT_COPIED = ("_opt_called", "_memos", "_passes", "_known_stages", "_compile_options", "_compiled")
-
 
 # Under torch.compile a step breaks the graph anyway, as those of torch's optimizers do; the transforms plan, draw and
 # look at values, so they run as they are.
@@ -56,7 +40,7 @@ def _declared(hook: Callable[..., None]) -> Callable[..., None]:
 
 
 @documented
-class ParamTransformingOptimizer(Optimizer):
+class ParamTransformingOptimizer(OptimizerAround):
     """Wrap an optimizer: change each gradient before its step and each parameter after it.
 
     A step (i) runs the closure, if there is one, (ii) applies `_pre_step_transform_` to every parameter that has a
@@ -114,7 +98,7 @@ class ParamTransformingOptimizer(Optimizer):
     tensor([[-0.5000,  0.0000,  0.5000]], requires_grad=True)
     """
 
-    inner_opt: Optimizer
+    _not_copied = OptimizerAround._not_copied | {"_memos", "_passes", "_known_stages", "_compile_options", "_compiled"}
     _applies_scale = True  # a link of a chain leaves that to the chain, unless it has a scale of its own
 
     def __init__(
@@ -128,7 +112,6 @@ class ParamTransformingOptimizer(Optimizer):
         defaults: dict[str, Any] | None = None,
         **inner_opt_kwargs: Any,
     ) -> None:
-        # Optimizer.__init__ would make groups and state of its own; what else it does is in _prepare_instance.
         options: dict[str, Any] = {"param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
         options |= defaults or {}
         for name in _inner_keywords(InnerOpt) & options.keys():
@@ -151,15 +134,12 @@ class ParamTransformingOptimizer(Optimizer):
                 group.setdefault(key, value)
 
     def _prepare_instance(self) -> None:
-        for table in _HOOK_TABLES:
-            self.__dict__.setdefault(table, OrderedDict())
-        self._warned_capturable_if_run_uncaptured = True
+        super()._prepare_instance()
         self._memos: dict[Any, _engine.Memo] = {}
         self._passes: dict[int, OnePass] = {}
         self._known_stages: dict[int, Any] = {}
         self._compile_options: dict[str, Any] | None = None
         self._compiled: CompiledStep | None = None
-        self._patch_step_function()
         _keep_options_on_loading(self)
 
     # What a family of optimizers declares.
@@ -460,31 +440,7 @@ class ParamTransformingOptimizer(Optimizer):
             return _sharding.all_zero(grads)
         return not any(_engine.has_nonzero(g) for g in grads)
 
-    # Groups and state: the inner optimizer's.
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore
-        return self.inner_opt.param_groups
-
-    @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:  # pyright: ignore
-        self.inner_opt.param_groups = value
-
-    @property
-    def state(self) -> Any:  # pyright: ignore
-        return self.inner_opt.state
-
-    @state.setter
-    def state(self, value: Any) -> None:  # pyright: ignore
-        self.inner_opt.state = value
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        return self.inner_opt.defaults
-
-    @defaults.setter
-    def defaults(self, value: dict[str, Any]) -> None:
-        self.inner_opt.defaults = value
+    # Options, in the groups.
 
     def _all_option_keys(self) -> set[str]:
         keys = set(self._option_keys)
@@ -526,54 +482,6 @@ class ParamTransformingOptimizer(Optimizer):
         if all(isinstance(p, Tensor) for p in tensors):  # else torch says what is wrong
             self._check_group({**self.defaults, **group, "params": tensors})
         self.inner_opt.add_param_group(group)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state and the groups, as the inner optimizer does; see `torch.optim.Optimizer.state_dict`."""
-        for hook in self._optimizer_state_dict_pre_hooks.values():
-            hook(self)
-        state_dict = self.inner_opt.state_dict()
-        for hook in self._optimizer_state_dict_post_hooks.values():
-            result = hook(self, state_dict)
-            state_dict = state_dict if result is None else result
-        return state_dict
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, from this optimizer or from a bare inner one.
-
-        Parameters
-        ----------
-        state_dict : dict
-            Options that it does not hold keep their values. Not changed.
-        """
-        state_dict = dict(state_dict)
-        for hook in self._optimizer_load_state_dict_pre_hooks.values():
-            result = hook(self, state_dict)
-            state_dict = state_dict if result is None else result
-        self.inner_opt.load_state_dict(state_dict)
-        for hook in self._optimizer_load_state_dict_post_hooks.values():
-            hook(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Others put patched methods (a scheduler's or accelerate's `step`) and hooks, which cannot be pickled, in here.
-        return {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in _HOOK_TABLES and name not in _NOT_COPIED and not callable(getattr(type(self), name, None))
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if "inner_opt" in state:
-            self.__dict__.update(state)
-            self._prepare_instance()
-        else:  # `Optimizer.load_state_dict` was called on us: new groups and state
-            self.inner_opt.__setstate__(state)
-
-    def __repr__(self) -> str:
-        groups = super().__repr__()
-        return f"{self._repr_name()} [{type(self.inner_opt).__name__}]({groups.partition('(')[2]}"
-
-    def _repr_name(self) -> str:
-        return type(self).__name__
 
 
 def _keep_options_on_loading(optim: ParamTransformingOptimizer) -> None:

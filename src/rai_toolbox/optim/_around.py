@@ -1,0 +1,112 @@
+"""An optimizer around another: whose groups, state and defaults are the inner one's, and all that torch expects of one.
+
+Nothing is copied, so nothing is ever out of step, whichever of the two was loaded, assigned to, copied or pickled.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from torch.optim import Optimizer
+
+_HOOK_TABLES = (
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
+
+
+class OptimizerAround(Optimizer):
+    """An optimizer around `inner_opt`. What it does beside calling that one's step is its subclasses' business.
+
+    A subclass sets `inner_opt` and then calls `_prepare_instance`, never `Optimizer.__init__`, which would make groups
+    and a state of its own.
+    """
+
+    inner_opt: Optimizer
+    _not_copied: frozenset[str] = frozenset({"_opt_called"})  # attributes that a copy makes anew
+
+    def _prepare_instance(self) -> None:
+        """Set what neither copies nor pickles carry. Extend it for attributes of your own."""
+        for table in _HOOK_TABLES:
+            self.__dict__.setdefault(table, OrderedDict())
+        self._warned_capturable_if_run_uncaptured = True
+        self._patch_step_function()
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore
+        return self.inner_opt.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:  # pyright: ignore
+        self.inner_opt.param_groups = value
+
+    @property
+    def state(self) -> Any:  # pyright: ignore
+        return self.inner_opt.state
+
+    @state.setter
+    def state(self, value: Any) -> None:  # pyright: ignore
+        self.inner_opt.state = value
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return self.inner_opt.defaults
+
+    @defaults.setter
+    def defaults(self, value: dict[str, Any]) -> None:
+        self.inner_opt.defaults = value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state and the groups, as the inner optimizer does; see `torch.optim.Optimizer.state_dict`."""
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        state_dict = self.inner_opt.state_dict()
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            result = hook(self, state_dict)
+            state_dict = state_dict if result is None else result
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned, from this optimizer or from a bare inner one.
+
+        Parameters
+        ----------
+        state_dict : dict
+            Options that it does not hold keep their values. Not changed.
+        """
+        state_dict = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            result = hook(self, state_dict)
+            state_dict = state_dict if result is None else result
+        self.inner_opt.load_state_dict(state_dict)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Others put patched methods (a scheduler's or accelerate's `step`) and hooks, which cannot be pickled, in here.
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in _HOOK_TABLES
+            and name not in self._not_copied
+            and not callable(getattr(type(self), name, None))
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "inner_opt" in state:
+            self.__dict__.update(state)
+            self._prepare_instance()
+        else:  # `Optimizer.load_state_dict` was called on us: new groups and state
+            self.inner_opt.__setstate__(state)
+
+    def __repr__(self) -> str:
+        groups = super().__repr__()
+        return f"{self._repr_name()} [{type(self.inner_opt).__name__}]({groups.partition('(')[2]}"
+
+    def _repr_name(self) -> str:
+        return type(self).__name__
