@@ -197,8 +197,10 @@ def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(place, capsys
     monkeypatch.setattr(_console, "_SECONDS_BETWEEN_LINES", 0.0)
     assert run("--batch-size", "10", "--no-diagnostics") == 0
     lines = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"Searching the nearest errors \(l2\): 2 of 4, 0:00:\d\d left", lines[1]) or len(lines) > 3
-    assert any(line.startswith("Trying each epsilon (l2): 4 of 4, 0:00:00 left") for line in lines)
+    assert (
+        re.fullmatch(r"Searching the nearest errors \(l2\): 2 of 4, about 0:00:\d\d left", lines[1]) or len(lines) > 3
+    )
+    assert any(line.startswith("Trying each epsilon (l2): 4 of 4, about 0:00:00 left") for line in lines)
     assert run("--batch-size", "10", "--no-diagnostics", "--quiet") == 0
     assert capsys.readouterr().err == ""
 
@@ -349,7 +351,12 @@ def test_bad_config_files_get_one_line_and_exit_code_2(place, capsys, text, said
 
 def test_nothing_given_says_what_to_give(place, capsys):
     assert main(["evaluate"]) == 2
-    assert "--model digits --data digits" in error_of(capsys)
+    assert "rai-toolbox evaluate --model digits --data digits" in error_of(capsys)
+    assert main([]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "Commands:\n  evaluate  Measure accuracy" in shown.out
+    assert shown.out.endswith("To begin: rai-toolbox evaluate --model digits --data digits\n")
 
 
 def test_version_and_help(place, capsys):

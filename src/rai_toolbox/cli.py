@@ -18,7 +18,6 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="rai-toolbox",
     help="Measure how robust a model is.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -30,12 +29,20 @@ class _Interrupted(Exception):
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
     if version:
         from rai_toolbox import __version__
 
         typer.echo(__version__)
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        typer.echo("\nTo begin: rai-toolbox evaluate --model digits --data digits")
+    else:
+        return
+    raise typer.Exit
 
 
 @app.command()

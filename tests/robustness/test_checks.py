@@ -167,6 +167,11 @@ def test_logits_that_float32_cannot_tell_apart_are_noticed(small_net, digits, af
     assert verdicts(Wrapped(small_net, after=after), digits)["saturation"].verdict == verdict
 
 
+def test_outputs_that_pass_no_gradient_on_are_not_called_saturated(small_net, digits):
+    found = verdicts(Wrapped(small_net, before=lambda x: (x * 4).round() / 4), digits)
+    assert found["saturation"].verdict == "ok"
+
+
 def test_labels_in_another_order_are_noticed(small_net, digits):
     x, y = digits
     result = evaluate(small_net, (x[:40], (y[:40] + 1) % 10), epsilons=[0.5], steps=5, restarts=1)

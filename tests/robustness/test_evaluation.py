@@ -158,6 +158,10 @@ def test_regression_reports_the_error_that_is_known():
         values = [point.value for point in result.curves[norm].points]
         assert values == pytest.approx([0.5, 0.5 + 0.1 * dual, 0.5 + dual], rel=1e-3)
     assert result.measure == "mean absolute error"
+    for norm, shown in result.examples.items():
+        with torch.no_grad():
+            assert shown.prediction == pytest.approx(model(torch.from_numpy(shown.perturbed)).numpy(), rel=1e-5)
+        assert (shown.distance <= result.curves[norm].points[2].epsilon * (1 + 1e-6)).all()
 
 
 def test_regression_finds_a_grid_for_the_data():

@@ -27,8 +27,7 @@ def peak(count: int, place: Path) -> float:
 @pytest.mark.timeout(600)
 def test_the_memory_that_a_sample_adds_leaves_a_hundred_thousand_under_a_gibibyte(tmp_path):
     few, many = peak(2000, tmp_path / "few"), peak(8000, tmp_path / "many")
-    of_one = (many - few) / 6000
-    print(f"{few:.0f} MiB for 2,000, {many:.0f} MiB for 8,000, {1024 * of_one:.1f} KiB a sample")
-    assert many + 92_000 * of_one < 1024
-    # The input alone has 12 KiB.
-    assert 1024 * of_one < 4
+    print(f"{few:.0f} MiB for 2,000, {many:.0f} MiB for 8,000")
+    # Their inputs alone would be 70 MiB more; the allocator makes one peak differ from another by some 20.
+    assert many - few < 50
+    assert many + 92_000 / 6000 * max(0, many - few) < 1024

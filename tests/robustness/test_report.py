@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-import operator
+import html
+import json
 import re
 import shutil
 import struct
@@ -16,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from rai_toolbox.robustness import Evaluation, Samples, evaluate
+from rai_toolbox.robustness import Evaluation, Samples, compare, evaluate
 from rai_toolbox.robustness._pictures import curve_drawing, encode_png
 from rai_toolbox.robustness._rows import ArrayRows
 
@@ -64,7 +65,7 @@ def test_the_page_loads_nothing_runs_nothing_and_says_what_its_pictures_show(rep
     assert 'lang="en"' in text
     assert "prefers-color-scheme: dark" in text
     assert text.count("<th scope=") > 20
-    assert all(f"{point.value:.1%}".replace("%", " %") in text for point in report.curves["l2"].points)
+    assert all(f"{100 * point.value:.1f}\u00a0%" in text for point in report.curves["l2"].points)
 
 
 def test_names_are_escaped_wherever_they_come_from(tmp_path):
@@ -104,10 +105,11 @@ def test_every_kind_of_data_has_its_gallery(tmp_path):
 
 
 def test_the_curve_lies_in_its_band_between_the_reported_points_too(report):
-    for norm in report.curves:
+    for norm, curve in report.curves.items():
+        drawing = curve_drawing({"": report}, norm)
         line, band = (
-            np.array([pair.split(",") for pair in report_line.split()], dtype=float)
-            for report_line in operator.itemgetter("line", "band")(curve_drawing({"": report}, norm)["lines"][0])
+            np.array([pair.split(",") for pair in drawing["lines"][0][part].split()], dtype=float)
+            for part in ("line", "band")
         )
         upper, lower = band[: len(line)], band[len(line) :][::-1]
         assert len(line) > 200
@@ -116,8 +118,9 @@ def test_the_curve_lies_in_its_band_between_the_reported_points_too(report):
         # A picture's y grows downwards.
         assert (upper[:, 1] <= line[:, 1]).all()
         assert (lower[:, 1] >= line[:, 1]).all()
-        for point in report.curves[norm].points:
-            assert (np.abs(line[:, 1] - (316 - 300 * point.value)) < 0.02).any()
+        for point in curve.points:
+            y = drawing["bottom"] - (drawing["bottom"] - drawing["top"]) * point.value
+            assert np.abs(line[:, 1] - y).min() < 0.02
 
 
 def test_a_png_has_the_pixels_it_was_given():
@@ -137,34 +140,71 @@ def test_a_result_of_one_sample_or_of_none_that_is_right_has_a_report(half_plane
         assert Evaluation.load(tmp_path).curves["l2"].points[0].value == label
 
 
+@pytest.fixture
+def pages(report, half_plane, blobs, tmp_path):
+    """Pages of every kind, by name: their HTML."""
+    x, y = blobs
+    long = "a name that is long_and_has_no_blank_where_a_line_could_end_" * 2
+    table = {"x": np.repeat(x, 4, axis=1), "y": y, "feature_names": [f"{long}{i}" for i in range(8)]}
+    wide = nn.Linear(8, 2)
+    series = {"x": np.repeat(x[:, :1, None], 60, axis=2), "y": y, "class_names": [long, "b"]}
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(60, 2))
+    line = nn.Linear(2, 1)
+    results = {
+        "images": report,
+        "table": evaluate(wide, table, **QUICK, described={"model": long, "data": long}),
+        "series": evaluate(flat, series, **QUICK),
+        "regression": evaluate(line, (x, x[:, 0]), task="regression", **QUICK),
+        "none right": evaluate(half_plane, (x, 1 - y), **QUICK),
+    }
+    found = {name: (result.save(tmp_path / name) / "report.html").read_text() for name, result in results.items()}
+    comparison = compare(report, report).save(tmp_path / "comparison") / "comparison.html"
+    return found | {"comparison": comparison.read_text()}
+
+
 @pytest.mark.browser
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)")
-@pytest.mark.parametrize("width", [390, 1400])
-def test_a_browser_shows_it_without_errors_requests_or_sideways_scrolling(report, tmp_path, width):
-    folder = report.save(tmp_path / "report")
-    # A probe outside of the page, which itself may run nothing; it is framed at the width of a phone or a desk.
-    content = base64.b64encode((folder / "report.html").read_bytes()).decode()
-    (folder / "probe.html").write_text(
-        f"""<!doctype html><meta charset=utf-8>
-        <iframe id=f style="width:{width}px;height:900px;border:0"></iframe><pre id=o></pre>
-        <script>
-        const bytes = Uint8Array.from(atob("{content}"), c => c.charCodeAt(0));
-        const frame = document.getElementById("f");
-        frame.onload = () => {{
-          const page = frame.contentDocument;
-          const fits = page.documentElement.scrollWidth <= page.documentElement.clientWidth;
-          const drawn = [...page.images].every(i => i.complete && i.naturalWidth > 0);
-          const entries = frame.contentWindow.performance.getEntriesByType("resource");
-          const loaded = entries.filter(e => !e.name.startsWith("data:"));
-          document.getElementById("o").textContent = JSON.stringify({{fits, drawn, loaded: loaded.length}});
-        }};
-        frame.srcdoc = new TextDecoder().decode(bytes);
-        </script>"""
+def test_a_browser_shows_every_page_without_errors_requests_or_anything_cut_off(pages, tmp_path):
+    # A probe outside of the pages, which themselves may run nothing; it frames each as wide as a phone and as a desk.
+    names = json.dumps(list(pages))
+    contents = json.dumps([base64.b64encode(text.encode()).decode() for text in pages.values()])
+    (tmp_path / "probe.html").write_text(
+        """<!doctype html><meta charset=utf-8><pre id=o></pre><script>
+        const names = NAMES, contents = CONTENTS, said = {};
+        const decoded = text => new TextDecoder().decode(Uint8Array.from(atob(text), c => c.charCodeAt(0)));
+        const wide = e => e.scrollWidth > e.clientWidth + 1;
+        function look(frame) {
+          const page = frame.contentDocument, root = page.documentElement;
+          const loaded = frame.contentWindow.performance.getEntriesByType("resource");
+          const column = page.querySelector("svg .column"), tip = column.querySelector(".tip");
+          const hidden = getComputedStyle(tip).visibility;
+          column.focus();
+          return {
+            fits: !wide(root),
+            cut: [...page.querySelectorAll("li, .figure, .check, main, header, p")].filter(wide).length,
+            drawn: [...page.images].every(i => i.complete && i.naturalWidth > 0),
+            loaded: loaded.filter(e => !e.name.startsWith("data:")).length,
+            tip: hidden + " " + getComputedStyle(tip).visibility,
+          };
+        }
+        for (const [i, name] of names.entries()) for (const width of [390, 1400]) {
+          const frame = document.createElement("iframe");
+          frame.style = `width:${width}px;height:900px;border:0`;
+          frame.onload = () => {
+            said[name + " " + width] = look(frame);
+            document.getElementById("o").textContent = JSON.stringify(said);
+          };
+          frame.srcdoc = decoded(contents[i]);
+          document.body.append(frame);
+        }
+        </script>""".replace("NAMES", names).replace("CONTENTS", contents)
     )
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     flags += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1500,1000"]
-    flags += ["--virtual-time-budget=5000", "--dump-dom", f"file://{folder / 'probe.html'}"]
+    flags += ["--virtual-time-budget=10000", "--dump-dom", f"file://{tmp_path / 'probe.html'}"]
     shown = subprocess.run([CHROMIUM, *flags], capture_output=True, text=True, timeout=120, check=True)
-    assert '{"fits":true,"drawn":true,"loaded":0}' in shown.stdout
+    said = json.loads(html.unescape(re.search(r'<pre id="o">(.*?)</pre>', shown.stdout)[1]))
+    right = {"fits": True, "cut": 0, "drawn": True, "loaded": 0, "tip": "hidden visible"}
+    assert said == {f"{name} {width}": right for name in pages for width in (390, 1400)}
     assert "CONSOLE" not in shown.stderr

@@ -25,6 +25,8 @@ from ._writing import FILES
 __all__ = ["progress", "report", "report_comparison"]
 
 
+_RAISED = ("warning", "distrust")
+
 # A log is read later, and should not consist of this.
 _SECONDS_BETWEEN_LINES = 60.0
 
@@ -64,7 +66,7 @@ def _lines() -> Callback:
             return
         told = now
         left = datetime.timedelta(seconds=round((now - since) / (done - before) * (total - done)))
-        print(f"{stage}: {done} of {total}, {left} left", file=sys.stderr, flush=True)
+        print(f"{stage}: {done} of {total}, about {left} left", file=sys.stderr, flush=True)
 
     return advance
 
@@ -84,15 +86,15 @@ def report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
     if not quiet:
         for finding in evaluation.findings:
-            if finding.verdict in ("warning", "distrust"):
+            if finding.verdict in _RAISED:
                 color = "red" if finding.verdict == "distrust" else "yellow"
                 word = "do not trust" if finding.verdict == "distrust" else "warning"
-                messages.print(
-                    f"[{color}]{word}[/]: {escape(finding.title)}: {escape(finding.summary)} \\[{finding.check}]"
-                )
+                messages.print(f"[{color}]{word}[/]: {escape(finding.summary)} \\[{finding.check}]")
         if not evaluation.complete:
             messages.print("[yellow]partial[/]: the time limit ended the run; go on with --resume")
-        messages.print(f"report: {escape(str(outcome.folder / FILES[0]))}")
+        where = escape(str(outcome.folder / FILES[0]))
+        raised = any(finding.verdict in _RAISED for finding in evaluation.findings)
+        messages.print(f"report: {where}{', with what each check means and what to do' if raised else ''}")
     for reason in outcome.reasons:
         print(f"error: {reason}", file=sys.stderr)
 

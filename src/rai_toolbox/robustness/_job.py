@@ -143,7 +143,9 @@ def run_job(job: Job, progress: Progress | None = None) -> Outcome:
 def _run(job: Job, team: Team, progress: Progress | None) -> Outcome:
     if job.model is None or job.data is None:
         missing = " and ".join(f"--{name}" for name in ("model", "data") if getattr(job, name) is None)
-        raise InputError(f"{missing} must be given; to see what comes out: --model digits --data digits")
+        raise InputError(
+            f"{missing} must be given; to see what comes out: rai-toolbox evaluate --model digits --data digits"
+        )
     if job.strict and not job.diagnostics:
         raise InputError("--strict goes by the checks, which --no-diagnostics leaves out: give one of the two")
     model_spec, data_spec = job.model, job.data

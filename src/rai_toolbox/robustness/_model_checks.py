@@ -103,7 +103,8 @@ def _saturation(situation: Situation) -> Seen:
     with torch.no_grad():
         output = model(x)
     logits = as_logits(output, target).float()
-    loss, gradient = _gradient(model, x, lambda out: cross_entropy(out.float(), target))
+    # Of the cross-entropy at the logits: whether the model passes a gradient on is another question.
+    loss, gradient = _gradient(lambda out: out, output, lambda out: cross_entropy(out.float(), target))
     silent = (loss == 0) | (gradient == 0).all(dim=1)
     gap = margin(logits, target).abs()
     largest = float(logits.abs().max())
@@ -166,7 +167,7 @@ def _clean_performance(situation: Situation) -> Seen:
 
 
 def _gradient(
-    model: torch.nn.Module, x: torch.Tensor, score: Callable[[torch.Tensor], torch.Tensor]
+    model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, score: Callable[[torch.Tensor], torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a score of each sample's outputs, and its gradient with respect to the sample, as rows."""
     with torch.enable_grad():
@@ -204,9 +205,9 @@ def _nothing() -> Seen:
 
 
 MODEL_CHECKS = (
-    Check("clean-performance", "The model does its task", _clean_performance),
-    Check("random-model", "The model is not random", _same_twice),
-    Check("batch-dependence", "Samples do not influence each other", _same_alone),
-    Check("zero-gradients", "There are gradients to follow", _gradients),
-    Check("saturation", "The outputs are not saturated", _saturation, classification_only=True),
+    Check("clean-performance", "Does the model do its task?", _clean_performance),
+    Check("random-model", "Is the same input answered the same each time?", _same_twice),
+    Check("batch-dependence", "Is a sample answered by itself?", _same_alone),
+    Check("zero-gradients", "Are there gradients to follow?", _gradients),
+    Check("saturation", "Can the outputs be told apart?", _saturation, classification_only=True),
 )

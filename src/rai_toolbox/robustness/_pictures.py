@@ -64,12 +64,12 @@ def plot_curves(evaluations: Mapping[str, Evaluation]) -> Figure:
 
 
 def curve_drawing(evaluations: Mapping[str, Evaluation], norm: str) -> dict[str, Any]:
-    """Return the geometry of a curve's drawing, for the report's template: a box of 720 by 360 with ticks,
+    """Return the geometry of a curve's drawing, for the report's template: a box of some width and height with ticks,
     bands, lines and points.
     """
     shown = {name: one for name, one in evaluations.items() if norm in one.curves}
     curves = [one.curves[norm] for one in shown.values()]
-    width, height, left, right, top, bottom = 720, 360, 56, 16, 16, 44
+    width, height, left, right, top, bottom = 720, 372, 72, 18, 18, 60
     widest = max(point.epsilon for curve in curves for point in curve.points) or 1.0
     accuracy = next(iter(shown.values())).task == "classification"
     tallest = 1.0 if accuracy else _ceiling([point.high for curve in curves for point in curve.points])

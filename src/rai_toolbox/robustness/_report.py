@@ -21,6 +21,13 @@ __all__ = ["guidance", "render", "render_report"]
 _GALLERY = 12
 _TABLE_ROWS = 6
 
+_LEGENDS = {
+    "image": "In the middle: red pixels become larger, blue ones smaller, and the strongest color is the largest change"
+    " of that picture. In color images gray is unchanged.",
+    "series": "Solid: the series as it is. Dashed: changed.",
+    "table": "The features that change most.",
+}
+
 NORM_NAMES = {
     "l2": "L2 (Euclidean length of the change)",
     "linf": "Linf (largest change of any one feature)",
@@ -39,6 +46,7 @@ def render_report(evaluation: Evaluation) -> str:
         findings=sorted(evaluation.findings, key=lambda finding: _GRAVITY[finding.verdict]),
         verdict=_verdict(evaluation),
         guidance=guidance(),
+        kind=kind_of(evaluation.data["shape"], evaluation.feature_names),
         settings=_settings(evaluation),
     )
 
@@ -83,7 +91,7 @@ def _markdown(text: str) -> str:
 
 def percent(value: float) -> str:
     """Return a share as a person reads it."""
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.1f}\u00a0%"
 
 
 def figure(value: Any) -> str:
@@ -158,6 +166,7 @@ def _section(evaluation: Evaluation, norm: str) -> dict[str, Any]:
         "drawing": curve_drawing({"": evaluation}, norm),
         "sentence": _sentence(evaluation, curve),
         "gallery": _gallery(evaluation, evaluation.examples[norm]) if norm in evaluation.examples else [],
+        "legend": _LEGENDS[kind_of(evaluation.data["shape"], evaluation.feature_names)],
     }
 
 

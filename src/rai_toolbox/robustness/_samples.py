@@ -129,8 +129,9 @@ def as_samples(data: Any, *, what: str = "data") -> Samples:
     Parameters
     ----------
     data : Samples, (x, y), {"x": x, "y": y}, Dataset or DataLoader
-        Arrays or tensors; or what yields (input, target) pairs, or batches of them. Pairs are read once and
-        kept, beyond 256 MiB in a temporary file, so that every part of the evaluation sees the same samples.
+        Arrays or tensors, in a mapping also ``class_names`` and ``feature_names``; or what yields (input, target)
+        pairs, or batches of them. Pairs are read once and kept, beyond 256 MiB in a temporary file, so that every part
+        of the evaluation sees the same samples.
 
     Raises
     ------
@@ -142,7 +143,11 @@ def as_samples(data: Any, *, what: str = "data") -> Samples:
     if isinstance(data, Mapping):
         if not {"x", "y"} <= set(data):
             raise InputError(f"{what}: the arrays 'x' and 'y' are needed, got {sorted(map(str, data))}")
-        data = data["x"], data["y"]
+        x, y = (_array(data[key], what) for key in ("x", "y"))
+        class_names, feature_names = (
+            None if data.get(key) is None else tuple(map(str, data[key])) for key in ("class_names", "feature_names")
+        )
+        return Samples(ArrayRows(x), y, class_names=class_names, feature_names=feature_names)
     if isinstance(data, torch.utils.data.DataLoader):
         return _spooled(_batches(data, what), what)
     if isinstance(data, (torch.utils.data.Dataset, torch.utils.data.IterableDataset)):

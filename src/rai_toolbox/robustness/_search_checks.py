@@ -86,8 +86,8 @@ def _loss_rises(situation: Situation, norm: Norm) -> Seen:
     if share < 0.9:
         return Seen(
             "distrust" if share < 0.5 else "warning",
-            f"After {_PLAIN_STEPS} plain steps along the gradient the loss of only {100 * share:.0f} % of the"
-            " samples tried is higher.",
+            f"After {_PLAIN_STEPS} plain steps along the gradient the loss is higher for only {100 * share:.0f} %"
+            " of the samples tried.",
             evidence,
         )
     return Seen("ok", "Steps along the gradient raise the loss.", evidence)
@@ -272,9 +272,11 @@ def _nothing() -> Seen:
 
 
 SEARCH_CHECKS = (
-    Check("verification", "What was found was looked at again", _verification),
-    Check("loss-rises", "The loss rises along the gradient", _per_norm(_loss_rises)),
-    Check("convergence", "More steps would find no more", _per_norm(_convergence)),
-    Check("gradient-masking", "Attacks without gradient find no more", _per_norm(_masking), classification_only=True),
-    Check("large-epsilon", "Nothing withstands a huge change", _per_norm(_large_epsilon)),
+    Check("verification", "Is what was found what the solvers said?", _verification),
+    Check("loss-rises", "Does the loss rise along the gradient?", _per_norm(_loss_rises)),
+    Check("convergence", "Would more steps find more?", _per_norm(_convergence)),
+    Check(
+        "gradient-masking", "Would attacks without gradient find more?", _per_norm(_masking), classification_only=True
+    ),
+    Check("large-epsilon", "Does anything withstand a huge change?", _per_norm(_large_epsilon)),
 )

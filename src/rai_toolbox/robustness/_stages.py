@@ -205,9 +205,9 @@ class Attacked:
     perturbed : Tensor
         The perturbed inputs.
     distance : NDArray
-        Of those that the model errs at and that lie in ball and box; infinite elsewhere.
+        Of those that lie in ball and box and, in a classification, that the model errs at; infinite elsewhere.
     prediction : NDArray
-        The model's decision there; -1 where nothing was found.
+        The model's decision there, -1 where nothing was found. Regression: its outputs, shape (N, outputs).
     error : NDArray
         Regression: the mean absolute error at the perturbed inputs; of the clean input where they were rejected.
     rejected : int
@@ -264,8 +264,7 @@ def attack(
         with torch.no_grad():
             unperturbed = _error(bench.model(x), target)
         error = np.where(inside, _numpy(_error(output, target)), _numpy(unperturbed))
-        nothing = np.full(len(x), -1)
-        return Attacked(perturbed, distance, nothing, error, int((~inside).sum()))
+        return Attacked(perturbed, np.where(inside, distance, np.inf), _numpy(output), error, int((~inside).sum()))
     wrong = inside & _numpy(misclassified(output, target))
     claimed = _numpy(solution.success)
     return Attacked(
@@ -307,14 +306,14 @@ class _Kept:
     def __init__(self, bench: Bench, start: int, stop: int) -> None:
         self._rows = {index - start for index in bench.shown if start <= index < stop}
         self._start = start
-        self._found: dict[int, tuple[NDArray, float, int]] = {}
+        self._found: dict[int, tuple[NDArray, float, NDArray]] = {}
 
     def take(self, rows: NDArray, found: Attacked, chosen: NDArray | None = None) -> None:
         at = np.flatnonzero(chosen) if chosen is not None else np.arange(len(rows))
         for row, position in zip(rows.tolist(), at.tolist(), strict=True):
             if row in self._rows and np.isfinite(found.distance[position]):
                 perturbed = _numpy(found.perturbed[position].float())
-                self._found[row] = perturbed, float(found.distance[position]), int(found.prediction[position])
+                self._found[row] = perturbed, float(found.distance[position]), found.prediction[position]
 
     def arrays(self) -> Mapping[str, NDArray]:
         rows = sorted(self._found)
