@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional._layout import batch_shape, blocks, datum_ndim, write_through
+from rai_toolbox.functional._layout import blocks, datum_ndim, write_through
 from rai_toolbox.functional._scaling import ScalingPlan, scale_by_norm_
 from rai_toolbox.optim._transforms import ByNorm, Entrywise, PerDatum, Transform
 
@@ -160,15 +160,6 @@ def scale_and_shift_(tensors: Sequence[Tensor], scale: float, bias: float) -> No
                 block.mul_(scale).add_(bias)
         else:
             torch.add(x.new_full((), bias), x, alpha=scale, out=x)
-
-
-def batched_view(x: Tensor, k: int) -> tuple[Tensor, bool]:
-    """`x` as (N, d0, ...) for a user's hook, and whether it shares the memory of `x` (else it is a copy)."""
-    shape = batch_shape(x.shape, k)
-    try:
-        return x.detach().view(shape), True
-    except RuntimeError:
-        return x.detach().reshape(shape), False
 
 
 def _apply_to_sparse_(transform: Transform, x: Tensor, k: int) -> None:

@@ -5,25 +5,25 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD
 
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.optim import _engine
 from rai_toolbox.optim._around import OptimizerAround
 from rai_toolbox.optim._compiled import CompiledStep, Group
 from rai_toolbox.optim._docs import documented
+from rai_toolbox.optim._hooks import refuse_flattened, run_hook
 from rai_toolbox.optim._inner import InnerOptimizer, OptimParams, built, copied
 from rai_toolbox.optim._one_pass import OnePass, Stage, is_plain_sgd
 from rai_toolbox.optim._options import QualifiedOptions, check_number, qualified_keys
-from rai_toolbox.optim._transforms import ByNorm, Entrywise, Transform
+from rai_toolbox.optim._transforms import ByNorm, Transform
 
 OptimGroup: TypeAlias = Mapping[str, Any]
 
@@ -360,9 +360,9 @@ class ParamTransformingOptimizer(OptimizerAround):
         stages = self._gradient_stages(group)
         if stages is None:
             options = self._options(group)
-            _refuse_flattened(params, None, self)
+            refuse_flattened(params, None, self)
             for p in params:
-                self._run_hook(self._pre_step_transform_, p, options)
+                run_hook(self, self._pre_step_transform_, p, options)
             if self._applies_scale:
                 grads = [p.grad for p in params if p.grad is not None]
                 _engine.scale_and_shift_(grads, options["grad_scale"], options["grad_bias"])
@@ -372,16 +372,16 @@ class ParamTransformingOptimizer(OptimizerAround):
     def _transform_parameters_of(self, group: dict[str, Any], params: list[Tensor]) -> None:
         stages = self._parameter_stages(group)
         if stages is None:
-            _refuse_flattened(params, None, self)
+            refuse_flattened(params, None, self)
             for p in params:
-                self._run_hook(self._post_step_transform_, p, self._options(group))
+                run_hook(self, self._post_step_transform_, p, self._options(group))
         else:
             self._run_stages(stages, params, params, "parameters")
 
     def _run_stages(self, stages: list[Stage], tensors: list[Any], params: list[Tensor], which: str) -> None:
         for n, stage in enumerate(stages):
             if stage.transform is not None:
-                _refuse_flattened(params, stage.transform, self)
+                refuse_flattened(params, stage.transform, self)
                 key = (which, n, id(params[0]))
                 memo = self._memos.get(key)
                 self._memos[key] = _engine.apply_(stage.transform, tensors, stage.param_ndim, params, memo)
@@ -389,38 +389,6 @@ class ParamTransformingOptimizer(OptimizerAround):
 
     def _is_declared(self, hook: str) -> bool:
         return hook not in self.__dict__ and getattr(getattr(type(self), hook), "_applies_declared_transform", False)
-
-    def _run_hook(self, hook: Callable[..., None], p: Tensor, options: OptimGroup) -> None:
-        """Give a user's hook `p` and its gradient as (N, d0, ...), and see that the gradient was changed in place."""
-        k = datum_ndim(p.ndim, options["param_ndim"])
-        if _engine.is_sharded(p):
-            from rai_toolbox.optim import _sharding
-
-            _sharding.run_hook(lambda part: self._run_hook(hook, part, options), p, k)
-            return
-        batch, shared = _engine.batched_view(p, k)
-        grad, grad_shared = None, True
-        if p.grad is not None:
-            if p.grad.layout is torch.strided:
-                grad, grad_shared = _engine.batched_view(_engine.write_through(p.grad), k)
-            elif batch.shape == p.shape:
-                grad = p.grad
-            else:
-                raise TypeError(
-                    f"{type(self).__name__} sees a parameter of shape {tuple(p.shape)} as {tuple(batch.shape)}, and a "
-                    f"sparse gradient cannot be viewed so: use a dense gradient, or `param_ndim=-1`"
-                )
-            batch.grad = grad
-        hook(param=batch, optim_group=options)
-        if batch.grad is not grad:
-            raise ValueError(
-                f"{type(self).__name__}.{hook.__name__} replaced `param.grad` by another tensor: it must change the "
-                f"gradient in place (`param.grad.mul_(…)`, `param.grad.copy_(…)`)"
-            )
-        if not shared:
-            p.copy_(batch.view(p.shape))
-        if grad is not None and p.grad is not None and not grad_shared:
-            p.grad.copy_(grad.view(p.grad.shape))
 
     def _is_probe(self) -> bool:
         """Whether nothing is asked for but that the state be there: every learning rate and every gradient is zero."""
@@ -516,17 +484,3 @@ def _inner_keywords(InnerOpt: InnerOptimizer) -> set[str]:
         return set(inspect.signature(cls).parameters)
     except ValueError:  # written in C
         return set()
-
-
-def _refuse_flattened(params: Iterable[Tensor], transform: Transform | None, optim: Optimizer) -> None:
-    """Refuse parameters that FSDP1 flattened: their data are no longer where `param_ndim` says.
-
-    Without a transform, a user's hook is meant: who knows what it does.
-    """
-    if isinstance(transform, Entrywise) or "torch.distributed.fsdp" not in sys.modules:
-        return
-    if any(getattr(p, "_fsdp_flattened", False) for p in params):
-        raise TypeError(
-            f"{type(optim).__name__} acts on data, and FullyShardedDataParallel (FSDP1) has flattened the parameters "
-            f"that they lie in: use torch.distributed.fsdp.fully_shard (FSDP2)"
-        )

@@ -1,0 +1,71 @@
+"""The hooks that users override: what they are given, and what they must not do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from rai_toolbox.functional._layout import batch_shape, datum_ndim, write_through
+from rai_toolbox.optim._engine import is_sharded
+from rai_toolbox.optim._transforms import Entrywise, Transform
+
+
+def run_hook(optim: Optimizer, hook: Callable[..., None], p: Tensor, options: Mapping[str, Any]) -> None:
+    """Give a user's hook `p` and its gradient as (N, d0, ...), and see that the gradient was changed in place."""
+    k = datum_ndim(p.ndim, options["param_ndim"])
+    if is_sharded(p):
+        from rai_toolbox.optim import _sharding
+
+        _sharding.run_hook(lambda part: run_hook(optim, hook, part, options), p, k)
+        return
+    batch, shared = _batched_view(p, k)
+    grad, grad_shared = None, True
+    if p.grad is not None:
+        if p.grad.layout is torch.strided:
+            grad, grad_shared = _batched_view(write_through(p.grad), k)
+        elif batch.shape == p.shape:
+            grad = p.grad
+        else:
+            raise TypeError(
+                f"{type(optim).__name__} sees a parameter of shape {tuple(p.shape)} as {tuple(batch.shape)}, and a "
+                f"sparse gradient cannot be viewed so: use a dense gradient, or `param_ndim=-1`"
+            )
+        batch.grad = grad
+    hook(param=batch, optim_group=options)
+    if batch.grad is not grad:
+        raise ValueError(
+            f"{type(optim).__name__}.{hook.__name__} replaced `param.grad` by another tensor: it must change the "
+            f"gradient in place (`param.grad.mul_(…)`, `param.grad.copy_(…)`)"
+        )
+    if not shared:
+        p.copy_(batch.view(p.shape))
+    if grad is not None and p.grad is not None and not grad_shared:
+        p.grad.copy_(grad.view(p.grad.shape))
+
+
+def _batched_view(x: Tensor, k: int) -> tuple[Tensor, bool]:
+    """`x` as (N, d0, ...) for a user's hook, and whether it shares the memory of `x` (else it is a copy)."""
+    shape = batch_shape(x.shape, k)
+    try:
+        return x.detach().view(shape), True
+    except RuntimeError:
+        return x.detach().reshape(shape), False
+
+
+def refuse_flattened(params: Iterable[Tensor], transform: Transform | None, optim: Optimizer) -> None:
+    """Refuse parameters that FSDP1 flattened: their data are no longer where `param_ndim` says.
+
+    Without a transform, a user's hook is meant: who knows what it does.
+    """
+    if isinstance(transform, Entrywise) or "torch.distributed.fsdp" not in sys.modules:
+        return
+    if any(getattr(p, "_fsdp_flattened", False) for p in params):
+        raise TypeError(
+            f"{type(optim).__name__} acts on data, and FullyShardedDataParallel (FSDP1) has flattened the parameters "
+            f"that they lie in: use torch.distributed.fsdp.fully_shard (FSDP2)"
+        )
