@@ -12,6 +12,8 @@ from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rai_toolbox import optim
+
 SHAPE = (96, 2**16)  # 6 Mi entries: three of the blocks that a step works on
 
 
@@ -39,22 +41,24 @@ class LargestAllocation(TorchDispatchMode):
 
 
 def largest_allocation(
-    optim: torch.optim.Optimizer, x: torch.Tensor, first: torch.Tensor, second: torch.Tensor
+    built: torch.optim.Optimizer, x: torch.Tensor, first: torch.Tensor, second: torch.Tensor
 ) -> tuple[int, str]:
     """In the second step, when all state is there."""
     x.grad = first
-    optim.step()
+    built.step()
     x.grad = second
     with LargestAllocation() as seen:
-        optim.step()
+        built.step()
     return seen.nbytes, seen.by
 
 
-def check(case: Case, dtype: torch.dtype, param_ndim: int | None, limit: int) -> None:
+def check(
+    case: Case, dtype: torch.dtype, param_ndim: int | None, limit: int, scale: float = 1.0, **options: Any
+) -> None:
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
-    g = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)).to(dtype)
-    optim = case.build([x], InnerOpt=functools.partial(SGD, lr=0.1), param_ndim=param_ndim)
-    nbytes, by = largest_allocation(optim, x, g, g.flip(0))
+    g = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)).mul_(scale).to(dtype)
+    built = case.build([x], InnerOpt=functools.partial(SGD, lr=0.1), param_ndim=param_ndim, **options)
+    nbytes, by = largest_allocation(built, x, g, g.flip(0))
     assert nbytes < limit, by
 
 
@@ -67,30 +71,24 @@ def test_a_step_of_a_batch_of_data_allocates_less_than_the_parameter(case: Case)
     check(case, torch.float32, -1, 4 * SHAPE[0] * SHAPE[1])
 
 
-# A selection or an L1 projection of one datum works on a matrix of one row: blocks do not cut it.
-NOT_YET = {
-    "LpNormed p=1.5",
-    "TopQ",
-    "L1qNormed",
-    "L1Projected 0.75",
-    "L1Ball 0.75",
-    "Simplex",
-    "L1FrankWolfe",
-    "L1qFrankWolfe",
-}
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CLASSES, ids=lambda c: c.name)
+def test_a_step_of_one_large_datum_allocates_less_than_the_parameter(case: Case) -> None:
+    check(case, torch.float32, None, 4 * SHAPE[0] * SHAPE[1])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(c, marks=pytest.mark.xfail(reason="one datum is not cut into blocks")) if c.name in NOT_YET else c
-        for c in CLASSES
-    ],
-    ids=lambda c: c.name,
-)
-def test_a_step_of_one_large_datum_allocates_less_than_the_parameter(case: Case) -> None:
-    check(case, torch.float32, None, 4 * SHAPE[0] * SHAPE[1])
+@pytest.mark.parametrize("name", ["L1Ball 0.75", "L2Ball 0.75", "LinfBall 0.75"])
+def test_a_step_of_one_large_datum_in_a_ball_and_a_box_allocates_less_than_the_parameter(name: str) -> None:
+    check(BY_NAME[name], torch.float32, None, 4 * SHAPE[0] * SHAPE[1], lower=-torch.ones(SHAPE), upper=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("p", [1, 1.5, 2])
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
+def test_a_norm_out_of_the_ordinary_allocates_less_than_the_parameter(p: float, scale: float) -> None:
+    case = Case("", optim.LpNormedGradientOptim, {"p": p})
+    check(case, torch.float32, None, 4 * SHAPE[0] * SHAPE[1], scale)
 
 
 @pytest.mark.slow

@@ -12,9 +12,8 @@ from rai_toolbox.functional._oracles import (
     lmo_linf_ball,
     lmo_linf_ball_,
 )
+from rai_toolbox.functional._polytopes import project_box, project_box_, project_simplex, project_simplex_
 from rai_toolbox.functional._projections import (
-    project_box,
-    project_box_,
     project_l0_ball,
     project_l0_ball_,
     project_l1_ball,
@@ -23,8 +22,6 @@ from rai_toolbox.functional._projections import (
     project_l2_ball_,
     project_linf_ball,
     project_linf_ball_,
-    project_simplex,
-    project_simplex_,
 )
 from rai_toolbox.functional._sampling import (
     uniform_like_l1_n_ball_,

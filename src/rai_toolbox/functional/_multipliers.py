@@ -7,7 +7,8 @@ ends when every row has converged; elsewhere (a device, vmap, a compiled graph) 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ _LOOKING_STEPS = 160
 _FIXED_STEPS = {"shift": (80, 40), "scale": (40, 8)}
 
 Evaluation = Callable[[Tensor], tuple[Tensor, Tensor]]
+Parts = Callable[[], Iterable[tuple[Tensor, Tensor | None, Tensor]]]
 
 
 def level_for_sum(depth: Tensor, total: Tensor, *, whole: bool = True) -> Tensor:
@@ -71,107 +73,107 @@ def _level_by_sort(depth: Tensor, total: Tensor) -> Tensor:
     return levels.gather(1, last - 1)
 
 
-def shift_for_sum(y: Tensor, low: Tensor | None, high: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve Σ clip(y - θ, low, high) = total for θ ≥ 0, where the sum at θ = 0 is more than `total`.
+class Shift(NamedTuple):
+    """What is taken from every y of a row: first the offset, then θ, so that a small sum keeps its digits."""
+
+    offset: Tensor | None
+    theta: Tensor
+    error: Tensor  # of the sum, relative to the total
+
+    def of(self, y: Tensor) -> Tensor:
+        """y less the offset, less θ."""
+        return y - self.theta if self.offset is None else (y - self.offset) - self.theta
+
+
+def shift_for_sum(parts: Parts, bottom: Tensor, top: Tensor, total: Tensor, start: Tensor | None = None) -> Shift:
+    """Solve Σ clip(y - θ, low, high) = total for θ in [bottom, top], where the sum at `bottom` is more than `total`.
 
     Parameters
     ----------
-    y : Tensor, shape (N, D)
-        Finite.
-    low, high : Tensor, shape (N, D)
-        0 ≤ low ≤ high, Σ low ≤ total; `low` None is 0.
-    total : Tensor, shape (N, 1)
-
-    Returns
-    -------
-    shifted : Tensor, shape (N, D)
-        y - θ, with the digits that a θ much larger than `total` would take from it.
-    error : Tensor, shape (N, 1)
-        Of the sum, relative to the total.
+    parts : callable
+        Gives `(y, low, high)` of some columns of all rows, then of the next: y finite, 0 ≤ low ≤ high, Σ low ≤ total;
+        low None is 0.
+    bottom, top : Tensor, shape (N, 1)
+        No y is larger than `top`.
+    total, start : Tensor, shape (N, 1)
+        `start` is a first guess.
     """
-    work, value = scratch(y, 1), scratch(y, 2)
 
-    def evaluate_at(base: Tensor) -> Evaluation:
+    def evaluate_at(offset: Tensor | None) -> Evaluation:
         def evaluate(theta: Tensor) -> tuple[Tensor, Tensor]:
-            shifted = _sub(base, theta, work)
-            clipped = _clip(shifted, low, high, value)
-            excess = clipped.sum(1, keepdim=True) - total
-            free = _equal(clipped, shifted, work).sum(1, keepdim=True)
+            excess, free = -total, torch.zeros_like(total)
+            for y, low, high in parts():
+                work = scratch(y, 1)
+                shifted = _sub(y if offset is None else _sub(y, offset, work), theta, work)
+                clipped = _clip(shifted, low, high, scratch(y, 2))
+                excess = excess + clipped.sum(1, keepdim=True)
+                free = free + _equal(clipped, shifted, work).sum(1, keepdim=True)
             return excess, excess / free
 
         return evaluate
 
-    bottom = torch.zeros_like(total)
-    top = y.amax(1, keepdim=True).clamp_min(0)
-    theta, error, bottom, top = _descend(evaluate_at(y), bottom, bottom, top, total, _FIXED_STEPS["shift"][0])
-    if may_look(y) and float(error.amax()) <= _coarse(y.dtype):
-        return y - theta, error
+    first = bottom if start is None else start
+    theta, error, bottom, top = _descend(evaluate_at(None), first, bottom, top, total, _FIXED_STEPS["shift"][0])
+    if may_look(total) and float(error.amax()) <= _coarse(total.dtype):
+        return Shift(None, theta, error)
     # Where the last digit of θ is more than the sum may be off: the same again for what is left of y, counted from
     # the upper end of the bracket, which is then an entry of y or as good as one.
-    shifted = y - top
-    margin = bottom * (8 * torch.finfo(y.dtype).eps)
-    start, zero = theta - top, torch.zeros_like(top)
-    bottom = bottom - top - margin
-    rest, error, _, _ = _descend(evaluate_at(shifted), start, bottom, zero, total, _FIXED_STEPS["shift"][1])
-    return shifted - rest, error
+    bottom = bottom - top - bottom.abs() * (8 * torch.finfo(total.dtype).eps)
+    zero = torch.zeros_like(total)
+    rest, error, _, _ = _descend(evaluate_at(top), theta - top, bottom, zero, total, _FIXED_STEPS["shift"][1])
+    return Shift(top, rest, error)
 
 
-def scale_for_square_sum(
-    y: Tensor, low: Tensor | None, high: Tensor, radius: Tensor, start: Tensor, top: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Solve Σ clip(t y, low, high)² = radius² for t in [0, top], where the sum at `top` is more than that.
+class Scale(NamedTuple):
+    """What every y of a row is multiplied by, in two steps, so that a small factor keeps its digits."""
+
+    first: Tensor
+    second: Tensor | None
+    error: Tensor  # of the norm, relative to 1
+
+    def of(self, y: Tensor) -> Tensor:
+        """y times both."""
+        return y * self.first if self.second is None else y * self.first * self.second
+
+
+def scale_for_square_sum(parts: Parts, start: Tensor, top: Tensor) -> Scale:
+    """Solve Σ clip(t y, low, high)² = 1 for t in [0, top], where the sum at `top` is more than 1.
 
     Parameters
     ----------
-    y : Tensor, shape (N, D)
-        Finite. On a CPU it is used as scratch.
-    low, high : Tensor, shape (N, D)
-        0 ≤ low ≤ high, Σ low² ≤ radius²; `low` None is 0.
-    radius, start, top : Tensor, shape (N, 1)
+    parts : callable
+        As for `shift_for_sum`, with Σ low² ≤ 1.
+    start, top : Tensor, shape (N, 1)
         `start` is a first guess.
-
-    Returns
-    -------
-    scaled : Tensor, shape (N, D)
-        t y.
-    error : Tensor, shape (N, 1)
-        Of the norm, relative to the radius.
     """
-    work, value = scratch(y, 1), scratch(y, 2)
-    # The results in units of the radius and y in units of its largest entry: no square leaves the range.
-    unit = torch.where(radius > 0, radius, torch.ones_like(radius))
-    largest = y.amax(1, keepdim=True)
-    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
-    one = torch.ones_like(radius)
-    high = torch.div(high, unit, out=scratch(y, 6)) if may_look(y) else high / unit
-    low = None if low is None else low / unit
 
-    def evaluate_at(base: Tensor) -> Evaluation:
+    def evaluate_at(factor: Tensor | None) -> Evaluation:
         def evaluate(minus_t: Tensor) -> tuple[Tensor, Tensor]:
-            scaled = _mul(base, -minus_t, work)
-            clipped = _clip(scaled, low, high, value)
-            free = _mul(_equal(clipped, scaled, work), clipped, work)
-            squares = _mul(clipped, clipped, value).sum(1, keepdim=True)
-            free_squares = _mul(free, free, work).sum(1, keepdim=True)
+            excess, free = -torch.ones_like(minus_t), torch.zeros_like(minus_t)
+            for y, low, high in parts():
+                work, value = scratch(y, 1), scratch(y, 2)
+                scaled = _mul(y if factor is None else _mul(y, factor, work), -minus_t, work)
+                clipped = _clip(scaled, low, high, value)
+                moving = _mul(_equal(clipped, scaled, work), clipped, work)
+                excess = excess + _mul(clipped, clipped, value).sum(1, keepdim=True)
+                free = free + _mul(moving, moving, work).sum(1, keepdim=True)
             # with the clipped entries held: t'² free / t² = free - excess
-            grown = (1 - (squares - 1) / free_squares).clamp_min(0).sqrt()
-            return (squares - 1) / 2, minus_t * (grown - 1)
+            grown = (1 - excess / free).clamp_min(0).sqrt()
+            return excess / 2, minus_t * (grown - 1)
 
         return evaluate
 
     # the sum falls in -t as it does in θ above
-    largest_t = torch.finfo(y.dtype).max / 4
-    ratio = largest / unit
-    base = y.div_(largest) if may_look(y) else y / largest
-    bottom, first = (-(v * ratio).clamp_max(largest_t) for v in (top, start))
+    largest_t = torch.finfo(start.dtype).max / 4
+    one = torch.ones_like(start)
+    bottom, first = -top.clamp_max(largest_t), -start.clamp_max(largest_t)
     minus_t, error, _, _ = _descend(
-        evaluate_at(base), first, bottom, torch.zeros_like(top), one, _FIXED_STEPS["scale"][0]
+        evaluate_at(None), first, bottom, torch.zeros_like(top), one, _FIXED_STEPS["scale"][0]
     )
-    base = base * -minus_t
-    if may_look(y) and float(error.amax()) <= _coarse(y.dtype):
-        return base.mul_(unit), error
-    minus_t, error, _, _ = _descend(evaluate_at(base), -one, -4 * one, -one / 4, one, _FIXED_STEPS["scale"][1])
-    return base * (-minus_t * unit), error
+    if may_look(start) and float(error.amax()) <= _coarse(start.dtype):
+        return Scale(-minus_t, None, error)
+    rest, error, _, _ = _descend(evaluate_at(-minus_t), -one, -4 * one, -one / 4, one, _FIXED_STEPS["scale"][1])
+    return Scale(-minus_t, -rest, error)
 
 
 def _descend(

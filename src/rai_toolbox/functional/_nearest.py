@@ -7,6 +7,7 @@ Tucker, entry by entry. A radius that the box alone satisfies leaves θ = 0, t =
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import torch
@@ -27,14 +28,24 @@ _SINGLE_RANGE = 1e-12, 1e12
 _DOWN = 2.0**-64
 
 
-def clip(x: Tensor, low: Bound, high: Bound) -> Tensor:
+def clip(x: Tensor, low: Bound, high: Bound, *, in_place: bool = False) -> Tensor:
     """`x` itself without bounds; NaN stays NaN."""
     if low is None and high is None:
         return x
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         low = None if low is None else torch.as_tensor(low, dtype=x.dtype, device=x.device)
         high = None if high is None else torch.as_tensor(high, dtype=x.dtype, device=x.device)
-    return x.clamp(low, high)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    else:
+        low, high = representable(low, x.dtype), representable(high, x.dtype)
+    return (x.clamp_ if in_place else x.clamp)(low, high)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def representable(bound: float | None, dtype: torch.dtype) -> float | None:
+    """The nearest finite number of `dtype`; torch refuses to convert a number outside its range."""
+    if bound is None or not math.isfinite(bound):
+        return bound
+    largest = torch.finfo(dtype).max
+    return min(max(bound, -largest), largest)
 
 
 def slack(dtype: torch.dtype, numel: int | Tensor, p: float) -> tuple[float, float | Tensor]:
@@ -137,7 +148,7 @@ def _moved(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int
 
 def _boxed(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int) -> tuple[Tensor, Tensor]:
     """The nearest points to rows whose clipped norm, `norm`, is more than eps; and the error of their norms."""
-    sign, l, h = _folded(x, low, high)
+    sign, l, h = folded(x, low, high)
     cap = eps if l is None else torch.maximum(eps, l)
     if may_look(x):
         y, h = torch.mul(x, sign, out=scratch(x, 5)), torch.minimum(h, cap, out=scratch(x, 4))
@@ -145,15 +156,24 @@ def _boxed(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int
         y, h = x * sign, torch.minimum(h, cap)
     y, unbounded = _without_infinities(y, l, h, eps, p)
     if p == 1:
-        inner, error = shift_for_sum(y, l, h, eps)
+        found = shift_for_sum(lambda: ((y, l, h),), torch.zeros_like(eps), y.amax(1, keepdim=True).clamp_min(0), eps)
+        inner = found.of(y)
     else:
         top = torch.where(unbounded, eps, torch.ones_like(eps))
-        inner, error = scale_for_square_sum(y, l, h, eps, (eps / norm).minimum(top), top)
+        # y in units of its largest entry, the results in units of the radius: no square leaves the range
+        unit = torch.where(eps > 0, eps, torch.ones_like(eps))
+        largest = y.amax(1, keepdim=True)
+        largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+        base = y.div_(largest) if may_look(x) else y / largest
+        part = base, None if l is None else l / unit, torch.div(h, unit, out=scratch(x, 6)) if may_look(x) else h / unit
+        ratio = largest / unit
+        found = scale_for_square_sum(lambda: (part,), (eps / norm).minimum(top) * ratio, top * ratio)
+        inner = found.of(base) * unit
     z = inner.clamp_min(0) if l is None else torch.maximum(inner, l)
-    return torch.minimum(z, h).mul_(sign) if may_look(x) else torch.minimum(z, h) * sign, error
+    return torch.minimum(z, h).mul_(sign) if may_look(x) else torch.minimum(z, h) * sign, found.error
 
 
-def _folded(x: Tensor, low: Bound, high: Bound, *, lasting: bool = False) -> tuple[Tensor, Tensor | None, Tensor]:
+def folded(x: Tensor, low: Bound, high: Bound, *, lasting: bool = False) -> tuple[Tensor, Tensor | None, Tensor]:
     """Signs that turn entries, and the interval [l, h], 0 ≤ l, that their turned values may lie in; l None is 0.
 
     Not `lasting`, they may lie in scratch memory, and cannot be differentiated.
@@ -246,7 +266,7 @@ def _nearest_anywhere(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p:
             # rows that stay take a harmless stand-in, so that no gradient passes through 0/0
             z = _l2_scaled(torch.where(outside, x, torch.ones_like(x)), eps)
         return torch.where(outside, z, clipped)
-    sign, l, h = _folded(x, low, high, lasting=True)
+    sign, l, h = folded(x, low, high, lasting=True)
     h = torch.minimum(h, eps if l is None else torch.maximum(eps, l))
     y = x * sign
     with torch.no_grad():

@@ -11,9 +11,19 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from rai_toolbox.functional._large_selection import l1_vertex_, signs_of_largest_
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._norms import normalize
-from rai_toolbox.functional._per_datum import RowFunction, checked_float, map_rows, map_rows_, per_datum
+from rai_toolbox.functional._per_datum import (
+    RowFunction,
+    checked_float,
+    is_large,
+    map_rows,
+    map_rows_,
+    may_look,
+    per_datum,
+)
+from rai_toolbox.functional._scaling import normalize_
 from rai_toolbox.functional._selection import count_of, signed_rows
 
 Number: TypeAlias = float | Tensor
@@ -79,7 +89,7 @@ def lmo_l1_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, neg
     >>> lmo_l1_ball_(torch.tensor([[1.0, -3.0]]), epsilon=0.5, negated=True)
     tensor([[ 0.0000, -0.5000]])
     """
-    return _oracle(map_rows_, _l1_vertex, g, epsilon, param_ndim, 1.0 if negated else -1.0)
+    return _oracle(map_rows_, _l1_vertex, g, epsilon, param_ndim, 1.0 if negated else -1.0, l1_vertex_)
 
 
 def lmo_l2_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) -> Tensor:
@@ -130,7 +140,14 @@ def lmo_l2_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, neg
     >>> lmo_l2_ball_(torch.tensor([[3.0, -4.0]]), epsilon=0.5, negated=True)
     tensor([[ 0.3000, -0.4000]])
     """
-    return _oracle(map_rows_, _l2_direction, g, epsilon, param_ndim, 1.0 if negated else -1.0)
+
+    def large_(row: Tensor, scale: Number) -> Tensor:
+        if isinstance(scale, Tensor) and not may_look(scale):  # rounded twice
+            return normalize_(row, 2, param_ndim=1, eps=0.0).mul_(scale)  # pyright: ignore[reportAttributeAccessIssue]
+        normalize_(row, 2, param_ndim=1, eps=0.0, scale=float(scale))
+        return row
+
+    return _oracle(map_rows_, _l2_direction, g, epsilon, param_ndim, 1.0 if negated else -1.0, large_)
 
 
 def lmo_linf_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) -> Tensor:
@@ -181,7 +198,8 @@ def lmo_linf_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, n
     >>> lmo_linf_ball_(torch.tensor([[3.0, -4.0]]), epsilon=0.5, negated=True)
     tensor([[ 0.5000, -0.5000]])
     """
-    return _oracle(map_rows_, _linf_corner, g, epsilon, param_ndim, 1.0 if negated else -1.0)
+    sign = 1.0 if negated else -1.0
+    return _oracle(map_rows_, _linf_corner, g, epsilon, param_ndim, sign, lambda row, scale: row.sign_().mul_(scale))
 
 
 def lmo_l1q_ball(g: Tensor, epsilon: Number, q: float, *, param_ndim: int | None = -1) -> Tensor:
@@ -243,7 +261,13 @@ def lmo_l1q_ball_(
     """
     count = count_of(g, q, param_ndim)
     sign = 1.0 if negated else -1.0
-    return _oracle(map_rows_, lambda rows: signed_rows(rows, count), g, epsilon, param_ndim, sign)
+
+    def large_(row: Tensor, scale: Number) -> Tensor:
+        if count in (0, row.shape[1]):
+            return row.sign_().mul_(scale / row.shape[1]) if count else row.zero_()
+        return signs_of_largest_(row, count, scale)
+
+    return _oracle(map_rows_, lambda rows: signed_rows(rows, count), g, epsilon, param_ndim, sign, large_)
 
 
 def _oracle(
@@ -253,11 +277,17 @@ def _oracle(
     epsilon: Number,
     param_ndim: int | None,
     sign: float,
+    large_: Callable[[Tensor, Number], Tensor] | None = None,
 ) -> Tensor:
-    """Multiply `unit`, the oracle of -g in the ball of radius 1, by the radius; + 0.0 leaves no negative zero."""
+    """Multiply `unit`, the oracle of -g in the ball of radius 1, by the radius; + 0.0 leaves no negative zero.
+
+    `large_(row, scale)` is the same in place, by pieces.
+    """
     k = datum_ndim(checked_float("g", g).ndim, param_ndim)
 
     def scaled(rows: Tensor, eps: Number) -> Tensor:
+        if large_ is not None and is_large(rows):
+            return large_(rows, eps * sign).add_(0.0)
         return unit(rows) * (eps * sign) + 0.0
 
     return mapper(scaled, g, param_ndim, (per_datum("epsilon", epsilon, g, k),))

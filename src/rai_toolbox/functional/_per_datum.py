@@ -16,7 +16,10 @@ from rai_toolbox.functional._layout import as_rows, blocks, datum_ndim, write_th
 RowFunction = Callable[..., Tensor]
 
 # How many entries are worked on together, where several temporaries of that size are needed.
-_WORK_NUMEL = 2**20
+WORK_NUMEL = 2**20
+
+# How large the pieces are that a datum of more entries than that is worked on by.
+PIECE_NUMEL = 2**18
 
 _kept_memory = threading.local()
 
@@ -38,7 +41,7 @@ def scratch(like: Tensor, slot: int, dtype: torch.dtype | None = None) -> Tensor
     to 4 MB of float32 each). Nothing that is returned to a caller may live there.
     """
     dtype = dtype or like.dtype
-    if like.numel() > _WORK_NUMEL or not may_look(like):
+    if like.numel() > WORK_NUMEL or not may_look(like):
         return torch.empty(like.shape, dtype=dtype, device=like.device)
     slots: dict[str, Tensor] = _kept_memory.__dict__
     key = f"{slot} {dtype}"
@@ -48,6 +51,16 @@ def scratch(like: Tensor, slot: int, dtype: torch.dtype | None = None) -> Tensor
             memory = torch.empty(like.numel(), dtype=dtype)
         slots[key] = memory
     return memory[: like.numel()].view(like.shape)
+
+
+def is_large(rows: Tensor) -> bool:
+    """Whether a matrix is one datum larger than what is worked on together; see `_large_*.py`."""
+    return rows.shape[0] == 1 and rows.numel() > WORK_NUMEL
+
+
+def pieces(row: Tensor) -> tuple[Tensor, ...]:
+    """Cut a datum, a matrix of one row, into views of bounded size."""
+    return row.split(PIECE_NUMEL, 1)
 
 
 def checked_float(name: str, x: Any) -> Tensor:
@@ -124,6 +137,8 @@ def map_rows(
     param_ndim: int | None,
     columns: Sequence[float | Tensor] = (),
     entries: Sequence[float | Tensor | None] = (),
+    *,
+    any_order: bool = False,
 ) -> Tensor:
     """`function(rows, *columns, *entries)` out of place.
 
@@ -137,6 +152,8 @@ def map_rows(
         From `per_datum`: numbers, or tensors of shape (N, 1).
     entries
         From `per_entry`: None, numbers, or tensors of the shape of `x`.
+    any_order
+        Nothing here; see `map_rows_`.
     """
     k = datum_ndim(x.ndim, param_ndim)
     if x.numel() == 0:
@@ -184,9 +201,9 @@ def _aligned_blocks(
     x: Tensor, k: int, columns: Sequence[float | Tensor], entries: Sequence[float | Tensor | None]
 ) -> Iterator[tuple[Tensor, list[float | Tensor], list[float | Tensor | None]]]:
     """`blocks(x, k)` with the parts of the columns and entries that belong to each."""
-    iterators = [blocks(e, k, _WORK_NUMEL) if isinstance(e, Tensor) else None for e in entries]
+    iterators = [blocks(e, k, WORK_NUMEL) if isinstance(e, Tensor) else None for e in entries]
     row = 0
-    for block in blocks(x.detach(), k, _WORK_NUMEL):
+    for block in blocks(x.detach(), k, WORK_NUMEL):
         n = math.prod(block.shape[: block.ndim - k])
         cols: list[float | Tensor] = [c[row : row + n] if isinstance(c, Tensor) else c for c in columns]
         ents: list[float | Tensor | None] = [

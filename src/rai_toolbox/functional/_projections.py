@@ -1,4 +1,4 @@
-"""Euclidean projections on balls, boxes, their intersections and the simplex, per datum.
+"""Euclidean projections on balls, and on their intersections with boxes, per datum.
 
 What all have in common, whatever the dtype and the size of the entries: a point that is in the set (but for rounding of
 its dtype) comes back bit for bit, so projecting twice changes nothing; infinite entries give the limit of finite ones
@@ -8,11 +8,11 @@ that grow at the same pace; NaN never leaves its datum.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from rai_toolbox.functional._large_projection import project_large_
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._nearest import (
     Bound,
@@ -20,20 +20,19 @@ from rai_toolbox.functional._nearest import (
     clip,
     column,
     nearest_in_ball,
-    nearest_on_simplex,
     nearest_sparse,
     slack,
 )
 from rai_toolbox.functional._norms import scaled_norms
 from rai_toolbox.functional._per_datum import (
     checked_float,
+    is_large,
     map_rows,
     map_rows_,
     may_look,
     per_datum,
-    per_entry,
-    scratch,
 )
+from rai_toolbox.functional._polytopes import checked_bounds
 
 
 def project_l1_ball(
@@ -291,116 +290,6 @@ def project_l0_ball_(
     return _on_sparse(map_rows_, x, k, param_ndim, lower, upper)
 
 
-def project_box(x: Tensor, lower: Bound, upper: Bound) -> Tensor:
-    """Clamp every entry to [lower, upper].
-
-    Parameters
-    ----------
-    x : Tensor
-        Real floating point, any shape.
-    lower, upper : float, Tensor or None
-        Tensors are broadcast to `x`.
-
-    Returns
-    -------
-    Tensor
-        The shape and dtype of `x`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A bound has the wrong type or does not fit `x`; `lower` exceeds `upper`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from rai_toolbox.functional import project_box
-    >>> project_box(torch.tensor([-1.0, 0.5, 2.0]), lower=0.0, upper=torch.tensor([1.0, 1.0, 1.5]))
-    tensor([0.0000, 0.5000, 1.5000])
-    """
-    return map_rows(clip, checked_float("x", x), 0, (), _checked_bounds(x, lower, upper))
-
-
-def project_box_(x: Tensor, lower: Bound, upper: Bound) -> Tensor:
-    """The in-place form of `project_box`.
-
-    Parameters
-    ----------
-    x : Tensor
-        Changed in place; any strides.
-    lower, upper
-        As for `project_box`.
-
-    Returns
-    -------
-    Tensor
-        `x`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from rai_toolbox.functional import project_box_
-    >>> project_box_(torch.tensor([-1.0, 0.5, 2.0]), lower=0.0, upper=None)
-    tensor([0.0000, 0.5000, 2.0000])
-    """
-    return map_rows_(clip, checked_float("x", x), x.ndim, (), _checked_bounds(x, lower, upper))
-
-
-def project_simplex(x: Tensor, total: Number = 1.0, *, param_ndim: int | None = -1) -> Tensor:
-    """Project each datum on the simplex {z : z ≥ 0, Σz = total}: argmin ‖z - x‖₂.
-
-    Parameters
-    ----------
-    x, param_ndim
-        As for `project_l1_ball`.
-    total : float or Tensor
-        ≥ 0: a number, or one entry per datum.
-
-    Returns
-    -------
-    Tensor
-        The shape and dtype of `x`. Can be differentiated.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `project_l1_ball`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from rai_toolbox.functional import project_simplex
-    >>> project_simplex(torch.tensor([[0.75, 0.5, -1.0]]))
-    tensor([[0.6250, 0.3750, 0.0000]])
-    """
-    return _on_simplex(map_rows, x, total, param_ndim)
-
-
-def project_simplex_(x: Tensor, total: Number = 1.0, *, param_ndim: int | None = -1) -> Tensor:
-    """The in-place form of `project_simplex`.
-
-    Parameters
-    ----------
-    x : Tensor
-        Changed in place; any strides.
-    total, param_ndim
-        As for `project_simplex`.
-
-    Returns
-    -------
-    Tensor
-        `x`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from rai_toolbox.functional import project_simplex_
-    >>> project_simplex_(torch.tensor([[0.75, 0.5, -1.0]]), total=0.25)
-    tensor([[0.2500, 0.0000, 0.0000]])
-    """
-    return _on_simplex(map_rows_, x, total, param_ndim)
-
-
 def _on_ball(
     mapper: Callable[..., Tensor],
     x: Tensor,
@@ -412,15 +301,21 @@ def _on_ball(
 ) -> Tensor:
     k = datum_ndim(checked_float("x", x).ndim, param_ndim)
     eps = per_datum("epsilon", epsilon, x, k)
-    low, high = _checked_bounds(x, lower, upper)
+    low, high = checked_bounds(x, lower, upper)
     if x.numel() and may_look(x):
         _check_common_point(x, k, eps, low, high, p)
 
+    in_place = mapper is map_rows_
+
     def rows_function(rows: Tensor, e: Number, lo: Bound, hi: Bound) -> Tensor:
-        return _nearest_in_cube(rows, e, lo, hi) if p == torch.inf else nearest_in_ball(rows, e, lo, hi, int(p))
+        if p == torch.inf:
+            return _nearest_in_cube(rows, e, lo, hi, in_place)
+        if in_place and is_large(rows) and project_large_(rows, e, lo, hi, int(p)):
+            return rows
+        return nearest_in_ball(rows, e, lo, hi, int(p))
 
     boxed = low is not None or high is not None
-    return mapper(rows_function, x, param_ndim, (eps,), (low, high), **_order(mapper, not boxed))
+    return mapper(rows_function, x, param_ndim, (eps,), (low, high), any_order=not boxed)
 
 
 def _on_sparse(
@@ -431,7 +326,7 @@ def _on_sparse(
     if k < 0:
         raise ValueError(f"`k` must be at least 0, got {k!r}")
     ndim = datum_ndim(checked_float("x", x).ndim, param_ndim)
-    low, high = _checked_bounds(x, lower, upper)
+    low, high = checked_bounds(x, lower, upper)
     if x.numel() and may_look(x):
         needed = _least_magnitudes(x, low, high)
         if needed is not None:
@@ -444,43 +339,12 @@ def _on_sparse(
     return mapper(lambda rows, lo, hi: nearest_sparse(rows, k, lo, hi), x, param_ndim, (), (low, high))
 
 
-def _on_simplex(mapper: Callable[..., Tensor], x: Tensor, total: Number, param_ndim: int | None) -> Tensor:
-    k = datum_ndim(checked_float("x", x).ndim, param_ndim)
-    column_ = per_datum("total", total, x, k)
-    return mapper(nearest_on_simplex, x, param_ndim, (column_,), **_order(mapper, True))
-
-
-def _order(mapper: Callable[..., Tensor], any_order: bool) -> dict[str, Any]:
-    return {"any_order": any_order} if mapper is map_rows_ else {}
-
-
-def _nearest_in_cube(rows: Tensor, epsilon: Number, low: Bound, high: Bound) -> Tensor:
+def _nearest_in_cube(rows: Tensor, epsilon: Number, low: Bound, high: Bound, in_place: bool) -> Tensor:
     eps = epsilon.to(rows.dtype) if isinstance(epsilon, Tensor) else epsilon
     if isinstance(eps, float) and not isinstance(low, Tensor) and not isinstance(high, Tensor):
-        return rows.clamp(-eps if low is None else max(low, -eps), eps if high is None else min(high, eps))
-    return clip(rows.clamp(-eps, eps), low, high)  # pyright: ignore[reportCallIssue, reportArgumentType]
-
-
-def _checked_bounds(x: Tensor, lower: Bound, upper: Bound) -> tuple[Bound, Bound]:
-    low, high = per_entry("lower", lower, x), per_entry("upper", upper, x)
-    if low is None or high is None or x.numel() == 0:
-        return low, high
-    if isinstance(low, Tensor) or isinstance(high, Tensor):
-        if not may_look(x):
-            return low, high
-        with torch.no_grad():
-            crossed = bool(_gap(x, low, high).amin() < 0)
-    else:
-        crossed = low > high
-    if crossed:
-        raise ValueError(f"`lower` must not exceed `upper`, got lower={lower!r} and upper={upper!r}")
-    return low, high
-
-
-def _gap(x: Tensor, low: Any, high: Any) -> Tensor:
-    """high - low, one of which is a tensor."""
-    dtypes = [v.dtype for v in (low, high) if isinstance(v, Tensor)]
-    return torch.sub(high, low, out=scratch(x, 0)) if dtypes == [x.dtype] * 2 else high - low
+        low, high = -eps if low is None else max(low, -eps), eps if high is None else min(high, eps)
+        return clip(rows, low, high, in_place=in_place)
+    return clip(clip(rows, -eps, eps, in_place=in_place), low, high, in_place=in_place)
 
 
 def _least_magnitudes(x: Tensor, low: Bound, high: Bound) -> Tensor | None:

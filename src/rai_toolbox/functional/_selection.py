@@ -15,8 +15,9 @@ import math
 import torch
 from torch import Tensor
 
+from rai_toolbox.functional._large_selection import keep_largest_, signs_of_largest_
 from rai_toolbox.functional._layout import datum_ndim
-from rai_toolbox.functional._per_datum import checked_float, map_rows, map_rows_, may_look, scratch
+from rai_toolbox.functional._per_datum import checked_float, is_large, map_rows, map_rows_, may_look, scratch
 
 # How many entries a threshold may be off to be corrected by picking, and how many passes are made at most before.
 _PICKED = 8
@@ -189,6 +190,8 @@ def signed_rows(rows: Tensor, count: int) -> Tensor:
 
 def signed_rows_(rows: Tensor, count: int, scale: float) -> Tensor:
     """`signed_top_q_` of a matrix with one datum a row."""
+    if is_large(rows) and 0 < count < rows.shape[1]:
+        return signs_of_largest_(rows, count, scale)
     if not _searchable(rows, count):
         return rows.copy_(_signed(rows, count, scale))
     a = _magnitudes(rows)
@@ -216,6 +219,8 @@ def _keep(rows: Tensor, count: int) -> Tensor:
 
 
 def _keep_(rows: Tensor, count: int) -> Tensor:
+    if is_large(rows) and 0 < count < rows.shape[1]:
+        return keep_largest_(rows, count)
     if not _searchable(rows, count):
         return rows.copy_(_masked(rows, kept(rows, count)))
     keep, _, odd = _search(rows, count)

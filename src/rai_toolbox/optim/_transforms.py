@@ -6,7 +6,6 @@ The reach decides how a transform is applied to many tensors, to a sharded one o
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -25,7 +24,7 @@ from rai_toolbox.functional import (
     signed_top_q_,
     top_q_,
 )
-from rai_toolbox.functional._nearest import slack
+from rai_toolbox.functional._nearest import representable, slack
 
 # From so many tensors on, the calls cost more than the memory traffic does.
 _MANY = 64
@@ -143,10 +142,10 @@ def clamping(clamp_min: float | None, clamp_max: float | None) -> Entrywise:
     def apply_(xs: Sequence[Tensor]) -> None:
         if len(xs) < _MANY or len(set(map(operator.attrgetter("dtype"), xs))) > 1:
             for x in xs:
-                x.clamp_(_representable(clamp_min, x.dtype), _representable(clamp_max, x.dtype))
+                x.clamp_(representable(clamp_min, x.dtype), representable(clamp_max, x.dtype))
             return
         # two calls for all of them cost less than one for each, but read large ones twice
-        low, high = _representable(clamp_min, xs[0].dtype), _representable(clamp_max, xs[0].dtype)
+        low, high = representable(clamp_min, xs[0].dtype), representable(clamp_max, xs[0].dtype)
         if low is not None:
             torch._foreach_clamp_min_(xs, low)  # pyright: ignore
         if high is not None:
@@ -154,14 +153,6 @@ def clamping(clamp_min: float | None, clamp_max: float | None) -> Entrywise:
 
     keeps_zero = (clamp_min is None or clamp_min <= 0) and (clamp_max is None or clamp_max >= 0)
     return Entrywise(apply_, keeps_zero)
-
-
-def _representable(bound: float | None, dtype: torch.dtype) -> float | None:
-    """The nearest finite number of `dtype`; torch refuses to convert a number outside its range."""
-    if bound is None or not math.isfinite(bound):
-        return bound
-    largest = torch.finfo(dtype).max
-    return min(max(bound, -largest), largest)
 
 
 def selection(q: Callable[[], float], *, alike: bool) -> PerDatum:

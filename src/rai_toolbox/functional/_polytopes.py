@@ -1,0 +1,175 @@
+"""Euclidean projections on boxes and on the simplex; see `_projections.py` for what all projections have in common."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.functional._large_projection import put_large_on_simplex_
+from rai_toolbox.functional._layout import blocks, datum_ndim
+from rai_toolbox.functional._nearest import Bound, Number, clip, nearest_on_simplex
+from rai_toolbox.functional._per_datum import (
+    WORK_NUMEL,
+    checked_float,
+    is_large,
+    map_rows,
+    map_rows_,
+    may_look,
+    per_datum,
+    per_entry,
+    scratch,
+)
+
+
+def project_box(x: Tensor, lower: Bound, upper: Bound) -> Tensor:
+    """Clamp every entry to [lower, upper].
+
+    Parameters
+    ----------
+    x : Tensor
+        Real floating point, any shape.
+    lower, upper : float, Tensor or None
+        Tensors are broadcast to `x`.
+
+    Returns
+    -------
+    Tensor
+        The shape and dtype of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A bound has the wrong type or does not fit `x`; `lower` exceeds `upper`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_box
+    >>> project_box(torch.tensor([-1.0, 0.5, 2.0]), lower=0.0, upper=torch.tensor([1.0, 1.0, 1.5]))
+    tensor([0.0000, 0.5000, 1.5000])
+    """
+    return map_rows(clip, checked_float("x", x), 0, (), checked_bounds(x, lower, upper))
+
+
+def project_box_(x: Tensor, lower: Bound, upper: Bound) -> Tensor:
+    """The in-place form of `project_box`.
+
+    Parameters
+    ----------
+    x : Tensor
+        Changed in place; any strides.
+    lower, upper
+        As for `project_box`.
+
+    Returns
+    -------
+    Tensor
+        `x`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_box_
+    >>> project_box_(torch.tensor([-1.0, 0.5, 2.0]), lower=0.0, upper=None)
+    tensor([0.0000, 0.5000, 2.0000])
+    """
+    clip_ = functools.partial(clip, in_place=True)
+    return map_rows_(clip_, checked_float("x", x), 0, (), checked_bounds(x, lower, upper))
+
+
+def project_simplex(x: Tensor, total: Number = 1.0, *, param_ndim: int | None = -1) -> Tensor:
+    """Project each datum on the simplex {z : z ≥ 0, Σz = total}: argmin ‖z - x‖₂.
+
+    Parameters
+    ----------
+    x, param_ndim
+        As for `project_l1_ball`.
+    total : float or Tensor
+        ≥ 0: a number, or one entry per datum.
+
+    Returns
+    -------
+    Tensor
+        The shape and dtype of `x`. Can be differentiated.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `project_l1_ball`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_simplex
+    >>> project_simplex(torch.tensor([[0.75, 0.5, -1.0]]))
+    tensor([[0.6250, 0.3750, 0.0000]])
+    """
+    return _on_simplex(map_rows, x, total, param_ndim)
+
+
+def project_simplex_(x: Tensor, total: Number = 1.0, *, param_ndim: int | None = -1) -> Tensor:
+    """The in-place form of `project_simplex`.
+
+    Parameters
+    ----------
+    x : Tensor
+        Changed in place; any strides.
+    total, param_ndim
+        As for `project_simplex`.
+
+    Returns
+    -------
+    Tensor
+        `x`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_simplex_
+    >>> project_simplex_(torch.tensor([[0.75, 0.5, -1.0]]), total=0.25)
+    tensor([[0.2500, 0.0000, 0.0000]])
+    """
+    return _on_simplex(map_rows_, x, total, param_ndim)
+
+
+def _on_simplex(mapper: Callable[..., Tensor], x: Tensor, total: Number, param_ndim: int | None) -> Tensor:
+    k = datum_ndim(checked_float("x", x).ndim, param_ndim)
+    column_ = per_datum("total", total, x, k)
+
+    def rows_function(rows: Tensor, s: Number) -> Tensor:
+        if mapper is map_rows_ and is_large(rows) and put_large_on_simplex_(rows, s):
+            return rows
+        return nearest_on_simplex(rows, s)
+
+    return mapper(rows_function, x, param_ndim, (column_,), any_order=True)
+
+
+def checked_bounds(x: Tensor, lower: Bound, upper: Bound) -> tuple[Bound, Bound]:
+    low, high = per_entry("lower", lower, x), per_entry("upper", upper, x)
+    if low is None or high is None or x.numel() == 0:
+        return low, high
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        if not may_look(x):
+            return low, high
+        with torch.no_grad():
+            crossed = _cross(x, low, high)
+    else:
+        crossed = low > high
+    if crossed:
+        raise ValueError(f"`lower` must not exceed `upper`, got lower={lower!r} and upper={upper!r}")
+    return low, high
+
+
+def _cross(x: Tensor, low: Bound, high: Bound) -> bool:
+    """Whether low > high somewhere, one of which is a tensor; block by block."""
+    lows, highs = (blocks(v, 0, WORK_NUMEL) if isinstance(v, Tensor) else itertools.repeat(v) for v in (low, high))
+    for part, least, most in zip(blocks(x, 0, WORK_NUMEL), lows, highs, strict=False):
+        alike = isinstance(least, Tensor) and isinstance(most, Tensor) and least.dtype == most.dtype == x.dtype
+        gap = torch.sub(most, least, out=scratch(part, 0)) if alike else most - least  # pyright: ignore
+        if bool(gap.amin() < 0):  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+            return True
+    return False
