@@ -75,6 +75,15 @@ def test_a_sound_model_raises_no_alarm(small_net, digits, norm):
     assert {check: finding.verdict for check, finding in found.items()} == dict.fromkeys(found, "ok")
 
 
+def test_a_sound_model_of_a_table_without_bounds_raises_no_alarm():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(24, 6)).astype(np.float32)
+    model = nn.Linear(6, 3)
+    y = model(torch.from_numpy(x)).argmax(dim=1).numpy()
+    result = evaluate(model, (x, y), norms=["l0", "l1", "linf"], steps=20, restarts=2)
+    assert {finding.check: finding.verdict for finding in result.findings if finding.verdict != "ok"} == {}
+
+
 def test_a_random_model_is_noticed(small_net, digits):
     noisy = Wrapped(small_net, before=lambda x: x + 0.2 * torch.randn_like(x))
     assert verdicts(noisy, digits)["random-model"].verdict == "distrust"

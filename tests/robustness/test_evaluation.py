@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rai_toolbox.robustness import Evaluation, InputError, evaluate
+from rai_toolbox.robustness._grid import grid_for_distances
 
 QUICK = {"steps": 10, "restarts": 1, "diagnostics": False}
 
@@ -47,6 +48,19 @@ def test_the_default_grid_reaches_to_where_nothing_stands(small_net, digits):
         assert 4 <= len(curve.points) - 1 <= 8
         assert curve.points[-1].value <= 0.05
         assert curve.points[-3].by_minimum_norm > 0  # the grid comes from these distances; a fixed budget may find more
+
+
+def test_radii_of_l0_are_whole_numbers(half_plane, blobs):
+    curve = evaluate(half_plane, blobs, norms="l0", steps=5, restarts=1).curves["l0"]
+    assert [(point.epsilon, point.value) for point in curve.points] == [(0.0, 1.0), (1.0, 0.0)]
+    for reach in (1, 3, 8, 9, 20, 21, 500, 3072):
+        grid = grid_for_distances("l0", np.arange(1.0, reach + 1), np.inf)
+        assert all(epsilon == int(epsilon) for epsilon in grid)
+        assert len(grid) <= 8
+        assert grid[-1] >= 0.99 * reach - 1
+        assert grid[-1] < reach + grid[0]
+    with pytest.raises(InputError, match=r"how many features may change, a whole number, got 1\.5"):
+        evaluate(half_plane, blobs, norms=["l2", "l0"], epsilons={"l2": [1.5], "l0": [1.5]})
 
 
 def test_reported_inputs_are_within_epsilon_and_bounds(small_net, digits):

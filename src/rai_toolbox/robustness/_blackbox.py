@@ -101,7 +101,7 @@ def _onto_sphere(delta: torch.Tensor, norm: Norm, epsilon: float) -> torch.Tenso
         return delta.clamp(-epsilon, epsilon)
     rows = delta.flatten(1)
     if norm == "l0":
-        count = max(1, min(rows.shape[1], int(epsilon)))
+        count = min(rows.shape[1], int(epsilon))
         kept = torch.zeros_like(rows).scatter(1, rows.abs().topk(count, dim=1).indices, 1.0)
         return (rows * kept).reshape(delta.shape)
     length = torch.linalg.vector_norm(rows, {"l1": 1.0, "l2": 2.0}[norm], dim=1, keepdim=True)

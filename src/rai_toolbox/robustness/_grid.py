@@ -17,11 +17,13 @@ _POINTS = 8
 _REACH = 0.99
 
 
-def grid_for_distances(distance: NDArray, widest: float) -> tuple[float, ...]:
+def grid_for_distances(norm: Norm, distance: NDArray, widest: float) -> tuple[float, ...]:
     """Return round radii, evenly spaced, up to where (nearly) no sample stands.
 
     Parameters
     ----------
+    norm : str
+        Whose distances they are: radii in L0 are whole numbers.
     distance : NDArray
         The nearest error of each sample; those at 0 do not count.
     widest : float
@@ -30,9 +32,9 @@ def grid_for_distances(distance: NDArray, widest: float) -> tuple[float, ...]:
     right = distance[distance > 0]
     near = np.sort(right[np.isfinite(right)])
     if len(near) == 0:
-        return _even(widest if math.isfinite(widest) else 1.0)
+        return _even(widest if math.isfinite(widest) else 1.0, whole=norm == "l0")
     reach = near[min(len(near) - 1, math.ceil(_REACH * len(near)))]
-    return _even(float(reach))
+    return _even(float(reach), whole=norm == "l0")
 
 
 def grid_for_spread(norm: Norm, summary: Summary, box: Box) -> tuple[float, ...]:
@@ -54,10 +56,12 @@ def widest_radius(norm: Norm, summary: Summary, box: Box, shape: tuple[int, ...]
     return float(np.linalg.norm(side.reshape(-1), {"linf": np.inf, "l2": 2, "l1": 1}[norm])) or 1.0
 
 
-def _even(reach: float) -> tuple[float, ...]:
+def _even(reach: float, *, whole: bool = False) -> tuple[float, ...]:
     power = 10.0 ** math.floor(math.log10(reach / _POINTS))
+    power = max(1.0, power) if whole else power
+    steps = [factor * power for factor in (1.0, 2.0, 2.5, 5.0, 10.0)]
     step = next(
-        factor * power for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if factor * power * _POINTS >= reach * (1 - 1e-9)
+        step for step in steps if step * _POINTS >= reach * (1 - 1e-9) and (not whole or step == math.floor(step))
     )
     count = math.ceil(reach / step - 1e-9)
     return tuple(float(f"{step * k:.6g}") for k in range(1, count + 1))

@@ -120,7 +120,7 @@ class Run:
         searched = self._stage(f"search-{norm}", f"Searching the nearest errors ({norm})", search_batch)
         nearest = joined(searched, "distance")
         widest = widest_radius(norm, self.summary, bench.box, bench.samples.shape)
-        grid = bench.settings.grid(norm) or grid_for_distances(nearest, widest)
+        grid = bench.settings.grid(norm) or grid_for_distances(norm, nearest, widest)
         grid = bench.settings.with_extra(norm, grid)
 
         def confirm_batch(batch: int) -> Mapping[str, Any] | None:

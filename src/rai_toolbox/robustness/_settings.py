@@ -130,10 +130,10 @@ def _grids(
     for norm in epsilons:
         if norm not in norms:
             raise InputError(f"epsilons are given for norm {norm!r}, but the norms are {', '.join(norms)}")
-    return {norm: _grid(grid) for norm, grid in epsilons.items()}
+    return {norm: _grid(norm, grid) for norm, grid in epsilons.items()}
 
 
-def _grid(grid: Sequence[float]) -> tuple[float, ...]:
+def _grid(norm: str, grid: Sequence[float]) -> tuple[float, ...]:
     try:
         values = sorted({float(value) for value in grid})
     except (TypeError, ValueError):
@@ -141,6 +141,8 @@ def _grid(grid: Sequence[float]) -> tuple[float, ...]:
     for value in values:
         if not math.isfinite(value) or value < 0:
             raise InputError(f"epsilon must be a finite number that is not negative, got {value:g}")
+        if norm == "l0" and value != int(value):
+            raise InputError(f"epsilon of l0 is how many features may change, a whole number, got {value:g}")
     positive = tuple(value for value in values if value > 0)
     if not positive:
         raise InputError("epsilons must hold at least one number above 0")
