@@ -24,6 +24,10 @@ app = typer.Typer(
 )
 
 
+class _Terminated(BaseException):
+    """SIGTERM, from a scheduler, or from torchrun after another process has died; no model's `except` may stop it."""
+
+
 class _Interrupted(Exception):
     """Ctrl-C in the middle of an evaluation; typer has ways of its own with KeyboardInterrupt."""
 
@@ -173,6 +177,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error), 4)
     except _Interrupted:
         return _fail("interrupted; finished batches are kept, run again with --resume", 130)
+    except _Terminated:
+        # torchrun says which process died, in many lines, but not what to do. Two speak: one of them may be the dead.
+        message = "terminated from outside, or because another process died; finished batches are kept, run again with"
+        return _fail(f"{message} --resume", 143) if os.environ.get("RANK", "0") in ("0", "1") else 143
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
     except BrokenPipeError:
@@ -191,4 +199,4 @@ def _fail(message: str, code: int) -> int:
 
 
 def _terminated(*_: object) -> None:
-    raise SystemExit(143)
+    raise _Terminated

@@ -76,6 +76,10 @@ def test_two_and_three_processes_give_exactly_the_result_of_one(place):
 def test_a_rank_that_dies_ends_the_run_and_leaves_what_can_be_gone_on_from(place):
     done = run(place, 2, "dead", model="model.py:dies", DIE="1")
     assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1, done.stderr
+    assert "process" in told[0]
+    assert told[0].endswith("finished batches are kept, run again with --resume")
     assert not (place / "dead" / "results.json").exists()
     assert list((place / "dead" / "unfinished").glob("*.npz"))
     again = run(place, 1, "dead", "--resume", model="model.py:dies")

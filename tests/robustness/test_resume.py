@@ -119,3 +119,21 @@ def test_a_damaged_piece_is_done_again(tmp_path):
     fresh = Journal(tmp_path)
     with pytest.raises(InputError, match="damaged"):
         fresh.begin({"seed": 0}, resume=True)
+
+
+def test_another_machines_own_folder_is_begun_gone_on_with_or_thrown_away(tmp_path):
+    def follow(folder, seed, **options):
+        journal = Journal(tmp_path / folder)
+        journal.follow({"seed": seed}, **{"resume": False, **options})
+        return journal
+
+    leader = Journal(tmp_path / "shared")
+    leader.begin({"seed": 1}, resume=False)
+    leader.put("piece", {"distance": np.ones(1)})
+    assert follow("shared", 1).get("piece") is not None
+    assert follow("shared", 1, overwrite=True).get("piece") is not None
+    follow("own", 0).put("piece", {"distance": np.zeros(1)})
+    with pytest.raises(InputError, match="had another seed"):
+        follow("own", 1)
+    assert follow("own", 1, overwrite=True).get("piece") is None
+    assert follow("own", 1).get("piece") is None
