@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ import pytest
 
 from rai_toolbox.cli import main
 
-FILES = {"report.html", "curve.png", "curve.csv", "samples.csv", "examples.npz", "results.json", "config.toml"}
+FILES = {"report.html", "curve.png", "curve.csv", "classes.csv", "samples.csv", "examples.npz", "results.json"}
+FILES |= {"config.toml"}
 
 MODELS = """
 import torch
@@ -130,6 +132,27 @@ def test_it_writes_every_file_and_prints_the_curve(place, capsys):
     assert "accuracy of models.py:plane under attack (l2)" in printed.out
     assert "(linf)" in printed.out
     assert "report: out/report.html" in printed.err
+
+
+def test_nothing_is_fetched_from_the_network(place, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"the network was asked for {args}")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse, raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    assert run("--norm", "l2", "--norm", "linf") == 0
+    assert run("--model", "digits", "--data", "digits", "--samples", "4", "--out", "digits-report") == 0
+    assert main(["compare", "out", "out"]) == 0
+
+
+def test_a_config_file_that_unfolds_to_gigabytes_is_one_line(place, capsys):
+    for name in ("norm", "seed", "bounds", "epsilons"):
+        lines = "".join(f"- &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]\n" for i in range(1, 12))
+        Path("job.yaml").write_text(f"{name}:\n- &l0 [1]\n{lines}")
+        assert main(["evaluate", "--config", "job.yaml"]) == 2
+        assert len(error_of(capsys)) < 300
 
 
 def test_the_demo_command_falls_to_nothing_at_the_largest_epsilon(place):
@@ -276,7 +299,8 @@ def test_compare_is_a_command(place, capsys):
     assert run("--out", "a", "--no-diagnostics") == 0
     assert run("--out", "b", "--no-diagnostics", "--steps", "7") == 0
     assert main(["compare", "a", "b", "--out", "both"]) == 0
-    assert {path.name for path in Path("both").iterdir()} == {"comparison.html", "comparison.png", "comparison.json"}
+    kinds = ("html", "png", "csv", "json")
+    assert {path.name for path in Path("both").iterdir()} == {f"comparison.{kind}" for kind in kinds}
     capsys.readouterr()
     assert main(["compare", "a", "nowhere"]) == 2
     assert "cannot read" in error_of(capsys)

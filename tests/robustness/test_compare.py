@@ -37,9 +37,21 @@ def test_counts_are_of_the_samples_on_which_they_differ(half_plane, tilted, blob
     both.save(tmp_path)
     content = json.loads((tmp_path / "comparison.json").read_text())
     assert content["names"] == ["good", "bad"]
+    rows = (tmp_path / "comparison.csv").read_text().splitlines()
+    assert rows[0] == "norm,epsilon,good,bad,only_first,only_second,p_value"
+    assert len(rows) == 1 + len(content["norms"]["l2"])
+    assert rows[1].split(",")[4:] == ["5", "0", str(content["norms"]["l2"][0]["test"]["p_value"])]
     page = (tmp_path / "comparison.html").read_text()
     assert "good" in page
     assert page.count("<polyline") == 2
+
+
+def test_names_are_escaped(half_plane, tilted, blobs, tmp_path):
+    hostile = "<script>alert('x')</script>"
+    named = [evaluate(net, blobs, **QUICK, described={"model": f"{net.bias}{hostile}"}) for net in (half_plane, tilted)]
+    text = (compare(*named).save(tmp_path) / "comparison.html").read_text()
+    assert hostile not in text
+    assert "&lt;script&gt;" in text
 
 
 def test_a_model_beside_itself_differs_nowhere(half_plane, blobs):

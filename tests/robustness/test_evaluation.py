@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from rai_toolbox.robustness import Evaluation, InputError, evaluate
+from rai_toolbox.robustness import Evaluation, EvaluationFailed, InputError, evaluate
 from rai_toolbox.robustness._grid import grid_for_distances
 
 QUICK = {"steps": 10, "restarts": 1, "diagnostics": False}
@@ -200,19 +202,51 @@ def test_results_come_back_from_disk_as_they_were(small_net, digits, tmp_path):
     assert len(frame) == 20
 
 
-def test_every_figure_of_the_curve_is_in_the_csv(half_plane, blobs, tmp_path):
+def test_every_figure_of_the_json_is_in_the_csv_too(small_net, digits, tmp_path):
     import pandas as pd
 
-    result = evaluate(half_plane, blobs, epsilons=[0.5, 1.0], **QUICK)
+    x, y = digits
+    result = evaluate(small_net, (x[:20], y[:20]), norms=["l2", "linf"], **QUICK)
     result.save(tmp_path)
-    table = pd.read_csv(tmp_path / "curve.csv")
-    assert table["accuracy"].tolist() == [point.value for point in result.curves["l2"].points]
-    assert table["low"].tolist() == [point.low for point in result.curves["l2"].points]
+    written = json.loads((tmp_path / "results.json").read_text())
+    curve, classes = (pd.read_csv(tmp_path / name) for name in ("curve.csv", "classes.csv"))
+    for norm, content in written["curves"].items():
+        table = curve[curve["norm"] == norm]
+        for column, key in (("accuracy", "value"), *((key, key) for key in content["points"][0] if key != "value")):
+            assert table[column].tolist() == [point[key] for point in content["points"]]
+        for row in content["classes"]:
+            part = classes[(classes["norm"] == norm) & (classes["label"] == row["label"])]
+            assert part["accuracy"].tolist() == row["values"]
+            assert set(part["samples"]) == {row["samples"]}
+        # What the classes say, weighted, is what the curve says.
+        for level, point in enumerate(content["points"]):
+            right = sum(row["samples"] * row["values"][level] for row in content["classes"])
+            assert right / 20 == pytest.approx(point["value"])
     samples = pd.read_csv(tmp_path / "samples.csv")
-    assert samples["distance_l2"].tolist() == pytest.approx(result.distance["l2"].tolist())
+    for column in ("index", "label", "prediction", "correct"):
+        assert samples[column].tolist() == written["samples"][column]
+    for norm, distances in written["samples"]["distance"].items():
+        assert samples[f"distance_{norm}"].tolist() == [math.inf if value is None else value for value in distances]
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     with np.load(tmp_path / "examples.npz") as archive:
-        assert archive["l2_perturbed"].shape == (len(result.examples["l2"].index), 2)
+        assert archive["l2_perturbed"].shape == (len(result.examples["l2"].index), 1, 8, 8)
+    assert [panel.get_xlabel() for panel in result.plot().axes] == ["ε (l2)", "ε (linf)"]
+
+
+def test_the_csv_of_a_regression_has_its_errors(tmp_path):
+    import pandas as pd
+
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    result = evaluate(nn.Linear(4, 2), (x, x[:, :2]), task="regression", epsilons=[0.5], **QUICK)
+    result.save(tmp_path)
+    samples = pd.read_csv(tmp_path / "samples.csv")
+    assert {"label_0", "label_1", "prediction_0", "prediction_1", "error_l2_0", "error_l2_0.5"} <= set(samples)
+    curve = pd.read_csv(tmp_path / "curve.csv")
+    assert curve["mean_absolute_error"].tolist() == [point.value for point in result.curves["l2"].points]
+    assert [samples["error_l2_0"].mean(), samples["error_l2_0.5"].mean()] == pytest.approx(
+        curve["mean_absolute_error"].tolist()
+    )
+    assert not (tmp_path / "classes.csv").exists()
 
 
 def test_a_time_limit_leaves_a_partial_result_that_says_so(small_net, digits, tmp_path):
@@ -227,6 +261,26 @@ def test_a_time_limit_leaves_a_partial_result_that_says_so(small_net, digits, tm
     rest = evaluate(small_net, data, batch_size=10, folder=tmp_path, resume=True, steps=5, restarts=1)
     assert rest.complete
     assert figures(rest) == figures(evaluate(small_net, data, batch_size=10, steps=5, restarts=1))
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_what_a_time_limit_leaves_nothing_of_is_not_in_the_result(blobs, tmp_path, monkeypatch, task):
+    x, y = blobs
+    model = nn.Linear(2, 1 if task == "regression" else 2)
+    options = {**QUICK, "task": task, "norms": ["l2", "linf"], "batch_size": 10}
+    with pytest.raises(EvaluationFailed, match="before the first batch was done"):
+        evaluate(model, (x, y), **options, time_limit=1e-9)
+
+    def end_before_linf(stage, done, total):
+        if "(l2)" in stage:
+            monkeypatch.setattr(time, "monotonic", lambda: math.inf)
+
+    result = evaluate(model, (x, y), **options, time_limit=100, progress=end_before_linf)
+    monkeypatch.undo()
+    assert list(result.curves) == ["l2"]
+    assert not result.complete
+    result.save(tmp_path)
+    assert Evaluation.load(tmp_path).to_dict() == result.to_dict()
 
 
 def test_an_unfinished_run_is_neither_lost_nor_mixed_up(half_plane, blobs, tmp_path):

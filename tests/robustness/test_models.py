@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import warnings
@@ -251,6 +252,18 @@ def test_of_two_entries_of_one_name_both_are_looked_at(place, net):
         archive.writestr(name, good)
     with pytest.raises(InputError, match="could run code"):
         load_model("model.pt2")
+
+
+@pytest.mark.parametrize("kind", ["pt2", "torchscript"])
+def test_an_archive_whose_names_climb_out_writes_nothing(place, net, kind):
+    spec, _ = saved(net, kind)
+    with zipfile.ZipFile(spec, "a") as archive:
+        archive.writestr("../../escaped", "x")
+        archive.writestr("model/../../escaped", "x")
+    before = sorted(place.parent.rglob("*"))
+    with contextlib.suppress(InputError):
+        load_model(spec)
+    assert sorted(place.parent.rglob("*")) == before
 
 
 def test_garbage_files_are_one_line(place):

@@ -16,6 +16,7 @@ from ._files import atomic_write, prepare_folder, write_text
 from ._pictures import curve_drawing, plot_curves
 from ._results import Evaluation, _plain
 from ._statistics import McNemar, mcnemar, wilson_interval
+from ._writing import csv_text
 
 __all__ = ["ComparedPoint", "Comparison", "compare"]
 
@@ -69,8 +70,17 @@ class Comparison:
         }
         return _plain({"schema": "rai-toolbox/comparison", "schema_version": 1, "names": self.names, "norms": points})
 
+    def _csv(self) -> str:
+        rows = [["norm", "epsilon", *self.names, "only_first", "only_second", "p_value"]]
+        rows += [
+            [norm, point.epsilon, point.first, point.second, *vars(point.test).values()]
+            for norm, points in self.norms.items()
+            for point in points
+        ]
+        return csv_text(rows)
+
     def save(self, folder: str | Path) -> Path:
-        """Write comparison.html, comparison.png and comparison.json; return the folder.
+        """Write comparison.html, comparison.png, comparison.csv and comparison.json; return the folder.
 
         Raises
         ------
@@ -87,6 +97,7 @@ class Comparison:
         write_text(folder / "comparison.html", page)
         with atomic_write(folder / "comparison.png") as file:
             figure.savefig(file, format="png", dpi=160)
+        write_text(folder / "comparison.csv", self._csv())
         write_text(folder / "comparison.json", json.dumps(self.to_dict(), allow_nan=False))
         return folder
 

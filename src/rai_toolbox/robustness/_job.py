@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -198,7 +199,7 @@ def _outcome(
     reasons = []
     code = EXIT["ok"]
     for least, norm, epsilon in thresholds:
-        value = evaluation.curves[norm].at(epsilon).value
+        value = evaluation.curves[norm].at(epsilon).value if norm in evaluation.curves else 1.0
         if not value >= least:
             code = EXIT["below threshold"]
             reasons.append(f"accuracy at {norm}:{epsilon:g} is {value:.4f}, below {least:g}")
@@ -355,7 +356,7 @@ def _typed(where: str, value: Any, kind: Any) -> Any:
     if many:
         values = value if isinstance(value, list) else [value]
         if any(isinstance(entry, (dict, list)) for entry in values):
-            raise InputError(f"{where} must be a list of plain values, got {value!r}")
+            raise InputError(f"{where} must be a list of plain values, got {reprlib.repr(value):.80}")
         if where.endswith(" epsilons") and all(_is_number(entry) for entry in values):
             return (",".join(repr(float(entry)) for entry in values),)
         return tuple(str(entry) for entry in values)
@@ -370,7 +371,7 @@ def _typed(where: str, value: Any, kind: Any) -> Any:
         if where.endswith(" bounds") and isinstance(value, list) and all(_is_number(entry) for entry in value):
             return ",".join(repr(float(entry)) for entry in value)
     if not fits:
-        raise InputError(f"{where} must be {_KINDS[kind.partition(' ')[0]]}, got {value!r:.80}")
+        raise InputError(f"{where} must be {_KINDS[kind.partition(' ')[0]]}, got {reprlib.repr(value):.80}")
     return value
 
 

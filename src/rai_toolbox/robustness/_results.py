@@ -283,7 +283,7 @@ class Evaluation:
         return plot_curves({"": self})
 
     def save(self, folder: str | Path) -> Path:
-        """Write report.html, curve.png, results.json, examples.npz, curve.csv and samples.csv; return the folder.
+        """Write report.html, curve.png, results.json, examples.npz and the figures as CSV; return the folder.
 
         Raises
         ------

@@ -70,7 +70,10 @@ class Run:
         if len(finite) and not finite.any():
             raise InputError("the model's output is NaN or infinite for every sample")
         measure = self._accuracies if bench.classifies else self._errors
-        measured = {norm: measure(norm, looked) for norm in bench.settings.norms}
+        outcomes = {norm: measure(norm, looked) for norm in bench.settings.norms}
+        measured = {norm: one for norm, one in outcomes.items() if one is not None}
+        if not measured:
+            raise EvaluationFailed("the time limit came before the first batch was done; go on with --resume")
         findings = self._checks(measured, looked) if bench.settings.diagnostics else ()
         return assemble(
             bench, self.summary, looked, measured, findings,
@@ -109,8 +112,11 @@ class Run:
         if self.progress is not None and self.team.leads:
             self.progress(words, done, count)
 
-    def _accuracies(self, norm: Norm, looked: Pieces) -> Measured:
-        """Search the nearest error of each sample, then try each radius on those that stand."""
+    def _accuracies(self, norm: Norm, looked: Pieces) -> Measured | None:
+        """Search the nearest error of each sample, then try each radius on those that stand.
+
+        Returns None where the time limit came before the first batch.
+        """
         bench = self.bench
 
         def search_batch(batch: int) -> Mapping[str, Any] | None:
@@ -118,6 +124,8 @@ class Run:
             return None if first is None else search(bench, norm, batch, first["correct"])
 
         searched = self._stage(f"search-{norm}", f"Searching the nearest errors ({norm})", search_batch)
+        if not any(searched):
+            return None
         nearest = joined(searched, "distance")
         widest = widest_radius(norm, self.summary, bench.box, bench.samples.shape)
         grid = bench.settings.grid(norm) or grid_for_distances(norm, nearest, widest)
@@ -138,8 +146,11 @@ class Run:
         outcome = scattered(distance, where, len(bench.samples))
         return Measured(curve, outcome, {"search": searched, "confirm": confirmed})
 
-    def _errors(self, norm: Norm, looked: Pieces) -> Measured:
-        """Try each radius on all samples: a regression has no errors to search for."""
+    def _errors(self, norm: Norm, looked: Pieces) -> Measured | None:
+        """Try each radius on all samples: a regression has no errors to search for.
+
+        Returns None where the time limit came before the first batch.
+        """
         bench = self.bench
         grid = bench.settings.grid(norm) or grid_for_spread(norm, self.summary, bench.box)
         grid = bench.settings.with_extra(norm, grid)
@@ -149,8 +160,10 @@ class Run:
 
         confirmed = self._stage(f"confirm-{norm}", f"Trying each epsilon ({norm})", confirm_batch)
         pairs = [(first, second) for first, second in zip(looked, confirmed, strict=True) if first and second]
+        if not pairs:
+            return None
         clean_error = joined([first for first, _ in pairs], "error")[None]
-        found = [second["error"] for _, second in pairs] or [np.zeros((len(grid), 0))]
+        found = [second["error"] for _, second in pairs]
         # The unperturbed input is in every ball.
         error = np.concatenate([clean_error, np.maximum(np.concatenate(found, axis=1), clean_error)])
         curve = error_curve(norm, grid, error, total("forwards", confirmed), all(confirmed))

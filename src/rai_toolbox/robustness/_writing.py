@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import numpy as np
 from ._files import atomic_write, prepare_folder, write_text
 from ._results import Evaluation
 
-__all__ = ["FILES", "curve_csv", "write_results"]
+__all__ = ["FILES", "csv_text", "write_results"]
 
-FILES = ("report.html", "curve.png", "curve.csv", "samples.csv", "examples.npz", "results.json")
+FILES = ("report.html", "curve.png", "curve.csv", "classes.csv", "samples.csv", "examples.npz", "results.json")
 
 
 def write_results(evaluation: Evaluation, folder: Path) -> Path:
@@ -29,7 +29,9 @@ def write_results(evaluation: Evaluation, folder: Path) -> Path:
     write_text(folder / "report.html", report)
     with atomic_write(folder / "curve.png") as file:
         figure.savefig(file, format="png", dpi=160)
-    write_text(folder / "curve.csv", curve_csv(evaluation))
+    write_text(folder / "curve.csv", _curve_csv(evaluation))
+    if evaluation.task == "classification":
+        write_text(folder / "classes.csv", _classes_csv(evaluation))
     write_text(folder / "samples.csv", _samples_csv(evaluation))
     with atomic_write(folder / "examples.npz") as file:
         np.savez_compressed(file, **_examples(evaluation))  # type: ignore[arg-type]
@@ -37,54 +39,38 @@ def write_results(evaluation: Evaluation, folder: Path) -> Path:
     return folder
 
 
-def curve_csv(evaluation: Evaluation) -> str:
+def _curve_csv(evaluation: Evaluation) -> str:
     """Return every point of every curve as CSV."""
+    measure = evaluation.measure.replace(" ", "_")
+    rows = [["norm", "epsilon", measure, "low", "high", "samples", "by_minimum_norm", "also_by_fixed_budget"]]
+    rows += [
+        [norm, p.epsilon, p.value, p.low, p.high, p.samples, p.by_minimum_norm, p.also_by_fixed_budget]
+        for norm, curve in evaluation.curves.items()
+        for p in curve.points
+    ]
+    return csv_text(rows)
 
-    def rows(write: Callable[[list[Any]], Any]) -> None:
-        write(
-            [
-                "norm",
-                "epsilon",
-                evaluation.measure.replace(" ", "_"),
-                "low",
-                "high",
-                "samples",
-                "by_minimum_norm",
-                "also_by_fixed_budget",
-            ]
-        )
-        for norm, curve in evaluation.curves.items():
-            for point in curve.points:
-                write(
-                    [
-                        norm,
-                        point.epsilon,
-                        point.value,
-                        point.low,
-                        point.high,
-                        point.samples,
-                        point.by_minimum_norm,
-                        point.also_by_fixed_budget,
-                    ]
-                )
 
-    return _csv(rows)
+def _classes_csv(evaluation: Evaluation) -> str:
+    rows = [["norm", "label", "class", "samples", "epsilon", "accuracy"]]
+    rows += [
+        [norm, row.label, row.name, row.samples, point.epsilon, value]
+        for norm, curve in evaluation.curves.items()
+        for row in curve.classes
+        for point, value in zip(curve.points, row.values, strict=True)
+    ]
+    return csv_text(rows)
 
 
 def _samples_csv(evaluation: Evaluation) -> str:
     columns = evaluation.columns()
-
-    def rows(write: Callable[[list[Any]], Any]) -> None:
-        write(list(columns))
-        for row in zip(*(values.tolist() for values in columns.values()), strict=True):
-            write(list(row))
-
-    return _csv(rows)
+    return csv_text([list(columns), *zip(*(values.tolist() for values in columns.values()), strict=True)])
 
 
-def _csv(rows: Callable[[Callable[[list[Any]], Any]], None]) -> str:
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Return a table as CSV; numbers in full."""
     buffer = io.StringIO(newline="")
-    rows(csv.writer(buffer, lineterminator="\n").writerow)
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()
 
 
