@@ -18,6 +18,10 @@ RowFunction = Callable[..., Tensor]
 # How many entries are worked on together, where several temporaries of that size are needed.
 WORK_NUMEL = 2**20
 
+# Tensors of at most so many entries are put together where their data are of one size: beyond, a copy costs more than
+# the calls that it saves.
+_TOGETHER_NUMEL = 2**18
+
 # How large the pieces are that a datum of more entries than that is worked on by.
 PIECE_NUMEL = 2**18
 
@@ -43,14 +47,20 @@ def scratch(like: Tensor, slot: int, dtype: torch.dtype | None = None) -> Tensor
     dtype = dtype or like.dtype
     if like.numel() > WORK_NUMEL or not may_look(like):
         return torch.empty(like.shape, dtype=dtype, device=like.device)
-    slots: dict[str, Tensor] = _kept_memory.__dict__
-    key = f"{slot} {dtype}"
-    memory = slots.get(key)
-    if memory is None or memory.numel() < like.numel():
+    return _memory(like.shape, slot, dtype)
+
+
+def _memory(shape: Sequence[int], slot: int, dtype: torch.dtype) -> Tensor:
+    slots: dict[tuple[int, torch.dtype], Tensor] | None = getattr(_kept_memory, "slots", None)
+    if slots is None:
+        slots = _kept_memory.slots = {}
+    numel = math.prod(shape)
+    memory = slots.get((slot, dtype))
+    if memory is None or memory.numel() < numel:
         with torch.inference_mode(False):
-            memory = torch.empty(like.numel(), dtype=dtype)
-        slots[key] = memory
-    return memory[: like.numel()].view(like.shape)
+            memory = torch.empty(numel, dtype=dtype)
+        slots[slot, dtype] = memory
+    return memory[:numel].view(shape)
 
 
 def is_large(rows: Tensor) -> bool:
@@ -195,6 +205,39 @@ def map_rows_(
             if result is not target:
                 target.copy_(result.view(target.shape))
     return x
+
+
+def map_rows_of_all_(function: RowFunction, xs: Sequence[Tensor], ks: Sequence[int]) -> None:
+    """`map_rows_` of every tensor of a list, whose last k dimensions are a datum, by a function of nothing but rows.
+
+    Small tensors whose data are of one size are copied into one matrix: that costs less than the calls of a search.
+    """
+    alike: dict[tuple[torch.dtype, int], list[list[Tensor]]] = {}
+    for x, k in zip(xs, ks, strict=True):
+        if not (0 < x.numel() <= _TOGETHER_NUMEL and x.is_contiguous() and may_look(x)):
+            map_rows_(function, x, k)
+            continue
+        length = math.prod(x.shape[x.ndim - k :])
+        groups = alike.setdefault((x.dtype, length), [])
+        if not groups or sum(map(Tensor.numel, groups[-1])) + x.numel() > WORK_NUMEL:
+            groups.append([])
+        groups[-1].append(x.detach().view(-1, length))
+    with torch.no_grad():
+        for groups in alike.values():
+            for parts in groups:
+                _map_together_(function, parts)
+
+
+def _map_together_(function: RowFunction, parts: Sequence[Tensor]) -> None:
+    if len(parts) == 1:
+        result = function(parts[0])
+        if result is not parts[0]:
+            parts[0].copy_(result)
+        return
+    counts = list(map(len, parts))
+    rows = _memory((sum(counts), parts[0].shape[1]), -1, parts[0].dtype)
+    result = function(torch.cat(list(parts), out=rows))
+    torch._foreach_copy_(list(parts), list(result.split(counts)))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _aligned_blocks(

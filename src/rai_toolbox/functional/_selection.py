@@ -11,16 +11,25 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from rai_toolbox.functional._large_selection import keep_largest_, signs_of_largest_
 from rai_toolbox.functional._layout import datum_ndim
-from rai_toolbox.functional._per_datum import checked_float, is_large, map_rows, map_rows_, may_look, scratch
+from rai_toolbox.functional._per_datum import (
+    checked_float,
+    is_large,
+    map_rows,
+    map_rows_,
+    map_rows_of_all_,
+    may_look,
+    scratch,
+)
 
 # How many entries a threshold may be off to be corrected by picking, and how many passes are made at most before.
-_PICKED = 8
+_PICKED = 12
 _PASSES = 8
 
 
@@ -159,6 +168,16 @@ def signed_top_q_(x: Tensor, q: float, *, param_ndim: int | None = -1, scale: fl
     return map_rows_(lambda rows: signed_rows_(rows, count, scale), x, param_ndim)
 
 
+def top_q_of_all_(xs: Sequence[Tensor], ks: Sequence[int], q: float) -> None:
+    """`top_q_` of every tensor of a list, whose last k dimensions are a datum."""
+    map_rows_of_all_(lambda rows: _keep_(rows, kept_count(rows.shape[1], q)), xs, ks)
+
+
+def signed_top_q_of_all_(xs: Sequence[Tensor], ks: Sequence[int], q: float) -> None:
+    """`signed_top_q_` of every tensor of a list, whose last k dimensions are a datum."""
+    map_rows_of_all_(lambda rows: signed_rows_(rows, kept_count(rows.shape[1], q), 1.0), xs, ks)
+
+
 def count_of(x: Tensor, q: float, param_ndim: int | None) -> int:
     """How many entries of a datum of `x` top-q keeps."""
     k = datum_ndim(checked_float("x", x).ndim, param_ndim)
@@ -190,21 +209,19 @@ def signed_rows(rows: Tensor, count: int) -> Tensor:
 
 def signed_rows_(rows: Tensor, count: int, scale: float) -> Tensor:
     """`signed_top_q_` of a matrix with one datum a row."""
-    if is_large(rows) and 0 < count < rows.shape[1]:
+    if count == 0:
+        return rows.zero_()
+    if is_large(rows) and count < rows.shape[1]:
         return signs_of_largest_(rows, count, scale)
     if not _searchable(rows, count):
         return rows.copy_(_signed(rows, count, scale))
     a = _magnitudes(rows)
-    x = rows.to(a.dtype)
-    up = scratch(a, 1)
-    t, _ = _guess(a, count, up)
-    # The sign of what exceeds the threshold, as a difference of two comparisons: half the time of `sign` and a mask.
-    torch.gt(x, t, out=up)
-    torch.lt(x, t.neg(), out=a)
-    sums = up.sum(1, keepdim=True).add_(a.sum(1, keepdim=True))
+    keep = scratch(a, 1)
+    t, _ = _guess(a, count, keep)
+    sums = torch.gt(a, t, out=keep).sum(1, keepdim=True)
     wrong = (sums - float(count)).nonzero()[:, 0]
     exact = _signed(rows.index_select(0, wrong), count, scale) if wrong.numel() else None
-    torch.sub(up, a, out=rows).mul_(scale / count)
+    rows.sign_().mul_(keep.mul_(scale / count))
     if exact is not None:
         rows.index_copy_(0, wrong, exact.to(rows.dtype))
     return rows
@@ -219,6 +236,8 @@ def _keep(rows: Tensor, count: int) -> Tensor:
 
 
 def _keep_(rows: Tensor, count: int) -> Tensor:
+    if count == 0:
+        return rows.zero_()
     if is_large(rows) and 0 < count < rows.shape[1]:
         return keep_largest_(rows, count)
     if not _searchable(rows, count):
@@ -260,7 +279,8 @@ def _search(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     a = _magnitudes(rows)
     keep = scratch(a, 1)
-    threshold, odd = _guess(a, count, keep)
+    threshold, mean = _guess(a, count, keep)
+    odd = (mean - mean).nonzero()[:, 0]
     torch.gt(a, threshold, out=keep)
     sums = keep.sum(1, keepdim=True)
     wrong = (sums - count).nonzero()[:, 0]
@@ -278,15 +298,17 @@ def _magnitudes(rows: Tensor) -> Tensor:
 
 
 def _guess(a: Tensor, count: int, above_t: Tensor) -> tuple[Tensor, Tensor]:
-    """Thresholds that exactly `count` entries exceed, in most rows; and which rows are not finite."""
+    """Thresholds that exactly `count` entries exceed, in most rows; and the means of the rows.
+
+    The threshold of a row that is not finite may be anything.
+    """
     # First guess: as if the entries were normal. `hazard` is the density there of those above, relative to them.
     share = count / a.shape[1]
     z = math.sqrt(2) * _erfinv(1 - share)
     hazard = math.sqrt(2 / math.pi) * math.exp(-z * z / 2) / share
     mean = a.mean(1, keepdim=True)
-    odd = (mean - mean).nonzero()[:, 0]
     t = mean * (math.sqrt(math.pi / 2) * z)
-    slope = mean.mul_(math.sqrt(math.pi / 2) / hazard)  # of the threshold, in the logarithm of the count
+    slope = mean * (math.sqrt(math.pi / 2) / hazard)  # of the threshold, in the logarithm of the count
     goal, chance = math.log(count + 0.5), 8.0 / count
     before = log_before = None
     miss = torch.zeros_like(t)
@@ -304,7 +326,7 @@ def _guess(a: Tensor, count: int, above_t: Tensor) -> tuple[Tensor, Tensor]:
             slope.mul_(chance).add_(before.sub_(t).abs_()).div_(change)
         before, log_before = t, log_ratio
         t = torch.addcmul(t, slope, log_ratio).maximum(t * 0.25)
-    return _picked(a, t, miss), odd
+    return _picked(a, t, miss), mean
 
 
 @functools.lru_cache(maxsize=256)
@@ -320,16 +342,17 @@ def _picked(a: Tensor, t: Tensor, miss: Tensor) -> Tensor:
     m, start = miss.index_select(0, off), t.index_select(0, off)
     side = m.sign()
     part = torch.index_select(a, 0, off, out=scratch(a[: len(off)], 2))
-    steps = int(m.abs().amax().clamp_max(_PICKED))
+    m = m.abs_()
     # The nearest entry on the right side has the largest reciprocal distance, the other side's are negative.
-    near = (
-        torch.mul(part, side, out=scratch(part, 3))
-        .sub_(start * side)
-        .reciprocal_()
-        .topk(min(steps, a.shape[1]), 1)
-        .indices
-    )
-    last = near.gather(1, m.abs().long().sub_(1).clamp_(0, near.shape[1] - 1))
-    value = part.gather(1, last)
+    near = torch.mul(part, side, out=scratch(part, 3)).sub_(start * side).reciprocal_()
+    # A difference of near numbers is exact, so the entry is what comes out, rounded; a count confirms it in the end.
+    value = start + side / near.amax(1, keepdim=True)
+    far = (m > 1).nonzero()[:, 0]
+    if far.numel():
+        m = m.index_select(0, far)
+        steps = min(int(m.amax().clamp_max_(_PICKED)), a.shape[1])
+        order = near.index_select(0, far).topk(steps, 1).indices
+        place = order.gather(1, m.long().sub_(1).clamp_(0, steps - 1))
+        value.index_copy_(0, far, part.index_select(0, far).gather(1, place))
     value = torch.where(side > 0, value, torch.nextafter(value, torch.zeros_like(value)))
     return t.index_copy(0, off, value)

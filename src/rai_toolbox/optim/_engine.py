@@ -128,6 +128,8 @@ def apply_dense_(
         transform.apply_(xs)
     elif isinstance(transform, ByNorm):
         return scale_by_norm_(xs, ks, transform.p, transform.factor, transform.exact, transform.unchanged_to, plan)
+    elif transform.of_all_ is not None and len(xs) > 1:
+        transform.of_all_(xs, ks)
     else:
         for x, k in zip(xs, ks, strict=True):
             transform.apply_(x, k)

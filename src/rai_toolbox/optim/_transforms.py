@@ -25,6 +25,7 @@ from rai_toolbox.functional import (
     top_q_,
 )
 from rai_toolbox.functional._nearest import representable, slack
+from rai_toolbox.functional._selection import signed_top_q_of_all_, top_q_of_all_
 
 # From so many tensors on, the calls cost more than the memory traffic does.
 _MANY = 64
@@ -101,6 +102,8 @@ class PerDatum:
     alike : bool
         The same change for every tensor, so that tensors of one shape may be stacked. False for a transform that
         draws a number for each tensor, or that carries an option per datum.
+    of_all_ : callable, optional
+        `of_all_(xs, ks)` changes a list of tensors, faster than one by one.
     drawn : callable, optional
         Draws the number for one tensor, and returns the transform with that number.
     within : callable, optional
@@ -111,6 +114,7 @@ class PerDatum:
 
     apply_: Callable[[Tensor, int], Any]
     alike: bool = True
+    of_all_: Callable[[Sequence[Tensor], Sequence[int]], Any] | None = None
     drawn: Callable[[], PerDatum] | None = None
     within: Callable[[Callable[[Any], Any], Callable[[Any], Any]], PerDatum] | None = None
 
@@ -157,7 +161,7 @@ def clamping(clamp_min: float | None, clamp_max: float | None) -> Entrywise:
 
 def selection(q: Callable[[], float], *, alike: bool) -> PerDatum:
     """Keep the 1 - q share of entries of largest magnitude; `q` is asked anew for each tensor."""
-    return _with_share(lambda x, k, share: top_q_(x, share, param_ndim=k), q, alike)
+    return _with_share(lambda x, k, share: top_q_(x, share, param_ndim=k), top_q_of_all_, q, alike)
 
 
 def signed_selection(q: Callable[[], float], *, alike: bool, eps: float = 0.0) -> PerDatum:
@@ -169,15 +173,23 @@ def signed_selection(q: Callable[[], float], *, alike: bool, eps: float = 0.0) -
         else:
             _scaling.normalize_(top_q_(x, share, param_ndim=k).sign_(), 1, param_ndim=k, eps=eps)
 
-    return _with_share(select_, q, alike)
+    return _with_share(select_, signed_top_q_of_all_ if eps <= 1 else None, q, alike)
 
 
-def _with_share(select_: Callable[[Tensor, int, float], Any], q: Callable[[], float], alike: bool) -> PerDatum:
+def _with_share(
+    select_: Callable[[Tensor, int, float], Any],
+    of_all_: Callable[[Sequence[Tensor], Sequence[int], float], Any] | None,
+    q: Callable[[], float],
+    alike: bool,
+) -> PerDatum:
     def drawn() -> PerDatum:
         share = q()
         return PerDatum(lambda x, k: select_(x, k, share))
 
-    return PerDatum(lambda x, k: select_(x, k, q()), alike, None if alike else drawn)
+    if not alike:
+        return PerDatum(lambda x, k: select_(x, k, q()), alike, drawn=drawn)
+    together_ = None if of_all_ is None else lambda xs, ks: of_all_(xs, ks, q())
+    return PerDatum(lambda x, k: select_(x, k, q()), of_all_=together_)
 
 
 def negated_l1_vertex() -> PerDatum:
