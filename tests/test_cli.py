@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -202,14 +203,21 @@ def test_a_threshold_decides_the_exit_code(place, capsys):
     assert "error: accuracy at l2:0.5 is 0.5" in capsys.readouterr().err
 
 
-def test_a_partial_run_meets_no_threshold_and_is_not_trusted(place, capsys):
-    # The first batch is done in any time, and stands: what was not tried must not count.
-    words = ["--model", "models.py:slow", "--batch-size", "4", "--time-limit", "0.5", "--norm", "l2"]
+def test_a_partial_run_meets_no_threshold_and_is_not_trusted(place, capsys, monkeypatch):
+    from rai_toolbox.robustness._run import Run
+
+    words = ["--batch-size", "4", "--time-limit", "100"]
+    # Ten batches are looked at, and two of them searched: what was not tried must not count as standing.
+    asked = itertools.count()
+    monkeypatch.setattr(Run, "_late", lambda self: next(asked) >= 12)
     assert run(*words, "--fail-under", "0@l2:0.5", "--out", "a") == 1
     assert "is not known to reach 0: the run is partial" in capsys.readouterr().err
+    asked = itertools.count()
     assert run(*words, "--strict", "--out", "b") == 3
     assert "the time limit ended the run before the checks" in capsys.readouterr().err
     assert not json.loads(Path("b/results.json").read_text())["complete"]
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
     assert run("--strict", "--no-diagnostics") == 2
     assert "give one of the two" in error_of(capsys)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from rai_toolbox.robustness import evaluate
+from rai_toolbox.perturbations import Solution
+from rai_toolbox.robustness import _stages, evaluate
 
 
 class Wrapped(nn.Module):
@@ -201,6 +202,24 @@ def test_a_point_that_is_no_error_when_asked_again_is_not_counted(small_net, dig
     assert result.curves["l2"].points[1].value == result.curves["l2"].points[0].value
     finding = next(finding for finding in result.findings if finding.check == "verification")
     assert finding.verdict == "distrust"
+
+
+@pytest.mark.parametrize(("bounds", "how_far"), [((-1.0, 1.0), 2.5), (None, 1.2)], ids=["bounds", "ball"])
+def test_a_point_out_of_the_bounds_or_the_ball_is_not_counted(half_plane, blobs, monkeypatch, bounds, how_far):
+    def reaches_too_far(model, x, target, **options):
+        over = x - how_far * (x.abs() + 0.5) * x.sign()
+        ones = torch.ones(len(x))
+        return Solution(over, ones, ones.bool(), 0 * ones)
+
+    def finds_nothing(model, x, target, **options):
+        zeros = torch.zeros(len(x))
+        return Solution(x.clone(), zeros, zeros.bool(), zeros + torch.inf)
+
+    monkeypatch.setattr(_stages, "worst_case", reaches_too_far)
+    monkeypatch.setattr(_stages, "minimum_norm", reaches_too_far if bounds else finds_nothing)
+    result = evaluate(half_plane, blobs, epsilons=[0.5], bounds=bounds, steps=5, restarts=1)
+    assert [point.value for point in result.curves["l2"].points] == [1.0, 1.0]
+    assert {finding.check: finding.verdict for finding in result.findings}["verification"] == "distrust"
 
 
 def test_regression_faults_are_noticed():

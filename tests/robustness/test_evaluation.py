@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from rai_toolbox.robustness import Evaluation, EvaluationFailed, InputError, evaluate
+from rai_toolbox.perturbations import Solution
+from rai_toolbox.robustness import Evaluation, EvaluationFailed, InputError, _stages, evaluate
 from rai_toolbox.robustness._grid import grid_for_distances
 
 QUICK = {"steps": 10, "restarts": 1, "diagnostics": False}
@@ -50,6 +51,26 @@ def test_the_default_grid_reaches_to_where_nothing_stands(small_net, digits):
         assert 4 <= len(curve.points) - 1 <= 8
         assert curve.points[-1].value <= 0.05
         assert curve.points[-3].by_minimum_norm > 0  # the grid comes from these distances; a fixed budget may find more
+
+
+@pytest.mark.parametrize("lazy", ["minimum_norm", "worst_case"])
+def test_at_each_epsilon_the_lower_of_what_the_two_solvers_leave_is_reported(half_plane, blobs, monkeypatch, lazy):
+    def finds_nothing(model, x, target, **options):
+        zeros = torch.zeros(len(x))
+        return Solution(x.clone(), zeros, zeros.bool(), zeros + math.inf)
+
+    x, _ = blobs
+    monkeypatch.setattr(_stages, lazy, finds_nothing)
+    curve = evaluate(half_plane, blobs, epsilons=[0.3, 0.7], **QUICK).curves["l2"]
+    for point in curve.points[1:]:
+        assert point.value == pytest.approx(np.mean(np.abs(x[:, 0]) > point.epsilon), abs=1 / 40)
+        if lazy == "minimum_norm":
+            assert point.by_minimum_norm == 1.0
+            assert point.also_by_fixed_budget == round(40 * (1 - point.value))
+        else:
+            assert point.by_minimum_norm == point.value
+            assert point.also_by_fixed_budget == 0
+    assert curve.confirmed
 
 
 def test_radii_of_l0_are_whole_numbers(half_plane, blobs):
@@ -249,16 +270,24 @@ def test_the_csv_of_a_regression_has_its_errors(tmp_path):
     assert not (tmp_path / "classes.csv").exists()
 
 
-def test_a_time_limit_leaves_a_partial_result_that_says_so(small_net, digits, tmp_path):
+def test_a_time_limit_leaves_a_partial_result_that_says_so(small_net, digits, tmp_path, monkeypatch):
     x, y = digits
     data = x[:40], y[:40]
-    result = evaluate(small_net, data, batch_size=10, folder=tmp_path, time_limit=0.05, steps=5, restarts=1)
+
+    def end(stage, done, total):
+        if "(l2)" in stage:
+            monkeypatch.setattr(time, "monotonic", lambda: math.inf)
+
+    options = {"batch_size": 10, "folder": tmp_path, "steps": 5, "restarts": 1}
+    result = evaluate(small_net, data, **options, time_limit=100, progress=end)
+    monkeypatch.undo()
     assert not result.complete
+    assert result.curves["l2"].points[0].samples == 10
     assert {finding.verdict for finding in result.findings} == {"not run"}
     result.save(tmp_path)
     assert "partial" in (tmp_path / "report.html").read_text()
     assert Evaluation.load(tmp_path).to_dict() == result.to_dict()
-    rest = evaluate(small_net, data, batch_size=10, folder=tmp_path, resume=True, steps=5, restarts=1)
+    rest = evaluate(small_net, data, **options, resume=True)
     assert rest.complete
     assert figures(rest) == figures(evaluate(small_net, data, batch_size=10, steps=5, restarts=1))
 
