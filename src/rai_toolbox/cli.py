@@ -53,7 +53,7 @@ def _root(
 def evaluate(
     model: Annotated[
         str | None,
-        typer.Option(help="digits, file.py:function, package.module:function, or a .pt2 or TorchScript file."),
+        typer.Option(help="digits, file.py:function, package.module:function, or a .pt2, TorchScript or ONNX file."),
     ] = None,
     data: Annotated[
         str | None,

@@ -53,6 +53,18 @@ def test_the_default_grid_reaches_to_where_nothing_stands(small_net, digits):
         assert curve.points[-3].by_minimum_norm > 0  # the grid comes from these distances; a fixed budget may find more
 
 
+def test_a_nan_among_the_logits_is_no_right_answer(half_plane, blobs):
+    def sometimes_nan(x):
+        # Of the class that is right there: argmax takes a NaN for the largest.
+        far = torch.stack([x[:, 0] < -0.8, x[:, 0] > 0.8], dim=1)
+        return torch.where(far, torch.nan, half_plane(x))
+
+    x, _ = blobs
+    result = evaluate(sometimes_nan, blobs, epsilons=[0.01], **QUICK)
+    assert result.curves["l2"].points[0].value == np.mean(np.abs(x[:, 0]) <= 0.8)
+    assert (result.distance["l2"][np.abs(x[:, 0]) > 0.8] == 0).all()
+
+
 @pytest.mark.parametrize("lazy", ["minimum_norm", "worst_case"])
 def test_at_each_epsilon_the_lower_of_what_the_two_solvers_leave_is_reported(half_plane, blobs, monkeypatch, lazy):
     def finds_nothing(model, x, target, **options):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import pickle
+import sys
+import types
 import warnings
 import zipfile
 from pathlib import Path
@@ -122,10 +125,46 @@ def test_weights_without_their_model_say_what_is_missing(place, net):
         load_model(export(net), weights="weights.pt")
 
 
-def test_onnx_is_told_to_be_unsupported(place):
+def test_onnx_without_its_converter_says_what_would_do(place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
     Path("model.onnx").write_bytes(b"\x08\x07")
-    with pytest.raises(InputError, match="ONNX files are not supported"):
+    with pytest.raises(InputError, match=r"ONNX files are not supported without onnx2pytorch.*\.pt2"):
         load_model("model.onnx")
+
+
+def test_onnx_is_what_its_converter_makes_of_it(place, net, monkeypatch):
+    """A stand-in for the converter; the next test has the real one, where it is installed."""
+    Path("model.onnx").write_bytes(b"a model")
+    onnx, converter = types.ModuleType("onnx"), types.ModuleType("onnx2pytorch")
+    vars(onnx)["load"] = lambda path: Path(path).read_bytes()
+    vars(converter)["ConvertModel"] = {b"a model": net}.__getitem__
+    monkeypatch.setitem(sys.modules, "onnx", onnx)
+    monkeypatch.setitem(sys.modules, "onnx2pytorch", converter)
+    assert load_model("model.onnx") is net
+    Path("model.onnx").write_bytes(b"another")
+    with pytest.raises(InputError, match="cannot be converted by onnx2pytorch: KeyError"):
+        load_model("model.onnx")
+
+
+def importable(*names):
+    try:
+        for name in names:
+            importlib.import_module(name)
+    except Exception:  # a torchvision that was built for another torch
+        return False
+    return True
+
+
+@pytest.mark.skipif(
+    not importable("onnx", "onnxscript", "onnx2pytorch"), reason="onnxscript, onnx2pytorch and its torchvision"
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_converted_model_is_the_same_model(place, net):
+    x = torch.rand(4, 1, 8, 8)
+    torch.onnx.export(net, (x,), "model.onnx", dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False)
+    model, x = load_model("model.onnx"), torch.rand(7, 1, 8, 8, requires_grad=True)
+    assert torch.allclose(model(x), net(x), atol=1e-6)
+    assert torch.allclose(torch.autograd.grad(model(x).sum(), x)[0], torch.autograd.grad(net(x).sum(), x)[0], atol=1e-6)
 
 
 def rewritten(path, change):

@@ -88,7 +88,7 @@ def load_model(
     ----------
     spec : str
         ``"digits"``; ``file.py:function`` or ``package.module:function`` that returns an `nn.Module`; a .pt2 file of
-        `torch.export.save`; a TorchScript file.
+        `torch.export.save`; a TorchScript file; an ONNX file, where onnx2pytorch is installed.
     weights : str, optional
         A .safetensors file, or a state dict of `torch.save`, to load into what the function returned.
     device : torch.device or str
@@ -172,10 +172,9 @@ def _load_file(spec: str, device: torch.device) -> nn.Module:
 
         return load_exported(path, device)
     if path.suffix == ".onnx":
-        raise InputError(
-            f"--model {spec!r}: ONNX files are not supported, for want of a converter that works with this torch;"
-            " write the model with torch.export.save (.pt2), or give the function that builds it"
-        )
+        from ._onnx import load_onnx
+
+        return load_onnx(path, device)
     if path.suffix == ".safetensors":
         raise InputError(
             f"--model {spec!r} holds tensors only; give the function that builds the model too:"
