@@ -250,7 +250,8 @@ def optimality(distance: Tensor, best: Tensor, clean: float) -> float:
     known = best.isfinite()
     distance, best = distance[known], best[known]
     top = best.max()
-    return (1 - (distance.clamp(max=top).mean() - best.mean()) / (clean * top - best.mean())).item()
+    excess, room = distance.clamp(max=top).mean() - best.mean(), clean * top - best.mean()
+    return 1.0 if excess <= 0 else (1 - excess / room).item()
 
 
 def _passes(cost: dict[str, float]) -> str:

@@ -339,6 +339,20 @@ def test_a_decision_that_no_gradient_leads_to_is_still_found(digits):
     assert found.success.double().mean() > 0.9
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_model_without_gradients_is_searched_at_random(digits, norm):
+    model, x, y = digits
+
+    def coarse(x: torch.Tensor) -> torch.Tensor:  # the data are multiples of 1/16
+        return model(torch.round(16 * x) / 16) + 0 * x.sum(dim=1, keepdim=True)
+
+    solve = partial(worst_case, data=x, target=y, norm=norm, epsilon=RADII[norm], bounds=(0, 1), steps=40, restarts=7)
+    blind, seeing = (solve(m).success.double().mean().item() for m in (coarse, model))
+    assert blind >= 0.45 * seeing
+    images = solve(lambda x: coarse(x.flatten(1)), data=x.view(-1, 1, 8, 8))
+    assert images.success.double().mean() >= 0.45 * seeing
+
+
 def test_no_data_no_trouble():
     model = nn.Linear(3, 2)
     empty = torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)

@@ -57,7 +57,7 @@ class Problem:
         `stream` numbers the random draw.
         """
         answer = self.query.ask(x, self.target[rows], loss_fn)
-        dead = answer.grad.abs().amax(dim=1) == 0
+        dead = answer.dead
         if bool(dead.any()):
             answer.grad[dead] = self.noise.normal(rows[dead], stream).to(answer.grad.dtype)
         return answer
@@ -105,6 +105,8 @@ class Best:
         self.x = problem.data.clone()
         self.score = torch.full((n,), -torch.inf, dtype=torch.float64, device=problem.data.device)
         self.achieved = torch.zeros(n, dtype=torch.bool, device=problem.data.device)
+        self.dead = torch.zeros(n, dtype=torch.int64, device=problem.data.device)
+        """How often the gradient was zero."""
 
     def see(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> None:
         score = score.double()

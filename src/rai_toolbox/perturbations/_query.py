@@ -65,12 +65,16 @@ def _clearly(margin: Loss) -> Loss:
 
 @dataclass
 class Answer:
-    """What the model says at n points: `loss` is what the gradient is of; NaN counts as -inf, and as no success."""
+    """What the model says at n points: `loss` is what the gradient is of; NaN counts as -inf, and as no success.
+
+    `dead`: where the gradient was zero.
+    """
 
     loss: Tensor
     score: Tensor
     achieved: Tensor
     grad: Tensor
+    dead: Tensor
 
 
 class Query:
@@ -141,11 +145,13 @@ class Query:
                 total = part if not total else [a + b for a, b in zip(total, part, strict=True)]
         loss, score, votes, grad = total
         grad = grad.float() if grad.element_size() == 2 else grad
+        grad = grad.nan_to_num(nan=0.0)
         return Answer(
             loss=_nan_loses(loss / self._samples),
             score=_nan_loses(score / self._samples),
             achieved=2 * votes > self._samples,
-            grad=grad.nan_to_num(nan=0.0),
+            grad=grad,
+            dead=grad.abs().amax(dim=1) == 0,
         )
 
 

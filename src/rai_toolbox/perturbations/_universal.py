@@ -56,8 +56,9 @@ def universal(
     targeted : bool
         Move the decisions to `target` instead of away from it.
     criterion : Callable[[Tensor, Tensor], Tensor], optional
-        `(output, target)` → a loss per datum. Default: for class indices, a cross-entropy that is bounded, so that
-        data that are already wrong do not drown the others; else the squared error.
+        `(output, target)` → a loss per datum. Default: for class indices, a smooth form of the error, between 0 and 1,
+        so that neither data that are wrong already nor those that never will be drown the others; else the squared
+        error.
     margin : Callable[[Tensor, Tensor], Tensor], optional
         `(output, target)` → a number per datum, positive where the decision has changed.
     epochs : int
@@ -116,6 +117,13 @@ def universal(
     return best[1]
 
 
+def _soft_error(output: Tensor, target: Tensor) -> Tensor:
+    """The error, 0 or 1, smoothed by the margin in units of the spread of the logits."""
+    logits = L.as_logits(output, target)
+    low, high = logits.detach().aminmax(dim=1)
+    return torch.sigmoid(8 * L.margin(logits, target) / (high - low).clamp_min(torch.finfo(logits.dtype).tiny))
+
+
 def _first_batch(loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
     # A loader that shuffles must not take this from the user's random numbers.
     with torch.random.fork_rng(devices=[]):
@@ -153,7 +161,7 @@ class _Run:
         samples: int,
     ) -> None:
         if not target.is_floating_point() and criterion is None:
-            criterion = L.rescaled_cross_entropy
+            criterion = _soft_error
         self.objective: Objective = make_objective(target, criterion, margin, targeted)
         self.device = data.device
         self._shape = data.shape[1:]
@@ -179,7 +187,7 @@ class _Run:
             answer = self._query.ask(self._perturbed(data), target, self.objective.score)
             grad = answer.grad.mean(dim=0, keepdim=True)
             epsilon = self._ball.epsilon.to(grad.dtype)
-            size = 0.5 * shrink + 0.01
+            size = shrink + 0.01
             if self._norm == "l1":
                 count = torch.tensor([max(1, round(0.1 * grad.shape[1]))], device=grad.device)
                 move = sparse_direction(grad, count) * epsilon

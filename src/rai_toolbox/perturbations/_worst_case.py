@@ -26,6 +26,7 @@ from rai_toolbox.perturbations._problem import (
     solving,
 )
 from rai_toolbox.perturbations._query import Loss
+from rai_toolbox.perturbations._random_search import search_randomly
 from rai_toolbox.perturbations._search import polish, search
 from rai_toolbox.perturbations._solution import Solution, concatenate
 
@@ -33,6 +34,9 @@ __all__ = ["worst_case"]
 
 # Of a point outside, how many times the radius away, there may be one inside that it leads to.
 _NEAR = 1.3
+
+# From what share of zeros among the gradients of a first run on a datum is searched at random.
+_BLIND = 0.2
 
 
 def worst_case(
@@ -123,6 +127,9 @@ def worst_case(
     data, as far as the model's own arithmetic does not. (Matrix products may round differently in batches of different
     sizes; no decision counts that is not clear of this.)
 
+    Where the first run meets gradients that are zero (a model that rounds its input, or a saturated output), two of
+    three others are random searches [3]_, which need none.
+
     For L1 and L0, the runs are `minimum_norm`'s searches, which come from outside the ball; the first is followed by a
     run of Auto-PGD, and for L1, where the nearest point known is just outside, a last search starts there.
 
@@ -131,6 +138,8 @@ def worst_case(
     .. [1] F. Croce, M. Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
        attacks", ICML 2020.
     .. [2] F. Croce, M. Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML 2021.
+    .. [3] M. Andriushchenko, F. Croce, N. Flammarion, M. Hein, "Square attack: a query-efficient black-box adversarial
+       attack via random search", ECCV 2020.
 
     Examples
     --------
@@ -173,16 +182,25 @@ def _solve(
         losses = ClassLosses.of(problem, output)
         # Where projections make for crooked paths, coming from outside finds far more than steps within the ball do.
         within = _Within(problem, best, radii) if stop and problem.norm in ("l0", "l1") else None
+        blind = torch.zeros_like(best.achieved)
         for number in range(restarts):
             rows = every[~best.achieved] if stop else every
             if not len(rows):
                 break
-            if within is not None:
+            if stop and number % 3 and bool(blind[rows].any()):
+                search_randomly(
+                    problem, ball, best, rows[blind[rows]], queries=steps, stream=number * MOST_STEPS,
+                    progress=(number / restarts, (number + 1) / restarts),
+                )  # fmt: skip
+                rows = rows[~blind[rows]]
+            if within is not None and len(rows):
                 search(problem, within, rows, losses, number, steps)
                 rows = rows[~best.achieved[rows]]
             if within is None or number == 0:
                 loss = losses[number] if restarts >= losses.count else losses.all_classes
                 _run(problem, ball, best, rows, loss, number, steps, stop)
+            if number == 0:
+                blind = best.dead > _BLIND * steps
             if callback is not None:
                 callback(number, best.achieved.clone())
         if within is not None and problem.norm == "l1":
