@@ -65,6 +65,8 @@ def test_the_page_loads_nothing_runs_nothing_and_says_what_its_pictures_show(rep
     assert 'lang="en"' in text
     assert "prefers-color-scheme: dark" in text
     assert text.count("<th scope=") > 20
+    # The advice of one check names others.
+    assert all(f"{finding.check}</code>" in text and html.escape(finding.title) in text for finding in report.findings)
     assert all(f"{100 * point.value:.1f}\u00a0%" in text for point in report.curves["l2"].points)
 
 
