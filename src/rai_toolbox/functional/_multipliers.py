@@ -7,61 +7,120 @@ ends when every row has converged; elsewhere (a device, vmap, a compiled graph) 
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rai_toolbox.functional._norms import divisor_near
 from rai_toolbox.functional._per_datum import may_look, scratch
+from rai_toolbox.functional._selection import erfinv
 
 # Newton's steps end after 3 to 12 on these piecewise functions; halving, where they leave the bracket, after 75.
 _LOOKING_STEPS = 160
 # Elsewhere: what the tests show to be enough from 1e-30 to 1e30, first and second descent.
 _FIXED_STEPS = {"shift": (80, 40), "scale": (40, 8)}
 
+# Of so many entries of least depth a first level is computed.
+_FEW = 8
+
+_EXCESS_STEP = 1 / 64
+
 Evaluation = Callable[[Tensor], tuple[Tensor, Tensor]]
 Parts = Callable[[], Iterable[tuple[Tensor, Tensor | None, Tensor]]]
 
 
-def level_for_sum(depth: Tensor, total: Tensor, *, whole: bool = True) -> Tensor:
+def level_for_sum(depth: Tensor, total: Tensor) -> Tensor:
     """Solve Σ max(level - depth, 0) = total for the level: water poured into a vessel with this floor.
 
     Parameters
     ----------
     depth : Tensor, shape (N, D)
-        ≥ 0 and 0 somewhere in each row (but for a part of one): the distance of each entry below the largest of its
-        row. (A threshold subtracted from the entries would lose the digits of a small total of large entries.)
+        ≥ 0 and 0 somewhere in each row: the distance of each entry below the largest of its row. (A threshold that is
+        subtracted from the entries would lose the digits of a small total of large entries.)
     total : Tensor, shape (N, 1)
         ≥ 0 and finite.
-    whole : bool
-        Not a part of a row: there is a 0.
 
     Returns
     -------
     Tensor, shape (N, 1)
-        In [0, total], if `whole`.
+        In [0, total].
     """
-    if not may_look(depth):
-        return _level_by_sort(depth, total)
-    # Σ max(level - depth, 0) is convex: from wherever it starts, Newton's method is above the root after one step, then
-    # descends to it, and is there when a step leaves every count as it was. An eighth of a long row is a good start.
-    eighth = depth.shape[1] // 8
-    long = eighth >= 128
-    level = level_for_sum(depth[:, :eighth], total / 8, whole=False) if long else depth.amin(1, keepdim=True) + total
-    if long and whole:  # the part may lie so deep that its level has not one digit of the total
+    return _descended(depth, total, _first_level(depth, total))[0] if may_look(depth) else _level_by_sort(depth, total)
+
+
+def poured(depth: Tensor, total: Tensor, top: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """max(level - depth, 0) at the level of `level_for_sum`, in scratch memory, and its sums; where looking is free.
+
+    Parameters
+    ----------
+    depth, total
+        As for `level_for_sum`.
+    top, sums : Tensor, shape (N, 1)
+        The largest and the sum of the numbers ≥ 0 whose depth is given. The first guess is the level of as many numbers
+        from a normal distribution.
+    """
+    length = depth.shape[1]
+    deviation = sums * (math.sqrt(math.pi / 2) / length)
+    share = total / (deviation * length)
+    z = torch.searchsorted(_minus_expected_excess(), -share).to(depth.dtype) * _EXCESS_STEP
+    if float(z.median()) > math.sqrt(2) * erfinv(1 - _FEW / (2 * length)):
+        level = _first_level(depth, total)
+    else:
+        level = top - z * deviation
         level = torch.where((level > 0) & (level < total), level, total)
-    work = scratch(depth, 1)
+    _, water, found = _descended(depth, total, level)
+    return water, found
+
+
+@functools.lru_cache(maxsize=1)
+def _minus_expected_excess() -> Tensor:
+    """-E max(|x| - θ, 0) of a standard normal x, for θ = 0, `_EXCESS_STEP`, ..."""
+    theta = torch.arange(512, dtype=torch.float64) * _EXCESS_STEP
+    density = torch.exp(-theta.square() / 2) / math.sqrt(2 * math.pi)
+    return (theta * torch.special.erfc(theta / math.sqrt(2)) - 2 * density).to(torch.float32)
+
+
+def _descended(depth: Tensor, total: Tensor, level: Tensor, slot: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """The level, from a first guess; the water; its sums."""
+    # Σ max(level - depth, 0) is convex: from wherever it starts, Newton's method is above the root after one step, then
+    # descends to it, and is there when a step leaves the count as it was.
+    water, wet = scratch(depth, slot), scratch(depth, slot + 1)
     count = None
     while True:
         before = count
-        poured = torch.sub(level, depth, out=work).relu_().sum(1, keepdim=True)
-        count = work.sign_().sum(1, keepdim=True)
-        if before is not None and torch.equal(count, before):
-            return level
-        step = (total - poured) / count.clamp_min(1)
-        # one that goes up again has met the last digit
-        level = level + step if before is None else level + step.clamp_max_(0)
+        found = torch.sub(level, depth, out=water).relu_().sum(1, keepdim=True)
+        count = torch.sign(water, out=wet).sum(1, keepdim=True)
+        step = (total - found) / count.clamp_min(1)
+        if before is None:
+            level = level + step
+            continue
+        rest = (count != before).nonzero()[:, 0]
+        if not rest.numel():
+            return level, water, found
+        step.clamp_max_(0)  # one that goes up again has met the last digit
+        if slot == 1 and 4 * rest.numel() <= depth.shape[0]:
+            break
+        level = level + step
+    # The few rows that are left go on by themselves.
+    some = _descended(*(v.index_select(0, rest) for v in (depth, total, level + step)), slot=7)
+    return level.index_copy(0, rest, some[0]), water.index_copy_(0, rest, some[1]), found.index_copy_(0, rest, some[2])
+
+
+def _first_level(depth: Tensor, total: Tensor) -> Tensor:
+    """A level that is right where few entries are wet, and else too high."""
+    segments = divisor_near(depth.shape[1], 32)
+    if not segments:
+        return total
+    # The entries of least depth of strided segments, which a pass of arithmetic finds: the level is right if all that
+    # are wet are among them.
+    least = depth.view(depth.shape[0], -1, segments).amin(1).topk(_FEW, 1, largest=False).values
+    levels = (total + least.cumsum(1)) / torch.arange(1, _FEW + 1, dtype=depth.dtype)
+    wet = (least < levels).sum(1, keepdim=True).clamp_min_(1)
+    return levels.gather(1, wet - 1).minimum(total)
 
 
 def _level_by_sort(depth: Tensor, total: Tensor) -> Tensor:

@@ -13,8 +13,20 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional._multipliers import level_for_sum, scale_for_square_sum, shift_for_sum
-from rai_toolbox.functional._norms import direct_norms, plain_norm, scaled_norms
+from rai_toolbox.functional._multipliers import (
+    level_for_sum,
+    poured,
+    scale_for_square_sum,
+    shift_for_sum,
+)
+from rai_toolbox.functional._norms import (
+    direct_norms,
+    is_summed,
+    plain_norm,
+    scaled_norms,
+    scratch_dtype,
+    summed_norms,
+)
 from rai_toolbox.functional._per_datum import may_look, scratch
 from rai_toolbox.functional._selection import kept
 
@@ -74,7 +86,11 @@ def nearest_in_ball(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: i
     eps = column(epsilon, rows, torch.float64)
     least, most = (float(v) for v in eps.aminmax()) if eps.numel() > 1 else (float(eps), float(eps))
     sane = _SINGLE_RANGE[0] <= least and most <= _SINGLE_RANGE[1]
-    norm = (direct_norms(clipped, 1, p) if sane else scaled_norms(clipped, 1, p)).unsqueeze(1)
+    if p == 1 and sane and low is None and high is None and rows.dtype != torch.float64:
+        moved = _clearly_outside(rows, eps)
+        if moved is not None:
+            return moved
+    norm = (_norms(clipped, p) if sane else scaled_norms(clipped, 1, p)).unsqueeze(1)
     relative, absolute = slack(rows.dtype, rows.shape[1], p)
     outside = (norm > eps * (1 + relative) + absolute).nonzero()[:, 0]
     count = outside.numel()
@@ -100,6 +116,10 @@ def nearest_on_simplex(rows: Tensor, total: Number) -> Tensor:
         smaller = rows * _DOWN
         z = nearest_on_simplex(smaller, total * _DOWN)
         return torch.where(z == smaller, rows, z / _DOWN)
+    if rows.dtype != torch.float64 and may_look(rows) and not _needs_grad(rows, total):
+        moved = _clearly_off_simplex(rows, column(total, rows, torch.float32))
+        if moved is not None:
+            return moved
     work = _wide(rows)
     x = rows.to(work)
     s = column(total, rows, work)
@@ -108,6 +128,12 @@ def nearest_on_simplex(rows: Tensor, total: Number) -> Tensor:
     if may_look(x) and bool(inside.all()):
         return rows
     return torch.where(inside, x, _with_sum(x, s))
+
+
+def _norms(rows: Tensor, p: int) -> Tensor:
+    if is_summed(rows.dtype, p):  # in memory that is there
+        return summed_norms(rows, p, scratch(rows, 0, scratch_dtype(rows.dtype, p)).view(-1))
+    return direct_norms(rows, 1, p)
 
 
 def column(value: Number, rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -129,11 +155,7 @@ def _moved(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int
         if not single:
             x = x.double()
             return _with_sum(x.abs(), eps).copysign(x)
-        a = scratch(x, 0, torch.float32).copy_(x).abs_()
-        depth = torch.sub(a.amax(1, keepdim=True), a, out=a)
-        level = level_for_sum(depth, eps.float())
-        z = torch.sub(level, depth).relu_()
-        return z.mul_(_correction(z, eps.float())).copysign_(x)
+        return _soft_thresholded(x, _magnitudes(x), eps.float(), norm.float())
     if single:
         z, error = _boxed(x.float(), eps.float(), low, high, norm.float(), p)
         if float(error.amax()) <= 1e-6:
@@ -144,6 +166,40 @@ def _moved(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int
         redone, _ = _boxed(rest.double(), eps.index_select(0, rows), low, high, norm, p)
         return z.index_copy_(0, rows, redone.float())
     return _boxed(x.double(), eps, low, high, norm, p)[0]
+
+
+def _clearly_outside(rows: Tensor, eps: Tensor) -> Tensor | None:
+    """The nearest points of an L1 ball where no row is near it and none too large for float32, else None."""
+    a, radius = _magnitudes(rows), eps.float()
+    sums = a.sum(1, keepdim=True)
+    if bool(((sums > radius * 1.001) & (sums < 1e15)).all()):
+        return _soft_thresholded(rows, a, radius, sums)
+    return None
+
+
+def _clearly_off_simplex(rows: Tensor, total: Tensor) -> Tensor | None:
+    """The nearest points of a simplex where each row has negative entries and is in the range of float32, else None."""
+    x = scratch(rows, 0, torch.float32).copy_(rows)
+    top, least = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
+    low, high = _SINGLE_RANGE
+    if not bool(((least < 0) & (top.abs() < high) & (total > low) & (total < high)).all()):
+        return None
+    sums = torch.clamp_min(x, 0, out=scratch(x, 1)).sum(1, keepdim=True)
+    z, found = poured(torch.sub(top, x, out=x), total, top, 2 * sums)
+    return z.mul_(_correction(found, total))
+
+
+def _magnitudes(x: Tensor) -> Tensor:
+    a = scratch(x, 0, torch.float32)
+    return torch.abs(x, out=a) if x.dtype == a.dtype else a.copy_(x).abs_()
+
+
+def _soft_thresholded(x: Tensor, a: Tensor, total: Tensor, sums: Tensor) -> Tensor:
+    """sign(x) max(a - θ, 0) with the L1 norm `total`, in float32 and in scratch memory, for `a` = |x|."""
+    top = a.amax(1, keepdim=True)
+    z, found = poured(torch.sub(top, a, out=a), total, top, sums)
+    z.mul_(_correction(found, total))
+    return z.mul_(torch.sign(x, out=a) if x.dtype == a.dtype else a.copy_(x).sign_())
 
 
 def _boxed(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int) -> tuple[Tensor, Tensor]:
@@ -238,12 +294,11 @@ def _with_sum(y: Tensor, total: Tensor) -> Tensor:
     count = active.sum(1, keepdim=True).clamp_min(1)
     level = (total + torch.where(active, depth, zero).sum(1, keepdim=True)) / count
     z = torch.where(active, (level - depth).clamp_min(0), zero)
-    return z * _correction(z.detach(), total.detach())
+    return z * _correction(z.detach().sum(1, keepdim=True), total.detach())
 
 
-def _correction(z: Tensor, total: Tensor) -> Tensor:
+def _correction(found: Tensor, total: Tensor) -> Tensor:
     """A factor within rounding of 1 that brings the sum to the total: the level has digits only of its own size."""
-    found = z.sum(1, keepdim=True)
     return torch.where(found > 0, total / found, torch.ones_like(found))
 
 

@@ -254,9 +254,13 @@ def _rescaled(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 @functools.lru_cache(maxsize=1024)
 def piece_length(numel: int) -> int:
     """How long the pieces of a row are: a divisor of its length where there is a good one."""
-    if numel <= 2 * _PIECE:
-        return numel
-    return next((d for d in range(2 * _PIECE, _PIECE // 4, -1) if numel % d == 0), _PIECE)
+    return numel if numel <= 2 * _PIECE else divisor_near(numel, _PIECE) or _PIECE
+
+
+@functools.lru_cache(maxsize=1024)
+def divisor_near(numel: int, n: int) -> int:
+    """The largest divisor of `numel` between n / 4 and 2 n, at most `numel` / 4; 0 if there is none."""
+    return next((d for d in range(min(2 * n, numel // 4), n // 4, -1) if numel % d == 0), 0)
 
 
 def safe_range(dtype: torch.dtype, p: float) -> tuple[float, float]:

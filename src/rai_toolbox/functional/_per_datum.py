@@ -42,7 +42,7 @@ def scratch(like: Tensor, slot: int, dtype: torch.dtype | None = None) -> Tensor
     """Uninitialized memory of the shape of `like`, valid until the same slot is asked for again in this thread.
 
     A fresh temporary of a megabyte costs page faults several times the arithmetic on it, so each thread keeps a few (up
-    to 4 MB of float32 each). Nothing that is returned to a caller may live there.
+    to 4 MB of float32 each). A function of rows may return it; what reaches a caller must have memory of its own.
     """
     dtype = dtype or like.dtype
     if like.numel() > WORK_NUMEL or not may_look(like):
@@ -61,6 +61,13 @@ def _memory(shape: Sequence[int], slot: int, dtype: torch.dtype) -> Tensor:
             memory = torch.empty(numel, dtype=dtype)
         slots[slot, dtype] = memory
     return memory[:numel].view(shape)
+
+
+def _is_kept(x: Tensor) -> bool:
+    if not may_look(x):
+        return False
+    address = x.untyped_storage().data_ptr()
+    return any(address == m.untyped_storage().data_ptr() for m in getattr(_kept_memory, "slots", {}).values())
 
 
 def is_large(rows: Tensor) -> bool:
@@ -170,7 +177,8 @@ def map_rows(
         return x.clone()
     shape = (math.prod(x.shape[: x.ndim - k]), math.prod(x.shape[x.ndim - k :]))
     others = [e.reshape(shape) if isinstance(e, Tensor) else e for e in entries]
-    return function(x.reshape(shape), *columns, *others).to(x.dtype).reshape(x.shape)
+    result = function(x.reshape(shape), *columns, *others)
+    return (result.clone() if _is_kept(result) else result).to(x.dtype).reshape(x.shape)
 
 
 def map_rows_(

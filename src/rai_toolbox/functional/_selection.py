@@ -304,7 +304,7 @@ def _guess(a: Tensor, count: int, above_t: Tensor) -> tuple[Tensor, Tensor]:
     """
     # First guess: as if the entries were normal. `hazard` is the density there of those above, relative to them.
     share = count / a.shape[1]
-    z = math.sqrt(2) * _erfinv(1 - share)
+    z = math.sqrt(2) * erfinv(1 - share)
     hazard = math.sqrt(2 / math.pi) * math.exp(-z * z / 2) / share
     mean = a.mean(1, keepdim=True)
     t = mean * (math.sqrt(math.pi / 2) * z)
@@ -330,7 +330,8 @@ def _guess(a: Tensor, count: int, above_t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=256)
-def _erfinv(x: float) -> float:
+def erfinv(x: float) -> float:
+    """The inverse of the error function."""
     return float(torch.erfinv(torch.tensor(x, dtype=torch.float64)))
 
 
