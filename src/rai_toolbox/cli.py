@@ -53,61 +53,81 @@ def _root(
 def evaluate(
     model: Annotated[
         str | None,
-        typer.Option(help="digits, file.py:function, package.module:function, or a .pt2, TorchScript or ONNX file."),
+        typer.Option(
+            metavar="MODEL",
+            help="digits, file.py:function, package.module:function, or a .pt2, TorchScript or ONNX file.",
+        ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
+            metavar="DATA",
             help="digits, an .npz file with x and y, a .csv or .parquet"
-            " table, a folder of images per class, or file.py:function."
+            " table, a folder of images per class, or file.py:function.",
         ),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="A state dict (.safetensors, or of torch.save) to load into the model.")
+        str | None,
+        typer.Option(metavar="FILE", help="A state dict (.safetensors, or of torch.save) to load into the model."),
     ] = None,
     preprocess: Annotated[
         str | None,
-        typer.Option(help="normalize:MEAN/STD or file.py:function of a batch; epsilon stays in the data's units."),
+        typer.Option(
+            metavar="WHAT", help="normalize:MEAN/STD or file.py:function of a batch; epsilon stays in the data's units."
+        ),
     ] = None,
     label_column: Annotated[
-        str | None, typer.Option(help="The column of a table with the label; label, target or y is found without.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The column of a table with the label; label, target, class or y is found without."
+        ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="classification (default) or regression.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="TASK", help="classification (default) or regression.")] = None,
     norm: Annotated[
-        list[str] | None, typer.Option(help="l2 (default), linf, l1 or l0; several by giving it again.")
+        list[str] | None, typer.Option(metavar="NORM", help="l2 (default), linf, l1 or l0; several by giving it again.")
     ] = None,
     epsilons: Annotated[
         list[str] | None,
         typer.Option(
-            help="Radii to report: 0.25,0.5,1 or, for one norm, l2:0.5,1. Default: a grid that fits the data."
+            metavar="NUMBERS",
+            help="Radii to report: 0.25,0.5,1 or, for one norm, l2:0.5,1. Default: a grid that fits the data.",
         ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(help="Steps of each run of a solver."),
+        typer.Option(metavar="COUNT", help="Steps of each run of a solver (default 50)."),
     ] = None,
     restarts: Annotated[
-        int | None, typer.Option(help="Runs of a solver, from different points, per sample (and radius).")
+        int | None,
+        typer.Option(
+            metavar="COUNT", help="Runs of a solver per sample, from different points (default 18; 5 at each epsilon)."
+        ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples at a time (default 128).")] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="COUNT", help="Samples at a time (default 128).")] = None,
     bounds: Annotated[
         str | None,
         typer.Option(
-            help="LOWER,UPPER, an .npz file with lower and upper, none, or auto (default): images stay images."
+            metavar="BOUNDS",
+            help="LOWER,UPPER, an .npz file with lower and upper, none, or auto (default): images stay images.",
         ),
     ] = None,
     mask: Annotated[
-        str | None, typer.Option(help="A .npy file in the shape of one sample: True where the input may change.")
+        str | None,
+        typer.Option(metavar="FILE", help="A .npy file in the shape of one sample: True where the input may change."),
     ] = None,
     frozen: Annotated[
-        list[str] | None, typer.Option(help="Features that do not change: names or numbers, separated by commas.")
+        list[str] | None,
+        typer.Option(metavar="NAMES", help="Features that do not change: names or numbers, separated by commas."),
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same numbers (default 0).")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, ...")] = None,
-    out: Annotated[str | None, typer.Option(help="The folder of the report (default rai-report).")] = None,
+    samples: Annotated[int | None, typer.Option(metavar="COUNT", help="Only the first so many samples.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="NUMBER", help="Same seed, same numbers (default 0).")] = None,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="cpu (default), cuda, cuda:1, ...")] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="The folder of the report (default rai-report).")
+    ] = None,
     config: Annotated[
-        str | None, typer.Option(help="A TOML or YAML file with any of these flags; flags given here come first.")
+        str | None,
+        typer.Option(metavar="FILE", help="A TOML or YAML file with any of these flags; flags given here come first."),
     ] = None,
     resume: Annotated[
         bool | None, typer.Option("--resume", help="Go on with the unfinished run in the folder.")
@@ -116,7 +136,8 @@ def evaluate(
         bool | None, typer.Option("--overwrite", help="Throw away the unfinished run in the folder.")
     ] = None,
     time_limit: Annotated[
-        float | None, typer.Option(help="Seconds, after which the report is written with what is there.")
+        float | None,
+        typer.Option(metavar="SECONDS", help="Seconds, after which the report is written with what is there."),
     ] = None,
     diagnostics: Annotated[
         bool | None, typer.Option("--diagnostics/--no-diagnostics", help="Whether to check the evaluation itself.")
@@ -125,12 +146,15 @@ def evaluate(
         bool | None, typer.Option("--strict", help="Exit with 3 if the checks say not to trust the figures.")
     ] = None,
     fail_under: Annotated[
-        list[str] | None, typer.Option(help="Exit with 1 if the accuracy is less: 0.6@l2:0.5.")
+        list[str] | None, typer.Option(metavar="THRESHOLD", help="Exit with 1 if the accuracy is less: 0.6@l2:0.5.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print results.json instead of a table.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Measure accuracy (or error) against the size of the worst change of the input, and write a report."""
+    """Measure accuracy (or error) against the size of the worst change of the input, and write a report.
+
+    To see what comes out: rai-toolbox evaluate --model digits --data digits
+    """
     flags = {name: value for name, value in locals().items() if name not in ("config", "json", "quiet")}
     from rai_toolbox.robustness import _console, _job
 
@@ -149,7 +173,7 @@ def evaluate(
 def compare(
     first: Annotated[str, typer.Argument(help="The folder, or results.json, of one evaluation.")],
     second: Annotated[str, typer.Argument(help="Of another, on the same samples.")],
-    out: Annotated[str, typer.Option(help="The folder of the comparison.")] = "rai-comparison",
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="The folder of the comparison.")] = "rai-comparison",
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of a table.")] = False,
 ) -> None:
     """Compare two evaluated classifiers: both curves in one picture, McNemar's test at each epsilon."""
