@@ -250,3 +250,22 @@ def test_a_subclass_of_a_chain_that_calls_super_applies_every_link() -> None:
         ).step()
         results.append((x.detach(), x.grad))
     torch.testing.assert_close(results[0], results[1])
+
+
+def test_what_the_class_of_a_link_fixes_holds_in_a_chain() -> None:
+    class Ascent(L2NormedGradientOptim):
+        def __init__(self, params: Any, InnerOpt: Any = SGD, **options: Any) -> None:
+            super().__init__(params, InnerOpt, grad_scale=-1.0, param_ndim=1, **options)
+
+    x = torch.zeros(1, 1, 2, requires_grad=True)
+    chain = ChainedParamTransformingOptimizer(Ascent, params=[x], lr=1.0, param_ndim=None)
+    x.grad = torch.tensor([[[3.0, 4.0]]])
+    chain.step()
+    torch.testing.assert_close(x.detach(), torch.tensor([[[0.6, 0.8]]]))
+    assert chain.param_groups[0]["Ascent.param_ndim"] == 1
+
+
+def test_an_option_of_the_inner_optimizer_is_given_to_the_chain() -> None:
+    x = torch.zeros(1, 2, requires_grad=True)
+    with pytest.raises(TypeError, match=r"SignedGradientOptim has no option 'lr'.*given to the chain"):
+        ChainedParamTransformingOptimizer(functools.partial(SignedGradientOptim, lr=0.1), params=[x])

@@ -220,3 +220,86 @@ def test_inductor_compiles_it(name: str):
     _, compiled_params, compiled_grads = stepped(BUILD[name], "inductor")
     assert_same(compiled_params, params)
     assert_same(compiled_grads, grads)
+
+
+def stepped_once(build: Callable[..., Any], x: Tensor, grad: Tensor, backend: Any) -> Any:
+    optim = build([x], lr=1.0)
+    optim.compile(backend=backend)
+    for _ in range(2):
+        x.grad = grad.clone()
+        optim.step()
+    return optim
+
+
+@pytest.mark.parametrize(("p", "entry"), [(12.0, 1e-30), (20.0, 1e-20), (1.5, 3e38)])
+def test_no_power_of_an_entry_leaves_its_range(p: float, entry: float):
+    x = torch.zeros(1, 2, requires_grad=True)
+    stepped_once(partial(LpNormedGradientOptim, p=p), x, torch.full((1, 2), entry), Counting())
+    torch.testing.assert_close(x.grad, torch.full((1, 2), 2 ** (-1 / p)))
+
+
+def test_parameters_of_another_shape_or_dtype_are_compiled_anew():
+    x = torch.ones(2, 3, requires_grad=True)
+    optim = stepped_once(partial(L2ProjectedOptim, epsilon=0.5), x, torch.ones(2, 3), Counting())
+    for new in (torch.ones(4, 3), torch.ones(4, 3, dtype=torch.bfloat16)):
+        x.data = new
+        x.grad = torch.ones_like(new)
+        optim.step()
+        assert torch.allclose(x.float().norm(dim=1), torch.tensor(0.5), rtol=1e-2)
+
+
+def test_a_compiler_that_fails_leaves_a_whole_step_and_says_so():
+    counting = Counting()
+
+    def failing(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        if counting.graphs == 2:  # the projection
+            raise KeyError("buf0")
+        return counting(graph, inputs)
+
+    x = torch.ones(2, 3, requires_grad=True)
+    with pytest.warns(RuntimeWarning, match=r"(?s)torch\.compile failed.*buf0"):
+        optim = stepped_once(partial(L2ProjectedOptim, epsilon=0.5), x, torch.ones(2, 3), failing)
+    y = torch.ones(2, 3, requires_grad=True)
+    plain = L2ProjectedOptim([y], lr=1.0, epsilon=0.5)
+    for _ in range(2):
+        y.grad = torch.ones(2, 3)
+        plain.step()
+    assert torch.equal(x, y)
+    x.grad = torch.ones(2, 3)
+    optim.step()
+
+
+def test_an_expanded_gradient_takes_the_ordinary_step():
+    x = torch.ones(2, 3, requires_grad=True)
+    optim = stepped_once(L2NormedGradientOptim, x, torch.ones(2, 3), Counting())
+    x.grad = torch.ones(()).expand(2, 3)
+    optim.step()
+    torch.testing.assert_close(x.grad, torch.full((2, 3), 3**-0.5))
+
+
+def test_parameters_without_a_gradient_and_empty_ones_do_not_stop_it():
+    x, resting, empty = (torch.ones(n, 3, requires_grad=True) for n in (2, 2, 0))
+    optim = L2ProjectedOptim([x, resting, empty], lr=1.0, epsilon=0.5)
+    backend = Counting()
+    optim.compile(backend=backend)
+    for _ in range(2):
+        x.grad, empty.grad = torch.ones(2, 3), torch.ones(0, 3)
+        optim.step()
+    assert backend.graphs == 4
+    assert torch.allclose(resting.norm(dim=1), torch.tensor(0.5))
+
+
+def test_what_changes_at_every_step_is_given_up_and_says_so():
+    x = torch.ones(2, 3, requires_grad=True)
+    backend = Counting()
+    optim = stepped_once(partial(L2ProjectedOptim, epsilon=0.5), x, torch.ones(2, 3), backend)
+    for i in range(8):
+        optim.param_groups[0]["epsilon"] = 0.75 + i
+        optim.step()
+    optim.param_groups[0]["epsilon"] = 9.0
+    with pytest.warns(RuntimeWarning, match="changed 8 times since `compile\\(\\)`"):
+        optim.step()
+    graphs = backend.graphs
+    optim.param_groups[0]["epsilon"] = 1.0
+    optim.step()
+    assert backend.graphs == graphs

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
 import pytest
 import torch
 from optimizer_cases import CASES, Case, Idle
-from torch.optim import SGD
+from torch.optim import SGD, Adam
 
 from rai_toolbox import optim as rai
 from rai_toolbox.optim import (
     ChainedParamTransformingOptimizer,
     ClampedGradientOptimizer,
     ClampedParameterOptimizer,
+    L1NormedGradientOptim,
     L1qNormedGradientOptim,
     L2NormedGradientOptim,
     L2ProjectedOptim,
     LinfProjectedOptim,
     LpNormedGradientOptim,
+    SignedGradientOptim,
     TopQGradientOptimizer,
 )
 
@@ -225,3 +228,58 @@ def test_a_positive_dq_draws_from_its_own_generator_and_a_zero_dq_from_none() ->
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(TypeError, match="generator"):
         TopQGradientOptimizer([ones(2, 3)], q=0.5, generator=3)  # type: ignore[arg-type]
+
+
+def test_a_factory_may_have_a_parameter_named_like_an_option() -> None:
+    x = torch.zeros(2, 3, requires_grad=True)
+    scaled = L2NormedGradientOptim([x], lambda params, lr=0.1, grad_scale=2.0: SGD(params, lr=lr * grad_scale))
+    assert (scaled.param_groups[0]["lr"], scaled.param_groups[0]["grad_scale"]) == (0.2, 1.0)
+    nested = L2NormedGradientOptim(
+        [x], lambda params, lr=0.1, param_ndim=1: L1NormedGradientOptim(params, lr=lr, param_ndim=param_ndim)
+    )
+    assert nested.inner_opt.param_groups[0]["param_ndim"] == 1
+
+
+@pytest.mark.parametrize(
+    "inner", [SGD, functools.partial(SGD), SignedGradientOptim, functools.partial(SignedGradientOptim, InnerOpt=Adam)]
+)
+def test_an_entry_of_defaults_reaches_the_inner_optimizer_whatever_lies_between(inner: Any) -> None:
+    x = torch.zeros(2, 3, requires_grad=True)
+    assert L2NormedGradientOptim([x], inner, lr=0.1, defaults={"lr": 0.5}).param_groups[0]["lr"] == 0.5
+
+
+def test_an_entry_of_defaults_that_nothing_takes_is_an_error() -> None:
+    x = torch.zeros(2, 3, requires_grad=True)
+    with pytest.raises(TypeError, match=r"`defaults` cannot set 'lr'"):
+        L2NormedGradientOptim([x], lambda params, **keywords: SGD(params, **keywords), defaults={"lr": 0.5})
+
+
+def test_an_optimizer_that_was_wrapped_before_is_wrapped_again_with_the_same_options_only() -> None:
+    inner = SGD([torch.zeros(2, 3, requires_grad=True)], lr=0.1)
+    L2ProjectedOptim(None, inner, epsilon=0.5)
+    assert L2ProjectedOptim(None, inner, epsilon=0.5).param_groups[0]["epsilon"] == 0.5
+    with pytest.raises(ValueError, match=r"wrapped before, with epsilon=0\.5, which epsilon=9\.0"):
+        L2ProjectedOptim(None, inner, epsilon=9.0)
+
+
+def test_options_in_groups_beside_a_built_optimizer_are_an_error() -> None:
+    x = torch.zeros(2, 3, requires_grad=True)
+    inner = SGD([x], lr=0.1)
+    with pytest.raises(ValueError, match="whose groups are used: set \\['div_by_zero_eps'\\]"):
+        L2NormedGradientOptim([{"params": [x], "div_by_zero_eps": 7.0}], inner)
+    L2NormedGradientOptim(inner.param_groups, inner)
+
+
+def test_a_checkpoint_with_an_option_that_does_not_fit_is_not_loaded() -> None:
+    optim = L2ProjectedOptim([torch.zeros(2, 3, requires_grad=True)], lr=0.1, epsilon=1.0)
+    for name, value in (("param_ndim", 7), ("epsilon", -1.0)):
+        state_dict = copy.deepcopy(optim.state_dict())
+        state_dict["param_groups"][0][name] = value
+        with pytest.raises(ValueError, match=name):
+            optim.load_state_dict(state_dict)
+        assert optim.param_groups[0][name] != value
+
+
+def test_p_is_that_of_the_optimizer_and_not_of_one_inside() -> None:
+    x = torch.zeros(2, 3, requires_grad=True)
+    assert LpNormedGradientOptim([x], functools.partial(LpNormedGradientOptim, p=1.0), p=3.0).p == 3.0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -401,3 +403,35 @@ def test_it_is_an_optimizer_and_zero_grad_works() -> None:
     assert torch.equal(x.grad, torch.zeros(2, 3))
     optim.zero_grad()
     assert x.grad is None
+
+
+@pytest.mark.parametrize("inner", [SGD, Adam])
+@pytest.mark.parametrize("how", ["params", "groups"])
+def test_a_parameter_that_is_taken_out_of_the_optimizer_is_let_go(inner: Any, how: str) -> None:
+    x = torch.zeros(2, 3, requires_grad=True)
+    optim = L2ProjectedOptim([x], inner, lr=0.1, epsilon=1.0)
+    seen = []
+    for _ in range(5):
+        y = torch.zeros(2, 3, requires_grad=True)
+        y.grad = torch.ones(2, 3)
+        seen.append(weakref.ref(y))
+        optim.state.clear()
+        if how == "params":
+            optim.param_groups[0]["params"] = [y]
+        else:
+            optim.param_groups.clear()
+            optim.add_param_group({"params": [y]})
+        optim.step()
+    del y
+    gc.collect()
+    assert sum(ref() is not None for ref in seen) == 1
+
+
+def test_wrappers_that_are_gone_leave_no_hook_on_the_inner_optimizer() -> None:
+    inner = SGD([torch.zeros(2, 3, requires_grad=True)], lr=0.1)
+    for _ in range(3):
+        optim = L2NormedGradientOptim(None, inner)
+    del optim
+    gc.collect()
+    assert not inner._optimizer_load_state_dict_pre_hooks
+    assert not inner._optimizer_load_state_dict_post_hooks

@@ -448,3 +448,60 @@ def test_the_signs_of_the_largest_entries_are_divided_by_at_least_div_by_zero_ep
     x.grad = torch.tensor([[1.0, -3.0, 2.0, 0.5], [0.0, 0.0, -1.0, 0.0]])
     optim.step()
     assert x.grad.tolist() == [[0.0, -0.125, 0.125, 0.0], [0.0, 0.0, -0.125, 0.0]]
+
+
+def test_a_parameter_whose_memory_was_laid_out_anew_steps_along_its_own_gradient():
+    p = torch.zeros(1024, 256, 4, 4, requires_grad=True)  # larger than a block
+    optim = L2NormedGradientOptim([p], lr=1.0, param_ndim=None)
+    p.grad = torch.randn(p.shape)
+    optim.step()
+    p.data = torch.zeros(p.shape).to(memory_format=torch.channels_last)
+    p.grad = torch.randn(p.shape)
+    optim.step()
+    assert torch.equal(p, -p.grad)
+
+
+@pytest.mark.parametrize("what", ["param", "grad"])
+def test_a_hook_that_assigns_data_is_an_error(what: str):
+    class Assigns(ParamTransformingOptimizer):
+        def _pre_step_transform_(self, param: torch.Tensor, optim_group: Any) -> None:
+            x = param if what == "param" else param.grad
+            assert x is not None
+            x.data = x.clamp(0, 1)
+
+    x = torch.full((2, 3), -5.0, requires_grad=True)
+    x.grad = torch.ones(2, 3)
+    with pytest.raises(ValueError, match=r"Assigns\._pre_step_transform_ replaced `param"):
+        Assigns([x], lr=0.1).step()
+
+
+def test_a_hook_sees_a_gradient_of_another_dtype():
+    class Doubles(ParamTransformingOptimizer):
+        def _pre_step_transform_(self, param: torch.Tensor, optim_group: Any) -> None:
+            assert param.grad is not None
+            assert (param.dtype, param.grad.dtype) == (torch.bfloat16, torch.float32)
+            param.grad.mul_(2)
+
+    x = torch.zeros(2, 3, dtype=torch.bfloat16, requires_grad=True)
+    x.grad_dtype = torch.float32  # type: ignore[attr-defined]
+    x.grad = torch.ones(2, 3)
+    Doubles([x], lr=1.0).step()
+    assert torch.equal(x, torch.full_like(x, -2.0))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_step_that_was_replaced_on_the_class_of_the_inner_optimizer_is_called(
+    monkeypatch: pytest.MonkeyPatch, wrapped: bool
+):
+    calls = []
+    step = SGD.step
+
+    def counted(self: Any, closure: Any = None) -> Any:
+        calls.append(self)
+        return step(self, closure)
+
+    monkeypatch.setattr(SGD, "step", functools.wraps(step)(counted) if wrapped else counted)
+    x = torch.zeros(2, 3, requires_grad=True)
+    x.grad = torch.ones(2, 3)
+    L2NormedGradientOptim([x], lr=0.1).step()
+    assert len(calls) == 1

@@ -61,6 +61,9 @@ class OptimizerAround(Optimizer):
     def defaults(self, value: dict[str, Any]) -> None:
         self.inner_opt.defaults = value
 
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raise unless the options of a group are valid."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state and the groups, as the inner optimizer does; see `torch.optim.Optimizer.state_dict`."""
         for hook in self._optimizer_state_dict_pre_hooks.values():
@@ -78,11 +81,20 @@ class OptimizerAround(Optimizer):
         ----------
         state_dict : dict
             Options that it does not hold keep their values. Not changed.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It holds an option that is not valid, or was made for other groups; nothing is then loaded.
         """
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = hook(self, state_dict)
             state_dict = state_dict if result is None else result
+        for group, saved in zip(
+            self.param_groups, state_dict["param_groups"], strict=False
+        ):  # torch says if they differ
+            self._check_group({**group, **saved, "params": group["params"]})
         self.inner_opt.load_state_dict(state_dict)
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)

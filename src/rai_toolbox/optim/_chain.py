@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -114,6 +115,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         )
         given = dict(link.keywords) if isinstance(link, functools.partial) else {}
         given |= given.get("defaults") or {}
+        given |= _fixed_by_class(link, groups)
         scales = not given.keys().isdisjoint(_UNSCALED)
         own = {}
         for name in built._option_keys:
@@ -128,6 +130,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         }
         built.inner_opt = self.inner_opt
         built._applies_scale = scales
+        built._wrapped_before = self._wrapped_before
         built._adopt_options(own, qualified_keys(type(built), own, taken | self._all_option_keys() - from_user))
         return built
 
@@ -168,7 +171,9 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         if self._is_declared("_pre_step_transform_"):
             for link in self._links:
                 link._transform_gradients_of(group, params)
-            self._run_stages(super()._gradient_stages(group) or [], [p.grad for p in params], params, "gradients")
+            self._run_stages(
+                super()._gradient_stages(group) or [], [p.grad for p in params], params, group, "gradients"
+            )
         else:
             super()._transform_gradients_of(group, params)
 
@@ -181,6 +186,19 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
 
     def _repr_name(self) -> str:
         return " ○ ".join(link._repr_name() for link in reversed(self._links)) or super()._repr_name()
+
+
+def _fixed_by_class(link: Any, groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """The shared options that the `__init__` of a link's class sets itself, whatever the chain says."""
+    bare = [{**{k: v for k, v in group.items() if k not in _SHARED}, "params": []} for group in groups]
+    alone: ParamTransformingOptimizer = link(params=None, InnerOpt=_Platform(bare, {}))
+    fixed = {}
+    for name in _SHARED:
+        signatures = (inspect.signature(cls.__init__).parameters for cls in type(alone).__mro__)
+        default = next(parameters[name].default for parameters in signatures if name in parameters)
+        if alone.defaults[name] != default:
+            fixed[name] = alone.defaults[name]
+    return fixed
 
 
 def _joined(stages: list[list[Stage] | None]) -> list[Stage] | None:
@@ -214,6 +232,13 @@ def _flattened(links: Iterable[Any]) -> list[Any]:
             raise TypeError(
                 f"a link of a chain must be a subclass of ParamTransformingOptimizer, or a functools.partial of one, "
                 f"got {link!r}"
+            )
+        known = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}
+        unknown = sorted(options.keys() - known)
+        if unknown:
+            raise TypeError(
+                f"{cls.__name__} has no option {unknown[0]!r}: a link of a chain takes its own options, those of the "
+                f"inner optimizer are given to the chain"
             )
         if not issubclass(cls, ChainedParamTransformingOptimizer):
             flat.append(link)

@@ -2,7 +2,7 @@
 
 Norms are one graph; what waits for them is another, in which factors, signs, clamps, the bias and the update of the
 inner optimizer become one loop over memory. (Together, torch 2.13's compiler for CPUs does not fuse them, and fails on
-some with a KeyError.) Inside a graph float64 costs little, so the norms are right without a second look: no power of an
+some with a KeyError.) Inside a graph float64 costs little, so norms are right without a second look: no square of an
 entry of at most 32 bits leaves its range.
 """
 
@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import math
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.optim import Optimizer
 
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.optim import _engine
-from rai_toolbox.optim._inner import is_unobserved, traceable_step
+from rai_toolbox.optim._inner import bare_step, is_unobserved
 from rai_toolbox.optim._one_pass import Stage
 from rai_toolbox.optim._transforms import ByNorm, Entrywise
 
@@ -51,9 +52,10 @@ class CompiledStep:
         self._inner = inner
         self._groups = groups
         self._params = [p for group in groups for p in group.params]
+        self._forms = list(map(_form, self._params))
         kinds = groups[0].kinds()
         self._possible = (
-            traceable_step(inner) is not None
+            bare_step(inner) is not None
             and bool(self._params)
             and all(map(_takes, self._params))
             and all(group.kinds() == kinds for group in groups)
@@ -69,16 +71,32 @@ class CompiledStep:
             self._parts = [(start, self._part(start, stop, options)) for start, stop in itertools.pairwise(edges)]
 
     def holds_for(self, inner: Optimizer, groups: list[Group]) -> bool:
-        """Whether it was made for these parameters and stages."""
-        return inner is self._inner and len(groups) == len(self._groups) and all(map(Group.is_as, groups, self._groups))
+        """Whether it was made for these parameters, with the memory that they have, and these stages."""
+        return (
+            inner is self._inner
+            and len(groups) == len(self._groups)
+            and all(map(Group.is_as, groups, self._groups))
+            and list(map(_form, self._params)) == self._forms
+        )
 
     def take(self) -> bool:
         """Take the step, or return False and change nothing."""
         grads: list[Any] = [p.grad for p in self._params]
         if not (self._possible and is_unobserved(self._inner) and all(map(_takes, grads))):
             return False
+        from torch._dynamo.exc import TorchDynamoException  # takes seconds, and is there by now
+
         for start, part in self._parts:
-            if not part(grads):
+            try:
+                done = part(grads)
+            except TorchDynamoException as error:  # while compiling: nothing of this part was done
+                self._possible = done = False
+                warnings.warn(
+                    f"torch.compile failed, so {type(self._inner).__name__} takes ordinary steps:\n{error}",
+                    RuntimeWarning,
+                    stacklevel=6,
+                )
+            if not done:
                 self._finish(start, grads)
                 break
         return True
@@ -86,7 +104,7 @@ class CompiledStep:
     def _part(self, start: int, stop: int, options: dict[str, Any]) -> Callable[[list[Any]], bool]:
         """The operations from `start` to `stop`; False, and nothing is done, where norms are not finite."""
         inner, line = self._inner, self._line[start:stop]
-        update: Any = traceable_step(inner)
+        update: Any = bare_step(inner)
         begins_with_norm = _is_by_norm(line[0])
 
         def measure(xs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -107,9 +125,10 @@ class CompiledStep:
                     new = [_shifted(_changed(x, s), s) for x, s in zip(new, stages, strict=True)]
             _write(old, new)
 
-        # isolated: graphs of one optimizer do not count against those of another
-        measure_: Any = torch.compile(measure, **{"isolate_recompiles": True, **options})
-        change_: Any = torch.compile(change, **{"isolate_recompiles": True, **options})
+        # Isolated: graphs of one optimizer do not count against those of another. Full: a part is done or it is not.
+        options = {"isolate_recompiles": True, "fullgraph": True, **options}
+        measure_: Any = torch.compile(measure, **options)
+        change_: Any = torch.compile(change, **options)
 
         def run(grads: list[Any]) -> bool:
             factors = None
@@ -140,9 +159,25 @@ def _takes(x: Tensor) -> bool:
         and x.layout is torch.strided
         and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and x.device.type != "mps"  # which has no float64
-        and x.numel() > 0
+        and _is_dense(x)
         and not getattr(x, "_fsdp_flattened", False)
     )
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether every place of a stretch of memory is one entry of `x`: nothing is expanded, nothing left out."""
+    if x.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _form(x: Tensor) -> tuple[Any, ...]:
+    return x.shape, x.stride(), x.dtype, x.device
 
 
 def _kind(stage: Stage) -> type | None:
@@ -162,8 +197,15 @@ def _is_by_norm(op: tuple[Stage, ...] | None) -> bool:
 def _norms(x: Tensor, stage: Stage) -> Tensor:
     k = datum_ndim(x.ndim, stage.param_ndim)
     assert isinstance(stage.transform, ByNorm)
-    x = x.to(torch.float64)
-    return torch.linalg.vector_norm(x, stage.transform.p, tuple(range(x.ndim - k, x.ndim)), True) if k else x.abs()
+    p, x = stage.transform.p, x.to(torch.float64)
+    if k == 0:
+        return x.abs()
+    dims = tuple(range(x.ndim - k, x.ndim))
+    if p in (1, 2, math.inf):
+        return torch.linalg.vector_norm(x, p, dims, True)
+    a = x.abs().amax(dims, True)
+    a = torch.where(a == 0, 1.0, a)
+    return torch.linalg.vector_norm(x / a, p, dims, True) * a
 
 
 def _factors(norms: Tensor, x: Tensor, stage: Stage) -> Tensor:

@@ -35,17 +35,28 @@ def run_hook(optim: Optimizer, hook: Callable[..., None], p: Tensor, options: Ma
                 f"{type(optim).__name__} sees a parameter of shape {tuple(p.shape)} as {tuple(batch.shape)}, and a "
                 f"sparse gradient cannot be viewed so: use a dense gradient, or `param_ndim=-1`"
             )
+        if grad.dtype != batch.dtype:
+            batch.grad_dtype = None  # any
         batch.grad = grad
+    forms = [_form(x) for x in (batch, grad)]
     hook(param=batch, optim_group=options)
-    if batch.grad is not grad:
-        raise ValueError(
-            f"{type(optim).__name__}.{hook.__name__} replaced `param.grad` by another tensor: it must change the "
-            f"gradient in place (`param.grad.mul_(…)`, `param.grad.copy_(…)`)"
-        )
+    for name, x, now, form in zip(("param", "param.grad"), (batch, grad), (batch, batch.grad), forms, strict=True):
+        if now is not x or _form(x) != form:
+            raise ValueError(
+                f"{type(optim).__name__}.{hook.__name__} replaced `{name}` by another tensor: it must change it in "
+                f"place (`{name}.mul_(…)`, `{name}.copy_(…)`)"
+            )
     if not shared:
         p.copy_(batch.view(p.shape))
     if grad is not None and p.grad is not None and not grad_shared:
         p.grad.copy_(grad.view(p.grad.shape))
+
+
+def _form(x: Tensor | None) -> tuple[Any, ...] | None:
+    """What an assignment to `x.data` would change."""
+    if x is None or x.layout is not torch.strided:
+        return None
+    return x.data_ptr(), x.shape, x.stride()
 
 
 def _batched_view(x: Tensor, k: int) -> tuple[Tensor, bool]:

@@ -6,11 +6,17 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+    _use_grad_for_differentiable,
+)
 
 OptimParams: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 InnerOptimizer: TypeAlias = Callable[..., Optimizer] | Optimizer
+
+_DECORATED = _use_grad_for_differentiable(lambda _: None).__code__
 
 
 def built(params: OptimParams | None, InnerOpt: InnerOptimizer, kwargs: dict[str, Any]) -> Optimizer:
@@ -18,9 +24,17 @@ def built(params: OptimParams | None, InnerOpt: InnerOptimizer, kwargs: dict[str
     if isinstance(InnerOpt, Optimizer):
         if kwargs:
             raise TypeError(f"`InnerOpt` is already an optimizer, so it cannot take the keywords {sorted(kwargs)}")
+        params = None if params is None else _as_list(params)
         if params is not None and _ids(params) != _ids(InnerOpt.param_groups):
             raise ValueError(
                 "`InnerOpt` is already an optimizer, of other parameters than `params`: let `params` be None"
+            )
+        mine = set(map(id, InnerOpt.param_groups))
+        others = [g for g in params or () if isinstance(g, dict) and id(g) not in mine]
+        unused = sorted({key for group in others for key in group} - {"params"})
+        if unused:
+            raise ValueError(
+                f"`InnerOpt` is already an optimizer, whose groups are used: set {unused} in its `param_groups`"
             )
         return InnerOpt
     if not callable(InnerOpt):
@@ -49,9 +63,13 @@ def copied(params: Iterable[Any]) -> list[Any]:
     return copies
 
 
+def _as_list(params: Iterable[Any]) -> list[Any]:
+    return [params] if isinstance(params, Tensor) else list(params)
+
+
 def _ids(params: Iterable[Any]) -> set[int]:
     ids: set[int] = set()
-    for p in [params] if isinstance(params, Tensor) else params:
+    for p in _as_list(params):
         if isinstance(p, dict):
             ids |= _ids(p["params"])
         else:
@@ -70,11 +88,18 @@ def is_unobserved(inner: Optimizer) -> bool:
     )
 
 
-def traceable_step(inner: Optimizer) -> Callable[[Optimizer], Any] | None:
-    """The step of `inner` without what breaks a graph, or None where it needs a closure or is not one of torch's."""
-    if not type(inner).__module__.startswith("torch.optim.") or isinstance(inner, LBFGS):
+def bare_step(inner: Optimizer) -> Callable[[Optimizer], Any] | None:
+    """The step that torch wrote for the class of `inner`, without its decorators.
+
+    None where the class is not one of torch's, where somebody replaced or wrapped its step, and where a step needs a
+    closure.
+    """
+    if not type(inner).__module__.startswith("torch.optim."):
         return None
     step: Any = type(inner).step
-    while hasattr(step, "__wrapped__"):
+    if getattr(step, "hooked", None) is True:  # torch wraps the step of a class when it builds the first of it
         step = step.__wrapped__
-    return step
+    if getattr(step, "__code__", None) is not _DECORATED:
+        return None
+    step = step.__wrapped__
+    return step if step.__module__.startswith("torch.optim.") else None

@@ -76,8 +76,8 @@ class LpNormedGradientOptim(ParamTransformingOptimizer):
 
     @property
     def p(self) -> float:
-        """The order of the norm."""
-        return self.defaults["p"] if self._p is None else self._p
+        """The order of the norm, in every group that does not have another."""
+        return self._view(self.defaults)["p"] if self._p is None else self._p
 
     def _check_options(self, optim_group: OptimGroup) -> None:
         super()._check_options(optim_group)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from rai_toolbox.functional._layout import as_rows, block_indices, datum_ndim
 from rai_toolbox.functional._norms import direct_norms, safe_range
 from rai_toolbox.functional._scaling import ScalingPlan
 from rai_toolbox.optim import _engine
+from rai_toolbox.optim._inner import bare_step, is_unobserved
 from rai_toolbox.optim._transforms import ByNorm, Entrywise, PerDatum, Transform
 
 # Of a gradient and of a parameter each: larger leaves the cache, smaller costs calls (2**18 to 2**22 were tried).
@@ -40,17 +40,15 @@ class Stage:
 _dtype_of = operator.attrgetter("dtype")
 _shape_of = operator.attrgetter("shape")
 _is_sparse = operator.attrgetter("is_sparse")
+_is_on_cpu = operator.attrgetter("is_cpu")
 
 
 def is_plain_sgd(inner: Optimizer) -> bool:
     """Whether nobody could tell the step of `inner` from `p.add_(grad, alpha=-lr)`."""
     return (
         type(inner) is SGD
-        and "step" not in inner.__dict__  # patched, by a scheduler say
-        and not inner._optimizer_step_pre_hooks
-        and not inner._optimizer_step_post_hooks
-        and not _global_optimizer_pre_hooks
-        and not _global_optimizer_post_hooks
+        and is_unobserved(inner)
+        and bare_step(inner) is not None
         and not torch.compiler.is_compiling()
         and all(map(_is_plain_group, inner.param_groups))
     )
@@ -98,6 +96,7 @@ class OnePass:
             self.possible
             and list(map(_shape_of, grads)) == self._shapes
             and all(map(operator.is_, map(_dtype_of, grads), self._dtypes))
+            and all(map(_is_on_cpu, grads))  # a model may have been moved
             and not any(map(_is_sparse, grads))
             and all(map(Tensor.is_contiguous, grads))
         )
@@ -162,7 +161,7 @@ class _Bundle:
     ) -> None:
         """Work on these blocks of `grads` and `params`."""
         gs, ps = self._blocks(grads), self._blocks(params)
-        if self.large:
+        if self.large and ps[0].is_contiguous():  # else its pieces are not those of the gradient
             self._step_large(gs[0], ps[0], lr, before, after)
             return
         for n, stage in enumerate(before):

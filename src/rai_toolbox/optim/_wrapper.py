@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.optim import _engine
@@ -26,6 +27,12 @@ from rai_toolbox.optim._options import QualifiedOptions, check_number, qualified
 from rai_toolbox.optim._transforms import ByNorm, Transform
 
 OptimGroup: TypeAlias = Mapping[str, Any]
+
+# The options that wrappers have put into the groups of an inner optimizer.
+_PUT_BY_WRAPPERS: weakref.WeakKeyDictionary[Optimizer, set[str]] = weakref.WeakKeyDictionary()
+
+# How often the compiled step of an optimizer is made anew before it is given up.
+_COMPILATIONS = 8
 
 # Under torch.compile a step breaks the graph anyway, as those of torch's optimizers do; the transforms plan, draw and
 # look at values, so they run as they are.
@@ -98,7 +105,14 @@ class ParamTransformingOptimizer(OptimizerAround):
     tensor([[-0.5000,  0.0000,  0.5000]], requires_grad=True)
     """
 
-    _not_copied = OptimizerAround._not_copied | {"_memos", "_passes", "_known_stages", "_compile_options", "_compiled"}
+    _not_copied = OptimizerAround._not_copied | {
+        "_memos",
+        "_passes",
+        "_known_stages",
+        "_compile_options",
+        "_compiled",
+        "_compilations",
+    }
     _applies_scale = True  # a link of a chain leaves that to the chain, unless it has a scale of its own
 
     def __init__(
@@ -114,10 +128,16 @@ class ParamTransformingOptimizer(OptimizerAround):
     ) -> None:
         options: dict[str, Any] = {"param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
         options |= defaults or {}
-        for name in _inner_keywords(InnerOpt) & options.keys():
-            inner_opt_kwargs[name] = options.pop(name)
-        self.inner_opt = built(params, InnerOpt, inner_opt_kwargs)
+        own = set().union(*(_named_parameters(cls.__init__) for cls in type(self).__mro__))
+        inners = {name: options[name] for name in _inner_keywords(InnerOpt) & options.keys() - own}
+        self.inner_opt = built(params, InnerOpt, {**inner_opt_kwargs, **inners})
+        self._wrapped_before = frozenset(_PUT_BY_WRAPPERS.get(self.inner_opt, ()))
         taken = self.inner_opt._all_option_keys() if isinstance(self.inner_opt, ParamTransformingOptimizer) else set()
+        if not isinstance(InnerOpt, Optimizer):
+            for name in (options.keys() & self.inner_opt.defaults.keys()) - own - taken:
+                if name not in inners:
+                    raise TypeError(f"`defaults` cannot set {name!r}, which `InnerOpt` sets: give it to {InnerOpt!r}")
+                del options[name]
         self._adopt_options(options, qualified_keys(type(self), options, taken))
         self._prepare_instance()
 
@@ -128,18 +148,26 @@ class ParamTransformingOptimizer(OptimizerAround):
         stored = dict(zip(self._option_keys, options.values(), strict=True))
         for group in self.param_groups:
             self._check_group({**stored, **group})
+            for key in stored.keys() & self._wrapped_before:
+                if group[key] is self.defaults[key] and not _equal(group[key], stored[key]):
+                    raise ValueError(
+                        f"`InnerOpt` was wrapped before, with {key}={group[key]!r}, which {key}={stored[key]!r} would "
+                        f"not change: set it in its `param_groups`, or build another optimizer"
+                    )
         self.defaults = {**stored, **self.defaults}
         for group in self.param_groups:
             for key, value in stored.items():
                 group.setdefault(key, value)
+        _PUT_BY_WRAPPERS.setdefault(self.inner_opt, set()).update(stored)
 
     def _prepare_instance(self) -> None:
         super()._prepare_instance()
-        self._memos: dict[Any, _engine.Memo] = {}
+        self._memos: dict[int, dict[Any, _engine.Memo]] = {}
         self._passes: dict[int, OnePass] = {}
         self._known_stages: dict[int, Any] = {}
         self._compile_options: dict[str, Any] | None = None
         self._compiled: CompiledStep | None = None
+        self._compilations = 0
         _keep_options_on_loading(self)
 
     # What a family of optimizers declares.
@@ -241,7 +269,8 @@ class ParamTransformingOptimizer(OptimizerAround):
 
         Notes
         -----
-        An option that changes is compiled anew, a float `lr` too: with a scheduler, let `lr` be a tensor.
+        An option that changes is compiled anew, a float `lr` too: with a scheduler, let `lr` be a tensor. After eight
+        such changes, or where the compiler fails, a RuntimeWarning says so and steps are ordinary ones again.
 
         A copy, by deepcopy or pickle, is not compiled. On a GPU, where nobody looks at the norms, a datum with an
         infinite entry becomes NaN.
@@ -256,6 +285,7 @@ class ParamTransformingOptimizer(OptimizerAround):
         """
         self._compile_options = options
         self._compiled = None
+        self._compilations = 0
 
     @torch.no_grad()
     def _step_compiled(self) -> bool:
@@ -266,16 +296,31 @@ class ParamTransformingOptimizer(OptimizerAround):
         groups = []
         for group in self.param_groups:
             before, after = self._stages(group)
-            params = [p for p in group["params"] if p.grad is not None]
-            if before is None or after is None or len(params) < len(group["params"]):
+            if before is None or after is None:
                 return False
-            groups.append(Group(params, before, after))
-        if self._compiled is None or not self._compiled.holds_for(self.inner_opt, groups):
-            first = self._compiled is None
+            groups.append(Group([p for p in group["params"] if p.grad is not None and p.numel()], before, after))
+        if self._compiled is None:  # this step makes the state that the compiled ones find
             self._compiled = CompiledStep(self.inner_opt, groups, options)
-            if first:  # it makes the state that the compiled step finds
+            return False
+        if not self._compiled.holds_for(self.inner_opt, groups):
+            self._compilations += 1
+            if self._compilations > _COMPILATIONS:
+                self._compile_options = self._compiled = None
+                warnings.warn(
+                    f"the options of {type(self).__name__}, or which parameters have a gradient, changed "
+                    f"{_COMPILATIONS} times since `compile()`: from now on it takes ordinary steps",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
                 return False
-        return self._compiled.take()
+            self._compiled = CompiledStep(self.inner_opt, groups, options)
+        if not self._compiled.take():
+            return False
+        for group in self.param_groups:
+            resting = [p for p in group["params"] if p.grad is None]
+            if resting:
+                self._transform_parameters_of(group, resting)
+        return True
 
     @_not_traced
     @torch.no_grad()
@@ -291,7 +336,7 @@ class ParamTransformingOptimizer(OptimizerAround):
             params = [p for p in group["params"] if p.grad is not None]
             passes = self._passes.get(id(group))
             if passes is None or not passes.holds_for(params, [*before, *after]):
-                passes = self._passes[id(group)] = OnePass(params, [*before, *after])
+                passes = self._kept(self._passes)[id(group)] = OnePass(params, [*before, *after])
             grads: list[Any] = [p.grad for p in params]
             if not passes.fits(grads):
                 return False
@@ -350,7 +395,7 @@ class ParamTransformingOptimizer(OptimizerAround):
         values = [*options, *(self.__dict__.get(h) for h in hooks), *(getattr(type(self), h) for h in hooks)]
         known = self._known_stages.get(id(group))
         if known is None or len(known[0]) != len(values) or not all(map(operator.is_, known[0], values)):
-            known = self._known_stages[id(group)] = (
+            known = self._kept(self._known_stages)[id(group)] = (
                 values,
                 (self._gradient_stages(group), self._parameter_stages(group)),
             )
@@ -367,7 +412,7 @@ class ParamTransformingOptimizer(OptimizerAround):
                 grads = [p.grad for p in params if p.grad is not None]
                 _engine.scale_and_shift_(grads, options["grad_scale"], options["grad_bias"])
         else:
-            self._run_stages(stages, [p.grad for p in params], params, "gradients")
+            self._run_stages(stages, [p.grad for p in params], params, group, "gradients")
 
     def _transform_parameters_of(self, group: dict[str, Any], params: list[Tensor]) -> None:
         stages = self._parameter_stages(group)
@@ -376,16 +421,26 @@ class ParamTransformingOptimizer(OptimizerAround):
             for p in params:
                 run_hook(self, self._post_step_transform_, p, self._options(group))
         else:
-            self._run_stages(stages, params, params, "parameters")
+            self._run_stages(stages, params, params, group, "parameters")
 
-    def _run_stages(self, stages: list[Stage], tensors: list[Any], params: list[Tensor], which: str) -> None:
+    def _run_stages(
+        self, stages: list[Stage], tensors: list[Any], params: list[Tensor], group: dict[str, Any], which: str
+    ) -> None:
+        memos = self._memos.get(id(group))
+        if memos is None:
+            memos = self._kept(self._memos)[id(group)] = {}
         for n, stage in enumerate(stages):
             if stage.transform is not None:
                 refuse_flattened(params, stage.transform, self)
-                key = (which, n, id(params[0]))
-                memo = self._memos.get(key)
-                self._memos[key] = _engine.apply_(stage.transform, tensors, stage.param_ndim, params, memo)
+                memo = memos.get((which, n))
+                memos[which, n] = _engine.apply_(stage.transform, tensors, stage.param_ndim, params, memo)
             _engine.scale_and_shift_(tensors, stage.scale, stage.bias)
+
+    def _kept(self, table: dict[int, Any]) -> dict[int, Any]:
+        """A table by the ids of groups, without what it holds of groups that are gone."""
+        for gone in table.keys() - set(map(id, self.param_groups)):
+            del table[gone]
+        return table
 
     def _is_declared(self, hook: str) -> bool:
         return hook not in self.__dict__ and getattr(getattr(type(self), hook), "_applies_declared_transform", False)
@@ -469,18 +524,31 @@ def _keep_options_on_loading(optim: ParamTransformingOptimizer) -> None:
             for group, options in zip(optim.param_groups, kept, strict=True):
                 group.update({key: value for key, value in options.items() if key not in group})
 
-    optim.inner_opt.register_load_state_dict_pre_hook(keep)
-    optim.inner_opt.register_load_state_dict_post_hook(put_back)
+    for handle in (
+        optim.inner_opt.register_load_state_dict_pre_hook(keep),
+        optim.inner_opt.register_load_state_dict_post_hook(put_back),
+    ):
+        weakref.finalize(optim, handle.remove)
+
+
+def _equal(a: object, b: object) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or bool(a == b)
+
+
+def _named_parameters(init: Any) -> set[str]:
+    """The names of the parameters of a callable; none where it is written in C."""
+    try:
+        return set(inspect.signature(init).parameters)
+    except ValueError:
+        return set()
 
 
 def _inner_keywords(InnerOpt: InnerOptimizer) -> set[str]:
     """The keywords that an entry of `defaults` may be meant for."""
-    cls = InnerOpt
+    cls, within = InnerOpt, SGD
     while isinstance(cls, functools.partial):
+        within = cls.keywords.get("InnerOpt", within)
         cls = cls.func
-    if not callable(cls) or (isinstance(cls, type) and issubclass(cls, ParamTransformingOptimizer)):
-        return set()
-    try:
-        return set(inspect.signature(cls).parameters)
-    except ValueError:  # written in C
-        return set()
+    if isinstance(cls, type) and issubclass(cls, ParamTransformingOptimizer):
+        return _inner_keywords(within)
+    return _named_parameters(cls) if callable(cls) else set()
