@@ -16,12 +16,16 @@ TESTED = {
     "accelerate_loop",
     "averaged_weights",
     "compiled_step",
+    "data_parallel",
+    "diabetes",  # this and two others by tests/robustness/test_documented_commands.py
     "digits",  # what the others import
     "fsdp2",
     "lightning_module",
     "mixed_precision",
     "transformers_trainer",
     "vmapped_attack",
+    "waves",
+    "wine",
 }
 
 
@@ -33,7 +37,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} >= TESTED
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == TESTED
 
 
 def test_mixed_precision(example: Any) -> None:
@@ -74,8 +78,10 @@ def test_compiled_step(example: Any) -> None:
 
 
 @pytest.mark.distributed
-def test_fsdp2_under_torchrun() -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "fsdp2.py"]
+@pytest.mark.parametrize("name", ["fsdp2", "data_parallel"])
+def test_on_two_ranks_under_torchrun(name: str, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, f"{name}.py", *([str(tmp_path)] if name == "data_parallel" else [])]
     ran = subprocess.run(
         command,
         cwd=EXAMPLES,

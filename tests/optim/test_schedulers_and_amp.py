@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.optim import SGD, Adam, lr_scheduler
+from torch.optim import SGD, Adam, lr_scheduler, swa_utils
 
 from rai_toolbox.optim import (
     ChainedParamTransformingOptimizer,
@@ -21,6 +21,18 @@ from rai_toolbox.optim import (
     ParamTransformingOptimizer,
 )
 
+
+def chained(optim: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
+    parts = [lr_scheduler.ConstantLR(optim, 0.5, 2), lr_scheduler.ExponentialLR(optim, 0.9)]
+    return lr_scheduler.ChainedScheduler(parts, optim)
+
+
+def in_sequence(optim: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
+    parts = [lr_scheduler.LinearLR(optim, 0.1, total_iters=3), lr_scheduler.ExponentialLR(optim, 0.9)]
+    return lr_scheduler.SequentialLR(optim, parts, milestones=[3])
+
+
+# Each scheduler of torch but ReduceLROnPlateau, which takes a figure and has a test of its own.
 SCHEDULERS = [
     functools.partial(lr_scheduler.StepLR, step_size=2, gamma=0.5),
     functools.partial(lr_scheduler.LambdaLR, lr_lambda=lambda epoch: 0.9**epoch),
@@ -29,6 +41,14 @@ SCHEDULERS = [
     functools.partial(lr_scheduler.CyclicLR, base_lr=0.1, max_lr=0.5, step_size_up=3),
     functools.partial(lr_scheduler.LinearLR, start_factor=0.1),
     functools.partial(lr_scheduler.ExponentialLR, gamma=0.9),
+    functools.partial(lr_scheduler.MultiplicativeLR, lr_lambda=lambda epoch: 0.9),
+    functools.partial(lr_scheduler.MultiStepLR, milestones=[2, 4]),
+    functools.partial(lr_scheduler.ConstantLR, factor=0.5, total_iters=3),
+    functools.partial(lr_scheduler.PolynomialLR, total_iters=8),
+    functools.partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=3),
+    functools.partial(swa_utils.SWALR, swa_lr=0.05, anneal_epochs=3),
+    chained,
+    in_sequence,
 ]
 
 
@@ -49,7 +69,7 @@ def run(optim: torch.optim.Optimizer, schedule: Any, x: torch.Tensor, normalise:
 
 
 @pytest.mark.parametrize("on", ["outer", "inner"])
-@pytest.mark.parametrize("make", SCHEDULERS, ids=lambda s: s.func.__name__)
+@pytest.mark.parametrize("make", SCHEDULERS, ids=lambda s: getattr(s, "func", s).__name__)
 def test_a_scheduler_on_the_wrapper_or_on_the_inner_optimizer_works(make: Any, on: str) -> None:
     x, y = parameter(), parameter()
     optim = L2NormedGradientOptim([x], SGD, lr=0.2, momentum=0.5)
