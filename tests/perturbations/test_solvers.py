@@ -104,6 +104,24 @@ def test_a_linear_model_is_beaten_at_the_analytic_distance_and_not_before(norm):
             assert (result.success == expected).all()
 
 
+def test_in_a_box_the_fixed_l1_budget_reaches_the_exact_distance():
+    torch.manual_seed(0)
+    x, weight = torch.rand(16, 100), torch.randn(100)
+    z = (x - 0.5) @ weight
+    # Entries are used up one after the other, those of the largest weight first.
+    order = weight.abs().argsort(descending=True)
+    slope = weight.abs()[order].double()
+    room = torch.where((z[:, None] * weight > 0), x, 1 - x)[:, order].double()
+    gain = slope * room
+    left = z.abs().double()[:, None] - (gain.cumsum(1) - gain)
+    exact = torch.minimum((left / slope).clamp_min(0), room).sum(1)
+    solve = partial(
+        worst_case, lambda x: (x - 0.5) @ weight, x, (z > 0).long(), norm="l1", bounds=(0, 1), restarts=6
+    )  # fmt: skip
+    assert not solve(epsilon=0.99 * exact).success.any()
+    assert solve(epsilon=1.01 * exact).success.all()
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_curve_of_minimum_norm_and_the_fixed_budget_agree(digits, norm):
     model, x, y = digits
@@ -237,16 +255,40 @@ def test_a_nan_neither_wins_nor_spreads(digits, norm):
     def poisoned(x: torch.Tensor) -> torch.Tensor:  # NaN wherever the first pixel moves, for every other datum
         output = model(x)
         sick = (x[:, :1] != 0) | (x[:, 1:2] > 0.3)
-        return torch.where(sick, torch.nan, output)
+        return torch.where(sick, torch.nan * output, output)
 
     for solution in (
         quick_worst(poisoned, x, y, norm=norm, epsilon=RADII[norm], bounds=(0, 1)),
         quick_minimum(poisoned, x, y, norm=norm, bounds=(0, 1)),
     ):
         assert solution.perturbed.isfinite().all()
-        assert not solution.losses[solution.success].isnan().any()
+        assert not (solution.losses.isnan() & ~poisoned(x).isnan().any(1)).any()
         hit = solution.success
+        assert not solution.losses[hit].isnan().any()
         assert (poisoned(solution.perturbed[hit]).argmax(1) != y[hit]).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_data_whose_losses_and_gradients_are_nan_do_not_touch_the_others(digits, norm):
+    model, x, y = digits
+    x, y = x[:12].clone(), y[:12]
+    x[::2, 0] = 1.0
+    fixed = torch.arange(64) == 0
+
+    def poisoned(x: torch.Tensor) -> torch.Tensor:
+        output = model(x)
+        return torch.where(x[:, :1] > 0.5, torch.nan * output, output)
+
+    def solve(solver, rows) -> Solution:
+        bounds = torch.where(fixed, x[rows], 0.0), torch.where(fixed, x[rows], 1.0)
+        return solver(poisoned, x[rows], y[rows], norm=norm, bounds=bounds)
+
+    for solver in (partial(quick_worst, epsilon=2 * RADII[norm]), quick_minimum):
+        together, alone = solve(solver, slice(None)), solve(solver, slice(1, None, 2))
+        assert not together.success[::2].any()
+        assert torch.equal(together.success[1::2], alone.success)
+        torch.testing.assert_close(together.losses[1::2], alone.losses, rtol=1e-3, atol=1e-3)
+        assert alone.success.any()
 
 
 def test_what_is_returned_is_the_best_seen_and_solved_samples_leave_the_batch(digits):

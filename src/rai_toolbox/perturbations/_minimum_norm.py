@@ -13,14 +13,12 @@ from rai_toolbox.perturbations._bounds import Bounds
 from rai_toolbox.perturbations._nearest import Nearest
 from rai_toolbox.perturbations._problem import MOST_STEPS, Problem, batches, look, positive_int, report, setup, solving
 from rai_toolbox.perturbations._query import Loss
-from rai_toolbox.perturbations._search import polish, search
+from rai_toolbox.perturbations._search import finish, search
 from rai_toolbox.perturbations._solution import Solution, concatenate
-from rai_toolbox.perturbations._sparse_descent import add_greedily
 
 __all__ = ["minimum_norm"]
 
 _RANDOM_POINTS = 20
-_RANDOM_CHOICES = 4
 
 
 def minimum_norm(
@@ -147,23 +145,6 @@ def _solve(problem: Problem, steps: int, restarts: int, callback: Callable[[int,
             search(problem, nearest, rows, losses, number, steps)
             if callback is not None:
                 callback(number, nearest.distance.clone())
-        if len(rows):
-            _finish(problem, nearest, rows, losses, restarts, steps)
+        nearest.scatter(rows, _RANDOM_POINTS, restarts * MOST_STEPS)
+        finish(problem, nearest, rows, losses, steps, restarts * MOST_STEPS)
     return report(problem, nearest.x, nearest.distance.isinf())
-
-
-def _finish(problem: Problem, nearest: Nearest, rows: Tensor, losses: ClassLosses, restarts: int, steps: int) -> None:
-    stream = restarts * MOST_STEPS
-    nearest.scatter(rows, _RANDOM_POINTS, stream)
-    rows = nearest.found(rows)
-    if not len(rows):
-        return
-    if problem.norm == "l0":
-        nearest.prune(rows, steps)
-        for number in range(_RANDOM_CHOICES * losses.count):
-            add_greedily(
-                problem, nearest, rows, problem.data[rows], losses[number], steps=steps // 2,
-                stream=stream + (number + 1) * 4 * steps, randomly=True,
-            )  # fmt: skip
-        return
-    polish(problem, nearest, rows, losses, steps, stream + MOST_STEPS // 2)

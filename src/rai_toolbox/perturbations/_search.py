@@ -12,6 +12,7 @@ from rai_toolbox.perturbations._problem import MOST_STEPS, Problem
 from rai_toolbox.perturbations._sparse_descent import add_greedily, shrink_smoothly
 
 _BISECTIONS = 8
+_RANDOM_CHOICES = 4
 
 
 def search(problem: Problem, nearest: Nearest, rows: Tensor, losses: ClassLosses, number: int, steps: int) -> None:
@@ -30,14 +31,22 @@ def search(problem: Problem, nearest: Nearest, rows: Tensor, losses: ClassLosses
         descend(problem, nearest, rows, start, loss, steps=steps, stream=stream, radius=radius, sparse=sparse)
 
 
-def polish(problem: Problem, nearest: Nearest, rows: Tensor, losses: ClassLosses, steps: int, stream: int) -> None:
-    """Bring what was found nearer: along the segment to the data, along the boundary, and along the segment again."""
+def finish(problem: Problem, nearest: Nearest, rows: Tensor, losses: ClassLosses, steps: int, stream: int) -> None:
+    """Bring what was found nearer: back to the data, along the boundary, and back again. L0: with fewer entries."""
     rows = nearest.found(rows)
     if not len(rows):
         return
+    if problem.norm == "l0":
+        nearest.prune(rows, steps)
+        for number in range(_RANDOM_CHOICES * losses.count):
+            add_greedily(
+                problem, nearest, rows, problem.data[rows], losses[number], steps=steps // 2,
+                stream=stream + (number + 1) * 4 * steps, randomly=True,
+            )  # fmt: skip
+        return
     nearest.bisect(rows, _BISECTIONS)
     descend(
-        problem, nearest, rows, nearest.x[rows], losses.any_class, steps=2 * steps, stream=stream,
+        problem, nearest, rows, nearest.x[rows], losses.any_class, steps=2 * steps, stream=stream + MOST_STEPS // 2,
         radius=nearest.distance[rows],
     )  # fmt: skip
     nearest.bisect(rows, _BISECTIONS)

@@ -27,7 +27,7 @@ from rai_toolbox.perturbations._problem import (
 )
 from rai_toolbox.perturbations._query import Loss
 from rai_toolbox.perturbations._random_search import search_randomly
-from rai_toolbox.perturbations._search import polish, search
+from rai_toolbox.perturbations._search import finish, search
 from rai_toolbox.perturbations._solution import Solution, concatenate
 
 __all__ = ["worst_case"]
@@ -131,7 +131,7 @@ def worst_case(
     three others are random searches [3]_, which need none.
 
     For L1 and L0, the runs are `minimum_norm`'s searches, which come from outside the ball; the first is followed by a
-    run of Auto-PGD, and for L1, where the nearest point known is just outside, a last search starts there.
+    run of Auto-PGD, and the last by one that starts from the nearest point known, if that is just outside.
 
     References
     ----------
@@ -203,11 +203,10 @@ def _solve(
                 blind = best.dead > _BLIND * steps
             if callback is not None:
                 callback(number, best.achieved.clone())
-        if within is not None and problem.norm == "l1":
+        if within is not None:
             rows = every[~best.achieved]
-            polish(
-                problem, within, rows[within.distance[rows] < _NEAR * radii[rows]], losses, steps, restarts * MOST_STEPS
-            )
+            near = within.distance[rows] <= torch.maximum(_NEAR * radii[rows], radii[rows] + 1)
+            finish(problem, within, rows[near], losses, steps, restarts * MOST_STEPS)
     return report(problem, best.x)
 
 
