@@ -22,7 +22,7 @@ from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._norms import TINY
 from rai_toolbox.optim import _engine
 from rai_toolbox.optim._docs import documented
-from rai_toolbox.optim._options import check_epsilon_fits, check_number, check_radius, required
+from rai_toolbox.optim._options import check_number, check_radius, required
 from rai_toolbox.optim._random import Draws
 from rai_toolbox.optim._sparse import check_selection
 from rai_toolbox.optim._transforms import Transform, negated_l1_vertex, normalization, signed_selection, signs
@@ -209,9 +209,7 @@ class _OnBall(ParamTransformingOptimizer):
 
     def _check_options(self, optim_group: OptimGroup) -> None:
         super()._check_options(optim_group)
-        check_radius("epsilon", optim_group["epsilon"])
-        for p in optim_group["params"]:
-            check_epsilon_fits(optim_group["epsilon"], p, datum_ndim(p.ndim, optim_group["param_ndim"]))
+        check_radius("epsilon", optim_group)
 
 
 @documented

@@ -11,6 +11,8 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
+from rai_toolbox.functional._layout import datum_ndim
+
 P = ParamSpec("P")
 
 
@@ -87,16 +89,19 @@ def check_number(name: str, value: object, *, low: float = -math.inf, high: floa
         raise ValueError(f"`{name}` must be a number {_range_text(low, high)}, got {value!r}")
 
 
-def check_radius(name: str, value: object) -> None:
-    """Raise unless `value` is a number ≥ 0, or a tensor of them with one entry per datum."""
+def check_radius(name: str, optim_group: Mapping[str, Any]) -> None:
+    """Raise unless an option is a number ≥ 0, or a tensor of them with one entry per datum of every parameter."""
+    value = optim_group[name]
     if isinstance(value, Tensor):
-        if value.is_floating_point() and not value.requires_grad and bool((value >= 0).all()):
-            return
-        raise ValueError(
-            f"`{name}` must have entries ≥ 0 of a floating dtype and not require a gradient, got {value!r}"
-        )
+        if not value.is_floating_point() or value.requires_grad or not bool((value >= 0).all()):
+            raise ValueError(
+                f"`{name}` must have entries ≥ 0 of a floating dtype and not require a gradient, got {value!r}"
+            )
+        for p in optim_group["params"]:
+            _check_fits(name, value, p, datum_ndim(p.ndim, optim_group["param_ndim"]))
+        return
     _check_type(name, value, "a number or a tensor with one entry per datum")
-    if not value >= 0:  # type: ignore[operator]
+    if not value >= 0:
         raise ValueError(f"`{name}` must be ≥ 0, got {value!r}")
 
 
@@ -117,17 +122,17 @@ def _range_text(low: float, high: float) -> str:
     return f"in [{low:g}, {high:g}]"
 
 
-def check_epsilon_fits(epsilon: object, p: Tensor, k: int) -> None:
-    """Raise unless a tensor `epsilon` has one entry for each datum (last k dimensions) of `p`."""
-    if not isinstance(epsilon, Tensor) or epsilon.numel() == 1:
+def _check_fits(name: str, value: Tensor, p: Tensor, k: int) -> None:
+    """Raise unless `value` has one entry for each datum (last k dimensions) of `p`."""
+    if value.numel() == 1:
         return
     batch = p.shape[: p.ndim - k]
     try:
-        fits = torch.broadcast_shapes(epsilon.shape, batch) == batch or epsilon.shape == (batch.numel(),)
+        fits = torch.broadcast_shapes(value.shape, batch) == batch or value.shape == (batch.numel(),)
     except RuntimeError:
-        fits = epsilon.shape == (batch.numel(),)
+        fits = value.shape == (batch.numel(),)
     if not fits:
         raise ValueError(
-            f"`epsilon` has shape {tuple(epsilon.shape)}, but a parameter of shape {tuple(p.shape)} has data of shape "
+            f"`{name}` has shape {tuple(value.shape)}, but a parameter of shape {tuple(p.shape)} has data of shape "
             f"{tuple(p.shape[p.ndim - k :])} in a batch of shape {tuple(batch)}: give a number, or one entry per datum"
         )

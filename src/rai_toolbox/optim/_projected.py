@@ -12,10 +12,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim import SGD
 
-from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._norms import TINY
 from rai_toolbox.optim._docs import documented
-from rai_toolbox.optim._options import check_epsilon_fits, check_number, check_radius, required
+from rai_toolbox.optim._options import check_number, check_radius, required
 from rai_toolbox.optim._transforms import (
     Transform,
     l1_projection,
@@ -33,9 +32,7 @@ class _InBall(ParamTransformingOptimizer):
 
     def _check_options(self, optim_group: OptimGroup) -> None:
         super()._check_options(optim_group)
-        check_radius("epsilon", optim_group["epsilon"])
-        for p in optim_group["params"]:
-            check_epsilon_fits(optim_group["epsilon"], p, datum_ndim(p.ndim, optim_group["param_ndim"]))
+        check_radius("epsilon", optim_group)
 
 
 class _Normed(_InBall):
@@ -386,9 +383,7 @@ class SimplexOptim(ParamTransformingOptimizer):
 
     def _check_options(self, optim_group: OptimGroup) -> None:
         super()._check_options(optim_group)
-        check_radius("total", optim_group["total"])
-        for p in optim_group["params"]:
-            check_epsilon_fits(optim_group["total"], p, datum_ndim(p.ndim, optim_group["param_ndim"]))
+        check_radius("total", optim_group)
 
     def _param_transform(self, optim_group: OptimGroup) -> Transform:
         return simplex_projection(optim_group["total"])
