@@ -125,6 +125,12 @@ def test_the_curve_lies_in_its_band_between_the_reported_points_too(report):
             assert np.abs(line[:, 1] - y).min() < 0.02
 
 
+def test_l0_without_bounds_says_that_a_feature_may_take_any_value(half_plane, blobs, tmp_path):
+    for bounds, said in ((None, True), ((-1, 1), False)):
+        evaluate(half_plane, blobs, norms="l0", bounds=bounds, diagnostics=False, **QUICK).save(tmp_path)
+        assert ("may take any value" in (tmp_path / "report.html").read_text()) is said
+
+
 def test_a_png_has_the_pixels_it_was_given():
     for pixels in (np.arange(12, dtype=np.uint8).reshape(3, 4), np.arange(36, dtype=np.uint8).reshape(3, 4, 3)):
         content = encode_png(pixels)

@@ -179,11 +179,12 @@ def _sentence(evaluation: Evaluation, curve: Curve) -> str:
         )
     clean = curve.points[0]
     middle = min(curve.points[1:], key=lambda point: abs(point.value - clean.value / 2))
+    boundless = curve.norm == "l0" and evaluation.settings["bounds"]["lower"] is None
     return (
         f"{percent(clean.value)} of {clean.samples} samples are classified right as they are."
         f" {percent(middle.value)} stay right under every"
         f" change within ε = {middle.epsilon:g} that was tried; for the others a change that small makes the"
-        " model wrong."
+        " model wrong." + (" There are no bounds: a feature that changes may take any value." if boundless else "")
     )
 
 
