@@ -505,3 +505,32 @@ def test_a_step_that_was_replaced_on_the_class_of_the_inner_optimizer_is_called(
     x.grad = torch.ones(2, 3)
     L2NormedGradientOptim([x], lr=0.1).step()
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_the_default_device_has_no_say_in_where_a_step_works(case: Case):
+    x = torch.linspace(-1, 1, 80).view(2, 40).requires_grad_()
+    optim = case.build([x], lr=0.1)
+    x.grad = torch.linspace(2, -3, 80).view(2, 40)
+    with torch.device("meta"):
+        optim.step()
+    assert x.isfinite().all()
+    optim.step()
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_a_step_in_inference_mode_leaves_nothing_that_later_ones_stumble_on(case: Case):
+    x = torch.linspace(-1, 1, 80).view(2, 40).requires_grad_()
+    optim = case.build([x], lr=0.1)
+    x.grad = torch.linspace(2, -3, 80).view(2, 40)
+    with torch.inference_mode():
+        optim.step()
+    optim.step()
+    assert x.isfinite().all()
+
+
+def test_a_gradient_whose_entries_overlap_is_changed_as_if_they_did_not():
+    x = torch.zeros(3, 3, requires_grad=True)
+    x.grad = torch.arange(1.0, 6.0).unfold(0, 3, 1)  # each row begins one entry later in one memory
+    L2NormedGradientOptim([x], lr=0.1).step()
+    torch.testing.assert_close(x.grad.norm(dim=1), torch.ones(3))

@@ -98,16 +98,18 @@ def to_batch(p: Tensor, param_ndim: int | None) -> Tensor:
     None (1, 3, 5, 2)
     """
     shape = batch_shape(p.shape, datum_ndim(p.ndim, param_ndim))
+    grad = p.grad if p.is_leaf else None
     try:
         batch = p.detach().view(shape)
-        grad = p.grad if p.is_leaf else None
-        if grad is not None:
-            batch.grad = grad.detach().view(shape)
+        batch_grad = None if grad is None else grad.detach().view(shape)
     except RuntimeError as error:
         raise ValueError(
             f"a tensor of shape {tuple(p.shape)} and strides {p.stride()} has no view of shape {shape} "
             f"(`param_ndim={param_ndim}`); make it, and its gradient, contiguous first"
         ) from error
+    if batch_grad is not None and batch_grad.dtype != batch.dtype:
+        batch.grad_dtype = None  # any
+    batch.grad = batch_grad
     return batch
 
 
@@ -150,8 +152,12 @@ def blocks(x: Tensor, k: int, numel: int = BLOCK_NUMEL) -> Iterator[Tensor]:
 
 
 def write_through(x: Tensor) -> Tensor:
-    """Give `x` (expanded: several entries on one address) memory of its own, so that it can be changed in place."""
-    if any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
+    """Give `x` memory of its own if several entries may share an address, so that it can be changed in place."""
+    reach, shared = 0, False
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        shared = shared or (size > 1 and stride <= reach)
+        reach += (size - 1) * stride
+    if shared and x.numel():
         with torch.no_grad():
             x.set_(x.clone(memory_format=torch.contiguous_format))  # pyright: ignore[reportCallIssue, reportArgumentType]
     return x

@@ -58,7 +58,7 @@ def _memory(shape: Sequence[int], slot: int, dtype: torch.dtype) -> Tensor:
     memory = slots.get((slot, dtype))
     if memory is None or memory.numel() < numel:
         with torch.inference_mode(False):
-            memory = torch.empty(numel, dtype=dtype)
+            memory = torch.empty(numel, dtype=dtype, device="cpu")
         slots[slot, dtype] = memory
     return memory[:numel].view(shape)
 

@@ -124,6 +124,12 @@ def scale_by_norm_(
     return plan
 
 
+def _buffer(*size: Any, dtype: torch.dtype) -> Tensor:
+    """Uninitialized memory of the CPU that outlives the default device and the inference mode in which it is made."""
+    with torch.inference_mode(False):
+        return torch.empty(*size, dtype=dtype, device="cpu")
+
+
 class ScalingPlan:
     """The bundles that `scale_by_norm_` works through, for tensors of given shapes."""
 
@@ -160,7 +166,7 @@ class ScalingPlan:
         for dtype in {bundle.dtype for bundle in self._bundles}:
             if is_summed(dtype, p):
                 numel = max(m.numel for bundle in self._bundles if bundle.dtype == dtype for m in bundle.members)
-                scratch[dtype] = torch.empty(min(numel, SUM_SCRATCH_NUMEL), dtype=scratch_dtype(dtype, p))
+                scratch[dtype] = _buffer(min(numel, SUM_SCRATCH_NUMEL), dtype=scratch_dtype(dtype, p))
         for bundle in self._bundles:
             bundle.lay_out(scratch.get(bundle.dtype))
 
@@ -212,12 +218,12 @@ class _Member:
         batch = self.shape[: len(self.shape) - self.k]
         self.factors = factors.view((*batch, *(1,) * self.k) if self.count > 1 else ())
         if self.stacked:
-            self.buffer = torch.empty(self.shape, dtype=self.dtype)
+            self.buffer = _buffer(self.shape, dtype=self.dtype)
             self.unstacked = self.buffer.unbind(0)
         if not (self.direct or self.summed):
             whole = self.length // self.piece
             self._cut = whole * self.piece
-            self._parts = torch.empty(self.count, whole + (self._cut < self.length), dtype=accumulate)
+            self._parts = _buffer(self.count, whole + (self._cut < self.length), dtype=accumulate)
             self._whole = self._parts[:, :whole]
             self._rest = self._parts[:, whole] if self._cut < self.length else None
 
@@ -264,17 +270,18 @@ class _Bundle:
         self._safe_norms = safe_range(self.dtype, self._p)
         self._safe_factors = (1e-290, 1e290) if dtype == torch.float64 else (1e-36, 1e36)
         directs = sum(m.count for m in self.members if m.direct)
-        self._norms = torch.empty(sum(self._counts), dtype=torch.float64)
-        self._factors = torch.empty(sum(self._counts), dtype=dtype)
+        self._norms = _buffer(sum(self._counts), dtype=torch.float64)
+        self._factors = _buffer(sum(self._counts), dtype=dtype)
         lengths = [m.length for m in self.members]
         self._lengths: Tensor | int = lengths[0]
         if len(set(lengths)) > 1:
-            self._lengths = torch.tensor(lengths).repeat_interleave(torch.tensor(self._counts))
+            with torch.inference_mode(False), torch.device("cpu"):
+                self._lengths = torch.tensor(lengths).repeat_interleave(torch.tensor(self._counts))
         # where there is little to measure, a call less counts for more than narrower arithmetic
         if self.numel <= _LITTLE_NUMEL and directs == sum(self._counts):
             self._measured = self._norms
         else:
-            self._measured = torch.empty(directs, dtype=dtype)
+            self._measured = _buffer(directs, dtype=dtype)
         self._measured_norms = self._norms[:directs]
         start = 0
         for member, count in zip(self.members, self._counts, strict=True):

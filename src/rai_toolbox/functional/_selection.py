@@ -332,7 +332,7 @@ def _guess(a: Tensor, count: int, above_t: Tensor) -> tuple[Tensor, Tensor]:
 @functools.lru_cache(maxsize=256)
 def erfinv(x: float) -> float:
     """The inverse of the error function."""
-    return float(torch.erfinv(torch.tensor(x, dtype=torch.float64)))
+    return float(torch.erfinv(torch.tensor(x, dtype=torch.float64, device="cpu")))
 
 
 def _picked(a: Tensor, t: Tensor, miss: Tensor) -> Tensor:

@@ -125,11 +125,11 @@ class FrankWolfe(Optimizer):
                     continue
                 state = self.state[p]
                 if not state:
-                    state["step"] = torch.tensor(0.0)
+                    state["step"] = torch.tensor(0.0, device="cpu")
                 if lr == 0:  # no step: the count does not advance
                     continue
                 a = lr / (lr + state["step"].item()) if group["use_default_lr_schedule"] else lr
-                state["step"] += 1
+                state["step"] = state["step"] + 1  # anew: it may have been made in inference mode
                 towards = self._radius(group, p) * -a
                 if a == 1:
                     p.zero_()  # not p.mul_(0): what p held, an infinity say, is gone
