@@ -236,6 +236,17 @@ def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(place, capsys
     assert capsys.readouterr().err == ""
 
 
+def test_on_a_terminal_bars_show_what_is_left(place, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    assert run("--batch-size", "10", "--no-diagnostics") == 0
+    shown = capsys.readouterr().err
+    for stage in ("Looking at the model", "Searching the nearest errors (l2)", "Trying each epsilon (l2)"):
+        assert stage in shown
+    assert "left" in shown
+    assert "4/4" in shown
+
+
 def test_what_may_change_and_how_far_comes_from_files(place):
     np.save("mask.npy", np.array([True, False]))
     # The boundary of the classifier lies across x0 = 0: bounds that end before it are never crossed.
