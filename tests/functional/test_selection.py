@@ -13,6 +13,7 @@ from tests.functional.tensor_layouts import DTYPES, SHAPES, as_rows, layouts, pa
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rai_toolbox.functional as F
+from rai_toolbox.functional import _selection
 
 
 def by_sorting(x: torch.Tensor, q: float, param_ndim: int | None) -> torch.Tensor:
@@ -187,3 +188,29 @@ def test_in_place_selection_of_a_large_tensor_needs_no_memory_of_its_size():
     with Largest():
         F.top_q_(x, 0.9)
     assert largest <= x.nbytes // 3
+
+
+def test_tensors_selected_from_together_are_as_one_by_one():
+    torch.manual_seed(0)
+    shapes = [(64, 3, 7, 7), (64,), (8, 147), (3, 0), (5, 6, 7), (2000, 200), (0, 4), ()]
+    xs = [torch.randn(shape).to(dtype) for shape in shapes for dtype in (torch.float32, torch.bfloat16)]
+    xs.append(torch.randn(147, 9).t())
+    ks = [max(0, x.ndim - 1) for x in xs]
+    for q in (0.9, 0.3):
+        for together_, alone in (
+            (_selection.top_q_of_all_, F.top_q),
+            (_selection.signed_top_q_of_all_, F.signed_top_q),
+        ):
+            changed = [x.clone(memory_format=torch.preserve_format) for x in xs]
+            together_(changed, ks, q)
+            for x, k, y in zip(xs, ks, changed, strict=True):
+                torch.testing.assert_close(y, alone(x, q, param_ndim=k), rtol=torch.finfo(x.dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("count", [1, 4, 9, 60])
+def test_a_nan_is_kept_by_every_form(count: int) -> None:
+    x = torch.randn(500, 100, generator=torch.Generator().manual_seed(count))
+    x[torch.arange(500), torch.arange(500) % 100] = torch.nan
+    for change_ in (F.top_q_, F.signed_top_q_):
+        z = change_(x.clone(), 1 - count / 100)
+        assert torch.equal(z.isnan(), x.isnan())

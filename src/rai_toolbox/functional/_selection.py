@@ -217,9 +217,9 @@ def signed_rows_(rows: Tensor, count: int, scale: float) -> Tensor:
         return rows.copy_(_signed(rows, count, scale))
     a = _magnitudes(rows)
     keep = scratch(a, 1)
-    t, _ = _guess(a, count, keep)
+    t, mean = _guess(a, count, keep)
     sums = torch.gt(a, t, out=keep).sum(1, keepdim=True)
-    wrong = (sums - float(count)).nonzero()[:, 0]
+    wrong = (sums - float(count) + (mean - mean)).nonzero()[:, 0]  # NaN where a row is not finite
     exact = _signed(rows.index_select(0, wrong), count, scale) if wrong.numel() else None
     rows.sign_().mul_(keep.mul_(scale / count))
     if exact is not None:
