@@ -108,6 +108,22 @@ def test_works_in_any_gradient_mode_with_functions_lists_and_arrays(context):
     assert torch.equal(again, perturbed)
 
 
+def test_hooks_and_profilers_of_the_optimizer_see_every_step(net, batch):
+    x, y = batch
+    solve = partial(gradient_ascent, model=net, data=x, target=y, steps=3)
+    seen: list[str] = []
+    pmodel = AdditivePerturbation(x)
+    optim = LinfProjectedOptim(pmodel.parameters(), lr=0.1, epsilon=0.3)
+    optim.register_step_pre_hook(lambda *_: seen.append("pre"))
+    optim.register_step_post_hook(lambda *_: seen.append("post"))
+    solve(optimizer=optim, perturbation_model=pmodel)
+    assert seen == ["pre", "post"] * 3
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        solve(optimizer=LinfProjectedOptim, lr=0.1, epsilon=0.3)
+    steps = [event for event in profile.key_averages() if event.key.startswith("Optimizer.step#LinfProjectedOptim")]
+    assert [event.count for event in steps] == [3]
+
+
 def test_the_loss_is_maximized_or_if_targeted_minimized_and_never_negated(net, batch):
     x, y = batch
     net.eval()

@@ -116,10 +116,10 @@ def test_in_a_box_the_fixed_l1_budget_reaches_the_exact_distance():
     left = z.abs().double()[:, None] - (gain.cumsum(1) - gain)
     exact = torch.minimum((left / slope).clamp_min(0), room).sum(1)
     solve = partial(
-        worst_case, lambda x: (x - 0.5) @ weight, x, (z > 0).long(), norm="l1", bounds=(0, 1), restarts=6
+        worst_case, lambda x: (x - 0.5) @ weight, x, (z > 0).long(), norm="l1", bounds=(0, 1), restarts=3
     )  # fmt: skip
     assert not solve(epsilon=0.99 * exact).success.any()
-    assert solve(epsilon=1.01 * exact).success.all()
+    assert solve(epsilon=1.002 * exact).success.all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -255,7 +255,7 @@ def test_a_nan_neither_wins_nor_spreads(digits, norm):
     def poisoned(x: torch.Tensor) -> torch.Tensor:  # NaN wherever the first pixel moves, for every other datum
         output = model(x)
         sick = (x[:, :1] != 0) | (x[:, 1:2] > 0.3)
-        return torch.where(sick, torch.nan * output, output)
+        return output * torch.where(sick, torch.nan, 1.0)  # so that the gradients are NaN too
 
     for solution in (
         quick_worst(poisoned, x, y, norm=norm, epsilon=RADII[norm], bounds=(0, 1)),
@@ -276,8 +276,7 @@ def test_data_whose_losses_and_gradients_are_nan_do_not_touch_the_others(digits,
     fixed = torch.arange(64) == 0
 
     def poisoned(x: torch.Tensor) -> torch.Tensor:
-        output = model(x)
-        return torch.where(x[:, :1] > 0.5, torch.nan * output, output)
+        return model(x) * torch.where(x[:, :1] > 0.5, torch.nan, 1.0)
 
     def solve(solver, rows) -> Solution:
         bounds = torch.where(fixed, x[rows], 0.0), torch.where(fixed, x[rows], 1.0)
