@@ -85,24 +85,24 @@ def test_the_csv_of_a_regression_has_its_errors(tmp_path):
 
 def test_a_time_limit_leaves_a_partial_result_that_says_so(small_net, digits, tmp_path, monkeypatch):
     x, y = digits
-    data = x[:40], y[:40]
+    data = x[:20], y[:20]
 
     def end(stage, done, total):
         if "(l2)" in stage:
             monkeypatch.setattr(time, "monotonic", lambda: math.inf)
 
-    options = {"batch_size": 10, "folder": tmp_path, "steps": 5, "restarts": 1}
+    options = {"batch_size": 5, "folder": tmp_path, "epsilons": [0.5], "steps": 2, "restarts": 1}
     result = evaluate(small_net, data, **options, time_limit=100, progress=end)
     monkeypatch.undo()
     assert not result.complete
-    assert result.curves["l2"].points[0].samples == 10
+    assert result.curves["l2"].points[0].samples == 5
     assert {finding.verdict for finding in result.findings} == {"not run"}
     result.save(tmp_path)
     assert "partial" in (tmp_path / "report.html").read_text()
     assert Evaluation.load(tmp_path).to_dict() == result.to_dict()
     rest = evaluate(small_net, data, **options, resume=True)
     assert rest.complete
-    assert figures(rest) == figures(evaluate(small_net, data, batch_size=10, steps=5, restarts=1))
+    assert figures(rest) == figures(evaluate(small_net, data, **options | {"folder": None}))
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
