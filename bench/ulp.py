@@ -28,8 +28,8 @@ smallest subnormal to the largest finite number of each dtype, shapes {shapes}, 
 within 0.5.
 
 The error of an entry is counted in units of the last place of its exact value; for the projections that subtract (L1
-ball, simplex), of the largest entry of its datum. A point up to 4 eps (4 to 8 units) outside a ball is left where it
-is, so that a second projection changes nothing.
+ball, simplex), of the largest entry of its datum. A point of float32 or float64 up to 4 eps (4 to 8 units) outside a
+ball is left where it is, so that a second projection changes nothing; a point of a half up to 0.52 eps (1.04 units).
 
 | class | of | float16 | bfloat16 | float32 | float64 |
 | --- | --- | ---: | ---: | ---: | ---: |"""

@@ -31,7 +31,7 @@ def test_a_norm_that_nobody_looks_at_scales_a_large_datum_of_any_dtype(dtype: to
         y = x.clone()
         assert _scaling._scale_large_datum_(y, p, factor)
         torch.testing.assert_close(y, normalize(x, p, param_ndim=None), rtol=4 * torch.finfo(dtype).eps, atol=0)
-    for epsilon in (1e-3, 1.0):
+    for epsilon in (1e-4, 1.0):
         transform = l2_projection(epsilon)
         y = x.clone()
         assert _scaling._scale_large_datum_(y, 2, transform.factor)  # pyright: ignore[reportAttributeAccessIssue]
@@ -40,6 +40,15 @@ def test_a_norm_that_nobody_looks_at_scales_a_large_datum_of_any_dtype(dtype: to
         again = y.clone()
         assert _scaling._scale_large_datum_(again, 2, transform.factor)  # pyright: ignore[reportAttributeAccessIssue]
         assert torch.equal(again, y)
+
+
+def test_a_large_datum_of_subnormal_halves_that_is_rounded_outside_its_ball_stays():
+    x = torch.ones(SIZE, dtype=torch.float16)
+    x[:100] = 3.7
+    transform = l2_projection(0.6 * 2.0**-24 * SIZE**0.5)  # 0.6 of the least number, which is the least number
+    for _ in range(2):
+        assert _scaling._scale_large_datum_(x, 2, transform.factor)  # pyright: ignore[reportAttributeAccessIssue]
+        assert x[[0, -1]].tolist() == [2 * 2.0**-24, 2.0**-24]
 
 
 @pytest.fixture

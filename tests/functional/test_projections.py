@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from scipy.optimize import minimize
 from tests.functional import exact_projections
 from tests.functional.tensor_layouts import DTYPES, SHAPES, as_rows, layouts, param_ndims
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import rai_toolbox.functional as F
 
@@ -400,6 +401,26 @@ def test_simplex_projection_sums_to_the_total(dtype: torch.dtype):
         F.project_simplex(torch.full((4,), -INF).to(dtype).index_fill(0, torch.tensor([2]), INF), param_ndim=1),
         torch.tensor([0, 0, 1, 0], dtype=dtype),
     )
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 100.0])
+def test_projecting_normal_rows_on_an_l1_ball_takes_few_passes(epsilon: float):
+    torch.manual_seed(0)
+    x = torch.randn(64, 1024)
+    passes = 0
+
+    class Passes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal passes
+            first = next((a for a in args if isinstance(a, torch.Tensor)), None)
+            other = args[1] if len(args) > 1 and isinstance(args[1], torch.Tensor) else first
+            large = max(a.numel() for a in (first, other) if a is not None) if first is not None else 0
+            passes += large >= x.numel() and "view" not in str(func)
+            return func(*args, **(kwargs or {}))
+
+    with Passes():
+        F.project_l1_ball_(x, epsilon)
+    assert passes <= 40
 
 
 def test_simplex_gradient_agrees_with_finite_differences():

@@ -105,6 +105,18 @@ def test_a_projection_lands_in_the_set_and_a_second_one_changes_nothing(
         assert torch.equal(once, twice), magnitude
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["L1Ball 0.75", "L2Ball 0.75"])
+def test_halves_that_are_rounded_outside_their_ball_stay(name: str, dtype: torch.dtype) -> None:
+    # a few large entries, rounded alike, leave the ball; the small ones would follow them in again
+    small = torch.rand(1, 50, generator=torch.Generator().manual_seed(0)) / (64 if name[1] == "2" else 1)
+    for epsilon in torch.linspace(0.5, 1, 60).tolist():
+        x = torch.cat([torch.full((1, 3), 3.0), small + 2.5 * (name[1] == "1")], dim=1).to(dtype)
+        _, once = stepped(BY_NAME[name], x, torch.zeros_like(x), epsilon=epsilon)
+        _, twice = stepped(BY_NAME[name], once.clone(), torch.zeros_like(x), epsilon=epsilon)
+        assert torch.equal(once, twice), epsilon
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", ["L1Projected 0.75", "L2Projected 0.75", "LinfProjected 0.75", "L1Ball 0.75"])
 def test_a_point_inside_the_ball_stays_bit_for_bit(name: str, dtype: torch.dtype) -> None:
@@ -228,11 +240,15 @@ def test_a_long_row_in_ascending_order_is_projected_right(name: str, scale: floa
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("p", [1, 1.5, 2, 3])
-@pytest.mark.parametrize("equal", [False, True])
-def test_a_long_row_keeps_its_digits(p: float, dtype: torch.dtype, equal: bool) -> None:
+@pytest.mark.parametrize("scale", ["normal", "equal", "small", "large"])
+def test_a_long_row_keeps_its_digits(p: float, dtype: torch.dtype, scale: str) -> None:
     for size in (1000, 5000, 100_003):  # in pieces of equal length, and not
         g = torch.randn(1, size, dtype=dtype, generator=torch.Generator().manual_seed(0))
-        g = torch.full_like(g, 0.1) if equal else g
+        if scale == "equal":
+            g = torch.full_like(g, 0.1)
+        elif scale != "normal":  # near the ends of the range in which a norm is computed directly
+            decades = (250 if dtype == torch.float64 else 20) / p
+            g = g * 10 ** (decades if scale == "large" else -decades)
         x = torch.zeros_like(g).requires_grad_()
         x.grad = g.clone()
         optim.LpNormedGradientOptim([x], Idle, p=p).step()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional._norms import divisor_near
+from rai_toolbox.functional._norms import divisor_near, row_sums
 from rai_toolbox.functional._per_datum import may_look, scratch
 from rai_toolbox.functional._selection import erfinv
 
@@ -52,8 +52,8 @@ def level_for_sum(depth: Tensor, total: Tensor) -> Tensor:
     return _descended(depth, total, _first_level(depth, total))[0] if may_look(depth) else _level_by_sort(depth, total)
 
 
-def poured(depth: Tensor, total: Tensor, top: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-    """max(level - depth, 0) at the level of `level_for_sum`, in scratch memory, and its sums; where looking is free.
+def poured(depth: Tensor, total: Tensor, top: Tensor, sums: Tensor) -> Tensor:
+    """max(level - depth, 0) at the level of `level_for_sum`, in scratch memory; where looking is free.
 
     Parameters
     ----------
@@ -72,8 +72,11 @@ def poured(depth: Tensor, total: Tensor, top: Tensor, sums: Tensor) -> tuple[Ten
     else:
         level = top - z * deviation
         level = torch.where((level > 0) & (level < total), level, total)
-    _, water, found = _descended(depth, total, level)
-    return water, found
+    level, water, found, step = _descended(depth, total, level)
+    if bool(((total - found).abs() > torch.finfo(depth.dtype).eps * total).any()):
+        # a level large beside the water on most entries has not the digits that their sum needs
+        torch.sub(level, depth, out=water).add_(step).relu_()
+    return water
 
 
 @functools.lru_cache(maxsize=1)
@@ -84,15 +87,15 @@ def _minus_expected_excess() -> Tensor:
     return (theta * torch.special.erfc(theta / math.sqrt(2)) - 2 * density).to(torch.float32)
 
 
-def _descended(depth: Tensor, total: Tensor, level: Tensor, slot: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """The level, from a first guess; the water; its sums."""
+def _descended(depth: Tensor, total: Tensor, level: Tensor, slot: int = 1) -> tuple[Tensor, ...]:
+    """The level, from a first guess; the water; its sums; and the step that Newton's method would make next."""
     # Σ max(level - depth, 0) is convex: from wherever it starts, Newton's method is above the root after one step, then
     # descends to it, and is there when a step leaves the count as it was.
     water, wet = scratch(depth, slot), scratch(depth, slot + 1)
     count = None
     while True:
         before = count
-        found = torch.sub(level, depth, out=water).relu_().sum(1, keepdim=True)
+        found = row_sums(torch.sub(level, depth, out=water).relu_())
         count = torch.sign(water, out=wet).sum(1, keepdim=True)
         step = (total - found) / count.clamp_min(1)
         if before is None:
@@ -100,14 +103,14 @@ def _descended(depth: Tensor, total: Tensor, level: Tensor, slot: int = 1) -> tu
             continue
         rest = (count != before).nonzero()[:, 0]
         if not rest.numel():
-            return level, water, found
+            return level, water, found, step
         step.clamp_max_(0)  # one that goes up again has met the last digit
         if slot == 1 and 4 * rest.numel() <= depth.shape[0]:
             break
         level = level + step
     # The few rows that are left go on by themselves.
     some = _descended(*(v.index_select(0, rest) for v in (depth, total, level + step)), slot=7)
-    return level.index_copy(0, rest, some[0]), water.index_copy_(0, rest, some[1]), found.index_copy_(0, rest, some[2])
+    return tuple(v.index_copy_(0, rest, part) for v, part in zip((level, water, found, step), some, strict=True))
 
 
 def _first_level(depth: Tensor, total: Tensor) -> Tensor:

@@ -172,7 +172,8 @@ def _clearly_outside(rows: Tensor, eps: Tensor) -> Tensor | None:
     """The nearest points of an L1 ball where no row is near it and none too large for float32, else None."""
     a, radius = _magnitudes(rows), eps.float()
     sums = a.sum(1, keepdim=True)
-    if bool(((sums > radius * 1.001) & (sums < 1e15)).all()):
+    near = 1.001 + 8 * torch.finfo(rows.dtype).eps
+    if bool(((sums > radius * near) & (sums < 1e15)).all()):
         return _soft_thresholded(rows, a, radius, sums)
     return None
 
@@ -185,8 +186,7 @@ def _clearly_off_simplex(rows: Tensor, total: Tensor) -> Tensor | None:
     if not bool(((least < 0) & (top.abs() < high) & (total > low) & (total < high)).all()):
         return None
     sums = torch.clamp_min(x, 0, out=scratch(x, 1)).sum(1, keepdim=True)
-    z, found = poured(torch.sub(top, x, out=x), total, top, 2 * sums)
-    return z.mul_(_correction(found, total))
+    return poured(torch.sub(top, x, out=x), total, top, 2 * sums)
 
 
 def _magnitudes(x: Tensor) -> Tensor:
@@ -197,8 +197,7 @@ def _magnitudes(x: Tensor) -> Tensor:
 def _soft_thresholded(x: Tensor, a: Tensor, total: Tensor, sums: Tensor) -> Tensor:
     """sign(x) max(a - θ, 0) with the L1 norm `total`, in float32 and in scratch memory, for `a` = |x|."""
     top = a.amax(1, keepdim=True)
-    z, found = poured(torch.sub(top, a, out=a), total, top, sums)
-    z.mul_(_correction(found, total))
+    z = poured(torch.sub(top, a, out=a), total, top, sums)
     return z.mul_(torch.sign(x, out=a) if x.dtype == a.dtype else a.copy_(x).sign_())
 
 
@@ -294,11 +293,12 @@ def _with_sum(y: Tensor, total: Tensor) -> Tensor:
     count = active.sum(1, keepdim=True).clamp_min(1)
     level = (total + torch.where(active, depth, zero).sum(1, keepdim=True)) / count
     z = torch.where(active, (level - depth).clamp_min(0), zero)
-    return z * _correction(z.detach().sum(1, keepdim=True), total.detach())
+    return z * _correction(z.detach(), total.detach())
 
 
-def _correction(found: Tensor, total: Tensor) -> Tensor:
+def _correction(z: Tensor, total: Tensor) -> Tensor:
     """A factor within rounding of 1 that brings the sum to the total: the level has digits only of its own size."""
+    found = z.sum(1, keepdim=True)
     return torch.where(found > 0, total / found, torch.ones_like(found))
 
 

@@ -144,6 +144,14 @@ def summed_norms(rows: Tensor, p: float, scratch: Tensor | None = None) -> Tenso
     return _root(_sums_of_powers(rows, p, scratch), p)
 
 
+def row_sums(rows: Tensor) -> Tensor:
+    """The sums of rows, shape (N, 1), in pieces where that is a matter of a view."""
+    piece = piece_length(rows.shape[1])
+    if piece == rows.shape[1] or rows.shape[1] % piece or not rows.is_contiguous():
+        return rows.sum(1, keepdim=True)
+    return rows.view(rows.shape[0], -1, piece).sum(2).sum(1, keepdim=True)
+
+
 def scratch_dtype(dtype: torch.dtype, p: float) -> torch.dtype:
     """Of the scratch of `summed_norms`: magnitudes need no wider one, powers do."""
     return dtype if p == 1 else torch.float64
