@@ -23,7 +23,13 @@ extensions = [
     "numpydoc",
     "public_names",
 ]
-exclude_patterns = ["explanation/speed-table.md", "_build", "jupyter_execute", "reference/generated/.gitignore"]
+exclude_patterns = [
+    "explanation/speed-table.md",
+    "explanation/solvers-table.md",
+    "_build",
+    "jupyter_execute",
+    "reference/generated/.gitignore",
+]
 templates_path = ["_templates"]
 html_theme = "furo"
 html_title = "rai_toolbox"
