@@ -473,3 +473,11 @@ def test_box_takes_numbers_and_tensors():
     assert torch.equal(F.project_box(x[1], None, None), x[1])
     with pytest.raises(ValueError, match="must not exceed"):
         F.project_box(x, 1, 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_datum_with_nan_has_no_nearest_point_in_the_simplex_and_keeps_its_nan(dtype: torch.dtype):
+    x = torch.tensor([[0.2, torch.nan, 0.7, 0.1, -3.0], [0.0, 2.0, 0.0, 0.0, -1.0]], dtype=dtype)
+    z = F.project_simplex(x)
+    assert z[0].isnan().any()
+    assert torch.equal(z[1], torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0], dtype=dtype))

@@ -82,9 +82,10 @@ def poured(depth: Tensor, total: Tensor, top: Tensor, sums: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=1)
 def _minus_expected_excess() -> Tensor:
     """-E max(|x| - θ, 0) of a standard normal x, for θ = 0, `_EXCESS_STEP`, ..."""
-    theta = torch.arange(512, dtype=torch.float64) * _EXCESS_STEP
-    density = torch.exp(-theta.square() / 2) / math.sqrt(2 * math.pi)
-    return (theta * torch.special.erfc(theta / math.sqrt(2)) - 2 * density).to(torch.float32)
+    with torch.inference_mode(False):  # it is kept
+        theta = torch.arange(512, dtype=torch.float64, device="cpu") * _EXCESS_STEP
+        density = torch.exp(-theta.square() / 2) / math.sqrt(2 * math.pi)
+        return (theta * torch.special.erfc(theta / math.sqrt(2)) - 2 * density).to(torch.float32)
 
 
 def _descended(depth: Tensor, total: Tensor, level: Tensor, slot: int = 1) -> tuple[Tensor, ...]:
@@ -121,7 +122,7 @@ def _first_level(depth: Tensor, total: Tensor) -> Tensor:
     # The entries of least depth of strided segments, which a pass of arithmetic finds: the level is right if all that
     # are wet are among them.
     least = depth.view(depth.shape[0], -1, segments).amin(1).topk(_FEW, 1, largest=False).values
-    levels = (total + least.cumsum(1)) / torch.arange(1, _FEW + 1, dtype=depth.dtype)
+    levels = (total + least.cumsum(1)) / torch.arange(1, _FEW + 1, dtype=depth.dtype, device=depth.device)
     wet = (least < levels).sum(1, keepdim=True).clamp_min_(1)
     return levels.gather(1, wet - 1).minimum(total)
 

@@ -124,7 +124,9 @@ def nearest_on_simplex(rows: Tensor, total: Number) -> Tensor:
     x = rows.to(work)
     s = column(total, rows, work)
     relative, absolute = slack(rows.dtype, rows.shape[1], 1)
-    inside = ((x.sum(1, keepdim=True) - s).abs() <= s * relative + absolute) & (x.amin(1, keepdim=True) >= 0)
+    least = x.amin(1, keepdim=True)
+    inside = ((x.sum(1, keepdim=True) - s).abs() <= s * relative + absolute) & (least >= 0)
+    inside = inside | least.isnan()  # as the balls: there is no nearest point
     if may_look(x) and bool(inside.all()):
         return rows
     return torch.where(inside, x, _with_sum(x, s))
