@@ -120,6 +120,8 @@ def as_rows(x: Tensor, k: int) -> Tensor | None:
     selections do not see it, so a whole channels-last tensor is one dense row.
     """
     batch = x.ndim - k
+    if k == 1 and batch == 1:
+        return x
     if not x.is_contiguous():
         inner = sorted(range(batch, x.ndim), key=lambda d: (-x.stride(d), d))
         x = x.permute(*range(batch), *inner)

@@ -267,6 +267,7 @@ class _Bundle:
         self.members.sort(key=lambda m: (not m.direct, m.stacked))
         self._counts = [m.count for m in self.members]
         dtype = torch.promote_types(self.dtype, torch.float32)
+        self._asked_about: Factor | None = None
         self._safe_norms = safe_range(self.dtype, self._p)
         self._safe_factors = (1e-290, 1e290) if dtype == torch.float64 else (1e-36, 1e36)
         directs = sum(m.count for m in self.members if m.direct)
@@ -296,6 +297,15 @@ class _Bundle:
         self._take_stacked = operator.itemgetter(*stacked) if stacked else tuple
         self._unstacked = [part for i in self._stacks for part in self.members[i].unstacked]
 
+    def _has_safe_factors(self, factor: Factor) -> bool:
+        """Whether the factors of ordinary norms are ordinary numbers too: a factor never grows with the norm."""
+        if self._asked_about is not factor:
+            ends = factor(torch.tensor(self._safe_norms, dtype=torch.float64, device="cpu"), self.dtype, 1)
+            least, most = _extremes(ends.abs())
+            low, high = self._safe_factors
+            self._asked_about, self._answer = factor, low <= least and most <= high
+        return self._answer
+
     def run(self, xs: Sequence[Tensor], factor: Factor, exact: Exact, unchanged_to: float) -> None:
         """Scale the data of this bundle."""
         parts = [member.fetch(xs) for member in self.members]
@@ -311,10 +321,10 @@ class _Bundle:
             return
         suspicious = None if ordinary else ~((norms >= low) & (norms <= high))
         factors = factor(norms, self.dtype, self._lengths)
-        least, most = _extremes(factors)
-        low, high = self._safe_factors
-        if suspicious is not None or not (low <= least and most <= high):
-            beyond = ~((factors >= low) & (factors <= high))
+        if suspicious is not None or not self._has_safe_factors(factor):
+            low, high = self._safe_factors
+            sizes = factors.abs()
+            beyond = ~((sizes >= low) & (sizes <= high))
             suspicious = beyond if suspicious is None else suspicious | beyond
             factors.masked_fill_(suspicious, 1.0)
             for member, part, rows in zip(self.members, parts, suspicious.split(self._counts), strict=True):

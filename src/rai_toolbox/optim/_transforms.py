@@ -204,7 +204,8 @@ def l2_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> 
 
     def factor(norms: Tensor, dtype: torch.dtype, numel: Tensor | int) -> Tensor:
         relative, absolute = slack(dtype, numel, 2)
-        return torch.where(norms > epsilon * (1 + relative) + absolute, epsilon / norms, 1.0)
+        inside = norms <= epsilon * (1 + relative) + absolute
+        return norms.reciprocal_().mul_(epsilon).masked_fill_(inside, 1.0)
 
     return ByNorm(2, factor, lambda x, k: project_l2_ball(x, epsilon, param_ndim=k), epsilon, has_limit=True)
 

@@ -402,7 +402,7 @@ class ParamTransformingOptimizer(OptimizerAround):
         return known[1]
 
     def _transform_gradients_of(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        stages = self._gradient_stages(group)
+        stages, _ = self._stages(group)
         if stages is None:
             options = self._options(group)
             refuse_flattened(params, None, self)
@@ -415,7 +415,7 @@ class ParamTransformingOptimizer(OptimizerAround):
             self._run_stages(stages, [p.grad for p in params], params, group, "gradients")
 
     def _transform_parameters_of(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        stages = self._parameter_stages(group)
+        _, stages = self._stages(group)
         if stages is None:
             refuse_flattened(params, None, self)
             for p in params:
