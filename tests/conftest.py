@@ -1,11 +1,12 @@
-"""What holds for all tests: in CI, the examples that hypothesis draws are the same in every run."""
+"""What holds for all tests: hypothesis draws the same examples in every run, so that a failure is met again.
+
+Others are drawn with `make test ARGS="--hypothesis-profile=explore"`.
+"""
 
 from __future__ import annotations
 
-import os
-
 import hypothesis
 
-hypothesis.settings.register_profile("ci", derandomize=True, print_blob=True)
-if os.environ.get("CI"):
-    hypothesis.settings.load_profile("ci")
+hypothesis.settings.register_profile("explore", print_blob=True)
+hypothesis.settings.register_profile("same", derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("same")
