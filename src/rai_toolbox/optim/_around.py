@@ -5,6 +5,7 @@ Nothing is copied, so nothing is ever out of step, whichever of the two was load
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from typing import Any
 
@@ -64,6 +65,10 @@ class OptimizerAround(Optimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise unless the options of a group are valid."""
 
+    def _all_option_keys(self) -> set[str]:
+        """The keys of the groups that are not the inner optimizer's."""
+        return set()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state and the groups, as the inner optimizer does; see `torch.optim.Optimizer.state_dict`."""
         for hook in self._optimizer_state_dict_pre_hooks.values():
@@ -91,9 +96,8 @@ class OptimizerAround(Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = hook(self, state_dict)
             state_dict = state_dict if result is None else result
-        for group, saved in zip(
-            self.param_groups, state_dict["param_groups"], strict=False
-        ):  # torch says if they differ
+        # torch says if there are not as many
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):
             self._check_group({**group, **saved, "params": group["params"]})
         self.inner_opt.load_state_dict(state_dict)
         for hook in self._optimizer_load_state_dict_post_hooks.values():
@@ -122,3 +126,27 @@ class OptimizerAround(Optimizer):
 
     def _repr_name(self) -> str:
         return type(self).__name__
+
+
+def keep_options_on_loading(optim: OptimizerAround) -> None:
+    """See that options which a checkpoint does not hold, a bare inner one say, survive it, whoever loads it."""
+    ref = weakref.ref(optim)
+    kept: list[dict[str, Any]] = []
+
+    def keep(*_: Any) -> None:
+        optim = ref()
+        if optim is not None:
+            keys = optim._all_option_keys()
+            kept[:] = [{key: group[key] for key in keys if key in group} for group in optim.param_groups]
+
+    def put_back(_: Any) -> None:
+        optim = ref()
+        if optim is not None:
+            for group, options in zip(optim.param_groups, kept, strict=True):
+                group.update({key: value for key, value in options.items() if key not in group})
+
+    for handle in (
+        optim.inner_opt.register_load_state_dict_pre_hook(keep),
+        optim.inner_opt.register_load_state_dict_post_hook(put_back),
+    ):
+        weakref.finalize(optim, handle.remove)

@@ -86,19 +86,22 @@ class CompiledStep:
             return False
         from torch._dynamo.exc import TorchDynamoException  # takes seconds, and is there by now
 
+        failure = None
         for start, part in self._parts:
             try:
                 done = part(grads)
             except TorchDynamoException as error:  # while compiling: nothing of this part was done
-                self._possible = done = False
-                warnings.warn(
-                    f"torch.compile failed, so {type(self._inner).__name__} takes ordinary steps:\n{error}",
-                    RuntimeWarning,
-                    stacklevel=6,
-                )
+                done, failure = False, error
             if not done:
                 self._finish(start, grads)
                 break
+        if failure is not None:  # said at the end: a warning may be an error
+            self._possible = False
+            warnings.warn(
+                f"torch.compile failed, so {type(self._inner).__name__} takes ordinary steps:\n{failure}",
+                RuntimeWarning,
+                stacklevel=6,
+            )
         return True
 
     def _part(self, start: int, stop: int, options: dict[str, Any]) -> Callable[[list[Any]], bool]:

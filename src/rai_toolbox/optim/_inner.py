@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import (
     _global_optimizer_post_hooks,
     _global_optimizer_pre_hooks,
     _use_grad_for_differentiable,
 )
+
+from rai_toolbox.optim._around import OptimizerAround
 
 OptimParams: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 InnerOptimizer: TypeAlias = Callable[..., Optimizer] | Optimizer
@@ -48,6 +52,25 @@ def built(params: OptimParams | None, InnerOpt: InnerOptimizer, kwargs: dict[str
     if not isinstance(inner, Optimizer):
         raise TypeError(f"`InnerOpt` must return a torch.optim.Optimizer, but {InnerOpt!r} returned {inner!r}")
     return inner
+
+
+def named_parameters(init: Any) -> set[str]:
+    """The names of the parameters of a callable; none where it is written in C."""
+    try:
+        return set(inspect.signature(init).parameters)
+    except ValueError:
+        return set()
+
+
+def keywords_for(InnerOpt: InnerOptimizer) -> set[str]:
+    """The keywords that an entry of `defaults` may be meant for."""
+    cls, within = InnerOpt, SGD
+    while isinstance(cls, functools.partial):
+        within = cls.keywords.get("InnerOpt", within)
+        cls = cls.func
+    if isinstance(cls, type) and issubclass(cls, OptimizerAround):
+        return keywords_for(within)
+    return named_parameters(cls) if callable(cls) else set()
 
 
 def copied(params: Iterable[Any]) -> list[Any]:

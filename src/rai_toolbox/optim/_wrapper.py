@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import operator
 import warnings
 import weakref
@@ -17,11 +15,11 @@ from torch.optim import SGD, Optimizer
 
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.optim import _engine
-from rai_toolbox.optim._around import OptimizerAround
+from rai_toolbox.optim._around import OptimizerAround, keep_options_on_loading
 from rai_toolbox.optim._compiled import CompiledStep, Group
 from rai_toolbox.optim._docs import documented
 from rai_toolbox.optim._hooks import refuse_flattened, run_hook
-from rai_toolbox.optim._inner import InnerOptimizer, OptimParams, built, copied
+from rai_toolbox.optim._inner import InnerOptimizer, OptimParams, built, copied, keywords_for, named_parameters
 from rai_toolbox.optim._one_pass import OnePass, Stage, is_plain_sgd
 from rai_toolbox.optim._options import QualifiedOptions, check_number, qualified_keys
 from rai_toolbox.optim._transforms import ByNorm, Transform
@@ -128,8 +126,8 @@ class ParamTransformingOptimizer(OptimizerAround):
     ) -> None:
         options: dict[str, Any] = {"param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
         options |= defaults or {}
-        own = set().union(*(_named_parameters(cls.__init__) for cls in type(self).__mro__))
-        inners = {name: options[name] for name in _inner_keywords(InnerOpt) & options.keys() - own}
+        own = set().union(*(named_parameters(cls.__init__) for cls in type(self).__mro__))
+        inners = {name: options[name] for name in keywords_for(InnerOpt) & options.keys() - own}
         self.inner_opt = built(params, InnerOpt, {**inner_opt_kwargs, **inners})
         self._wrapped_before = frozenset(_PUT_BY_WRAPPERS.get(self.inner_opt, ()))
         taken = self.inner_opt._all_option_keys() if isinstance(self.inner_opt, ParamTransformingOptimizer) else set()
@@ -168,7 +166,7 @@ class ParamTransformingOptimizer(OptimizerAround):
         self._compile_options: dict[str, Any] | None = None
         self._compiled: CompiledStep | None = None
         self._compilations = 0
-        _keep_options_on_loading(self)
+        keep_options_on_loading(self)
 
     # What a family of optimizers declares.
 
@@ -507,48 +505,5 @@ class ParamTransformingOptimizer(OptimizerAround):
         self.inner_opt.add_param_group(group)
 
 
-def _keep_options_on_loading(optim: ParamTransformingOptimizer) -> None:
-    """See that options which a checkpoint does not hold, a bare inner one say, survive it, whoever loads it."""
-    ref = weakref.ref(optim)
-    kept: list[dict[str, Any]] = []
-
-    def keep(*_: Any) -> None:
-        optim = ref()
-        if optim is not None:
-            keys = optim._all_option_keys()
-            kept[:] = [{key: group[key] for key in keys if key in group} for group in optim.param_groups]
-
-    def put_back(_: Any) -> None:
-        optim = ref()
-        if optim is not None:
-            for group, options in zip(optim.param_groups, kept, strict=True):
-                group.update({key: value for key, value in options.items() if key not in group})
-
-    for handle in (
-        optim.inner_opt.register_load_state_dict_pre_hook(keep),
-        optim.inner_opt.register_load_state_dict_post_hook(put_back),
-    ):
-        weakref.finalize(optim, handle.remove)
-
-
 def _equal(a: object, b: object) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or bool(a == b)
-
-
-def _named_parameters(init: Any) -> set[str]:
-    """The names of the parameters of a callable; none where it is written in C."""
-    try:
-        return set(inspect.signature(init).parameters)
-    except ValueError:
-        return set()
-
-
-def _inner_keywords(InnerOpt: InnerOptimizer) -> set[str]:
-    """The keywords that an entry of `defaults` may be meant for."""
-    cls, within = InnerOpt, SGD
-    while isinstance(cls, functools.partial):
-        within = cls.keywords.get("InnerOpt", within)
-        cls = cls.func
-    if isinstance(cls, type) and issubclass(cls, ParamTransformingOptimizer):
-        return _inner_keywords(within)
-    return _named_parameters(cls) if callable(cls) else set()
