@@ -17,4 +17,4 @@ def test_the_architecture_page_names_every_file_and_no_other() -> None:
         named = set(re.findall(r"`(\w+\.py)`", "\n".join(line for line in section.split("\n") if line.startswith("|"))))
         there = {file.name for file in folder.glob("*.py")} - {"__init__.py"}
         assert named == there, f"{folder.name}: {sorted(named ^ there)}"
-    assert len(sections) == 5
+    assert len(sections) == 6

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional._multipliers import Shift, scale_for_square_sum, shift_for_sum
-from rai_toolbox.functional._nearest import Bound, Number, clip, column, folded, slack
+from rai_toolbox.functional._nearest import Bound, Number, clip, column, folded
 from rai_toolbox.functional._norms import plain_norm
 from rai_toolbox.functional._per_datum import PIECE_NUMEL, may_look, pieces
+from rai_toolbox.kernels._factors import slack
 
 
 def project_large_(row: Tensor, epsilon: Number, low: Bound, high: Bound, p: int) -> bool:

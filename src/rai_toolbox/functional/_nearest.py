@@ -29,6 +29,7 @@ from rai_toolbox.functional._norms import (
 )
 from rai_toolbox.functional._per_datum import may_look, scratch
 from rai_toolbox.functional._selection import kept
+from rai_toolbox.kernels._factors import slack
 
 Number: TypeAlias = float | Tensor
 Bound: TypeAlias = float | Tensor | None
@@ -58,18 +59,6 @@ def representable(bound: float | None, dtype: torch.dtype) -> float | None:
         return bound
     largest = torch.finfo(dtype).max
     return min(max(bound, -largest), largest)
-
-
-def slack(dtype: torch.dtype, numel: int | Tensor, p: float) -> tuple[float, float | Tensor]:
-    """How far outside a norm may be for a point that is inside but for rounding: relative and absolute.
-
-    Without it the image of a point, rounded, could be outside by a rounding, and move when it is projected again. A
-    half is rounded once, from an image computed in a wider dtype: each entry is off by half an eps at most, and the
-    64th is for the wider arithmetic. In float32 and float64 the sums, the quotient and the product are rounded too.
-    """
-    info = torch.finfo(dtype)
-    relative = (0.5 + 2**-6) * info.eps if info.bits == 16 else 4 * info.eps
-    return relative, 0.5 * numel ** (1 / p) * info.smallest_normal * info.eps
 
 
 def nearest_in_ball(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: int) -> Tensor:

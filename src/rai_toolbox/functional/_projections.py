@@ -21,7 +21,6 @@ from rai_toolbox.functional._nearest import (
     column,
     nearest_in_ball,
     nearest_sparse,
-    slack,
 )
 from rai_toolbox.functional._norms import scaled_norms
 from rai_toolbox.functional._per_datum import (
@@ -33,6 +32,7 @@ from rai_toolbox.functional._per_datum import (
     per_datum,
 )
 from rai_toolbox.functional._polytopes import checked_bounds
+from rai_toolbox.kernels._factors import slack
 
 
 def project_l1_ball(

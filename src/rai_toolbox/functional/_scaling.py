@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,9 +29,8 @@ from rai_toolbox.functional._norms import (
     scratch_dtype,
     summed_norms,
 )
-
-Factor = Callable[[Tensor, torch.dtype, "Tensor | int"], Tensor]
-Exact = Callable[[Tensor, int], Tensor]
+from rai_toolbox.functional._projections import project_l2_ball
+from rai_toolbox.kernels._factors import NormFactor
 
 # Up to so many entries, norms are computed in float64 from the start.
 _LITTLE_NUMEL = 2**14
@@ -71,34 +70,22 @@ def normalize_(
     check_order(p)
     xs = [x] if isinstance(x, Tensor) else x
     ks = [datum_ndim(check_floating(t).ndim, param_ndim) for t in xs]
-    factor, exact = normalization(p, eps, scale)
     with torch.no_grad():
-        scale_by_norm_([write_through(t) for t in xs], ks, p, factor, exact)
+        scale_by_norm_([write_through(t) for t in xs], ks, NormFactor("normalize", p, eps, scale))
     return x
 
 
-def normalization(p: float, eps: float, scale: float = 1.0) -> tuple[Factor, Exact]:
-    """What `scale_by_norm_` needs to divide by the norm: `(factor, exact)`."""
-
-    def factor(norms: Tensor, dtype: torch.dtype, numel: Tensor | int) -> Tensor:
-        # A zero datum needs a finite factor, also as a float32. The norm of any other is above the floor.
-        floor = 1e-8 if dtype == torch.float16 else 1e-308
-        return norms.clamp_min_(max(eps, floor)).reciprocal_().mul_(scale)
-
-    def exact(x: Tensor, k: int) -> Tensor:
-        return normalize(x, p, param_ndim=k, eps=eps).mul_(scale)
-
-    return factor, exact
+def scaled_exactly(x: Tensor, k: int, factor: NormFactor) -> Tensor:
+    """Multiply each datum by the factor of its norm, out of place, for norms of any size."""
+    if factor.kind == "ball":
+        y = project_l2_ball(x, factor.bound, param_ndim=k)
+    else:
+        y = normalize(x, factor.p, param_ndim=k, eps=factor.bound)  # pyright: ignore[reportArgumentType]
+    return y.mul_(factor.scale) if factor.scale != 1 else y
 
 
 def scale_by_norm_(
-    xs: Sequence[Tensor],
-    ks: Sequence[int],
-    p: float,
-    factor: Factor,
-    exact: Exact,
-    unchanged_to: float = -1.0,
-    plan: ScalingPlan | None = None,
+    xs: Sequence[Tensor], ks: Sequence[int], factor: NormFactor, plan: ScalingPlan | None = None
 ) -> ScalingPlan:
     """Multiply every datum by a factor that is a function of its norm, in place.
 
@@ -106,21 +93,14 @@ def scale_by_norm_(
     ----------
     xs, ks
         The tensors, and how many trailing dimensions of each are a datum.
-    p
-        The order of the norm.
     factor
-        Given the norms of data (float64, shape (n,)), the dtype of the data and how many entries each has, their
-        factors. It owns the norms.
-    exact
-        The same change out of place for any norm: `exact(x, k)`.
-    unchanged_to
-        Data with norms up to this are left alone; nothing is asked about them.
+        The function. Data that it leaves alone are not written.
     plan
-        What an earlier call returned for tensors of the same shapes, dtypes and devices, the same `ks` and `p`.
+        What an earlier call returned for tensors of the same shapes, dtypes and devices, the same `ks` and order.
     """
     if plan is None:
-        plan = ScalingPlan(xs, ks, p)
-    plan(xs, factor, exact, unchanged_to)
+        plan = ScalingPlan(xs, ks, factor.p)
+    plan(xs, factor)
     return plan
 
 
@@ -170,15 +150,15 @@ class ScalingPlan:
         for bundle in self._bundles:
             bundle.lay_out(scratch.get(bundle.dtype))
 
-    def __call__(self, xs: Sequence[Tensor], factor: Factor, exact: Exact, unchanged_to: float = -1.0) -> None:
+    def __call__(self, xs: Sequence[Tensor], factor: NormFactor) -> None:
         for i, k in self._elsewhere:
             for block in blocks(xs[i], k):
                 if block.numel() > BLOCK_NUMEL and not block.is_complex():
-                    _scale_large_datum_(block, self._p, factor)
+                    _scale_large_datum_(block, factor)
                 else:
-                    block.copy_(exact(block, k))
+                    block.copy_(scaled_exactly(block, k, factor))
         for bundle in self._bundles:
-            bundle.run(xs, factor, exact, unchanged_to)
+            bundle.run(xs, factor)
 
 
 class _Member:
@@ -267,7 +247,7 @@ class _Bundle:
         self.members.sort(key=lambda m: (not m.direct, m.stacked))
         self._counts = [m.count for m in self.members]
         dtype = torch.promote_types(self.dtype, torch.float32)
-        self._asked_about: Factor | None = None
+        self._asked_about: NormFactor | None = None
         self._safe_norms = safe_range(self.dtype, self._p)
         self._safe_factors = (1e-290, 1e290) if dtype == torch.float64 else (1e-36, 1e36)
         directs = sum(m.count for m in self.members if m.direct)
@@ -297,16 +277,16 @@ class _Bundle:
         self._take_stacked = operator.itemgetter(*stacked) if stacked else tuple
         self._unstacked = [part for i in self._stacks for part in self.members[i].unstacked]
 
-    def _has_safe_factors(self, factor: Factor) -> bool:
+    def _has_safe_factors(self, factor: NormFactor) -> bool:
         """Whether the factors of ordinary norms are ordinary numbers too: a factor never grows with the norm."""
         if self._asked_about is not factor:
-            ends = factor(torch.tensor(self._safe_norms, dtype=torch.float64, device="cpu"), self.dtype, 1)
+            ends = factor.of_(torch.tensor(self._safe_norms, dtype=torch.float64, device="cpu"), self.dtype, 1)
             least, most = _extremes(ends.abs())
             low, high = self._safe_factors
             self._asked_about, self._answer = factor, low <= least and most <= high
         return self._answer
 
-    def run(self, xs: Sequence[Tensor], factor: Factor, exact: Exact, unchanged_to: float) -> None:
+    def run(self, xs: Sequence[Tensor], factor: NormFactor) -> None:
         """Scale the data of this bundle."""
         parts = [member.fetch(xs) for member in self.members]
         for member, part in zip(self.members, parts, strict=True):
@@ -317,10 +297,10 @@ class _Bundle:
         least, most = _extremes(norms)
         low, high = self._safe_norms
         ordinary = low <= least and most <= high
-        if ordinary and most <= unchanged_to:
+        if ordinary and most <= factor.unchanged_to:
             return
         suspicious = None if ordinary else ~((norms >= low) & (norms <= high))
-        factors = factor(norms, self.dtype, self._lengths)
+        factors = factor.of_(norms, self.dtype, self._lengths)
         if suspicious is not None or not self._has_safe_factors(factor):
             low, high = self._safe_factors
             sizes = factors.abs()
@@ -328,7 +308,7 @@ class _Bundle:
             suspicious = beyond if suspicious is None else suspicious | beyond
             factors.masked_fill_(suspicious, 1.0)
             for member, part, rows in zip(self.members, parts, suspicious.split(self._counts), strict=True):
-                _redo(part, member.k, rows, self._p, factor, exact)
+                _redo(part, member.k, rows, factor)
         self._factors.copy_(factors)
         if self._single:
             torch._foreach_mul_([parts[i] for i in self._single], self._single_factors)  # pyright: ignore
@@ -347,18 +327,18 @@ def _extremes(x: Tensor) -> tuple[float, float]:
     return least.item(), most.item()
 
 
-def _redo(x: Tensor, k: int, rows: Tensor, p: float, factor: Factor, exact: Exact) -> None:
-    """Replace the data of `x` that `rows` marks by `exact` of them."""
+def _redo(x: Tensor, k: int, rows: Tensor, factor: NormFactor) -> None:
+    """Scale the data of `x` that `rows` marks, by the formula for norms of any size."""
     if k == x.ndim:
-        if rows.item() and not (x.numel() > BLOCK_NUMEL and _scale_large_datum_(x, p, factor)):
-            x.copy_(exact(x, k))
+        if rows.item() and not (x.numel() > BLOCK_NUMEL and _scale_large_datum_(x, factor)):
+            x.copy_(scaled_exactly(x, k, factor))
         return
     where = rows.view(x.shape[: x.ndim - k]).nonzero(as_tuple=True)
     if where[0].numel():
-        x[where] = exact(x[where], k)
+        x[where] = scaled_exactly(x[where], k, factor)
 
 
-def _scale_large_datum_(x: Tensor, p: float, factor: Factor) -> bool:
+def _scale_large_datum_(x: Tensor, factor: NormFactor) -> bool:
     """Scale one large datum by pieces, in float64, without waiting for a device.
 
     Returns
@@ -372,9 +352,9 @@ def _scale_large_datum_(x: Tensor, p: float, factor: Factor) -> bool:
     pieces = flat.split(BLOCK_NUMEL // 2) if flat.ndim == 1 else list(flat.unbind(0))
     a = torch.stack([torch.linalg.vector_norm(piece, math.inf) for piece in pieces]).amax().to(work)
     a = torch.where(a == 0, torch.ones_like(a), a)
-    parts = [plain_norm((piece.to(work) / a).reshape(-1), p, 1) for piece in pieces]
-    norm = plain_norm(torch.cat(parts), p, 1) * a
-    times = factor(norm.clone(), x.dtype, x.numel())
+    parts = [plain_norm((piece.to(work) / a).reshape(-1), factor.p, 1) for piece in pieces]
+    norm = plain_norm(torch.cat(parts), factor.p, 1) * a
+    times = factor.of_(norm.clone(), x.dtype, x.numel())
     if x.device.type == "cpu":
         size = abs(times.item())
         if not (norm.isfinite() and (1e-290 <= size <= 1e290 or size == 0)):

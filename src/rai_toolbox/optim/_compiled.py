@@ -214,7 +214,7 @@ def _norms(x: Tensor, stage: Stage) -> Tensor:
 def _factors(norms: Tensor, x: Tensor, stage: Stage) -> Tensor:
     assert isinstance(stage.transform, ByNorm)
     numel = x.numel() // max(1, norms.numel())
-    factors = stage.transform.factor(norms.flatten().clone(), x.dtype, numel).reshape(norms.shape)
+    factors = stage.transform.factor.of_(norms.flatten().clone(), x.dtype, numel).reshape(norms.shape)
     return torch.where(norms == 0, 1.0, factors)  # zero times infinity would be NaN
 
 

@@ -127,7 +127,7 @@ def apply_dense_(
     if isinstance(transform, Entrywise):
         transform.apply_(xs)
     elif isinstance(transform, ByNorm):
-        return scale_by_norm_(xs, ks, transform.p, transform.factor, transform.exact, transform.unchanged_to, plan)
+        return scale_by_norm_(xs, ks, transform.factor, plan)
     elif transform.of_all_ is not None and len(xs) > 1:
         transform.of_all_(xs, ks)
     else:

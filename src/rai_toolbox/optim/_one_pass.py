@@ -237,7 +237,7 @@ def _factor(transform: ByNorm, norm: Tensor, datum: Tensor) -> Tensor | None:
     low, high = safe_range(datum.dtype, transform.p)
     if not low <= norm.item() <= high:
         return None
-    factor = transform.factor(norm, datum.dtype, datum.numel())
+    factor = transform.factor.of_(norm, datum.dtype, datum.numel())
     return factor.to(torch.promote_types(datum.dtype, torch.float32)).view(())
 
 

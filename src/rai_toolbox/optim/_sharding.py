@@ -261,7 +261,7 @@ def _scale_(jobs: Sequence[_Job], norms: Tensor, sizes: Sequence[int]) -> None:
     assert isinstance(transform, ByNorm)
     numels = [math.prod(job.layout.shape[len(job.layout.shape) - job.k :]) for job in jobs]
     numel = torch.cat([norms.new_full((size,), n) for size, n in zip(sizes, numels, strict=True)])
-    factors = transform.factor(norms.clone(), dtype, numel)
+    factors = transform.factor.of_(norms.clone(), dtype, numel)
     # A norm beyond float64, or so small that its reciprocal is, becomes NaN, not a wrong number.
     factors = torch.where(norms == 0, 1.0, torch.where(norms.isfinite() & factors.isfinite(), factors, torch.nan))
     parts = [write_through(job.part) for job in jobs]

@@ -17,15 +17,15 @@ from rai_toolbox.functional import (
     _scaling,
     lmo_l1_ball_,
     project_l1_ball_,
-    project_l2_ball,
     project_l2_ball_,
     project_linf_ball_,
     project_simplex_,
     signed_top_q_,
     top_q_,
 )
-from rai_toolbox.functional._nearest import representable, slack
+from rai_toolbox.functional._nearest import representable
 from rai_toolbox.functional._selection import signed_top_q_of_all_, top_q_of_all_
+from rai_toolbox.kernels._factors import NormFactor
 
 # From so many tensors on, the calls cost more than the memory traffic does.
 _MANY = 64
@@ -56,24 +56,21 @@ class ByNorm:
 
     Attributes
     ----------
-    p : float
-        The order of the norm.
-    factor : callable
-        Given norms (float64, shape (n,)), the dtype of the data and how many entries each has, returns their factors;
-        it owns the norms and waits for no device.
-    exact : callable
-        `exact(x, k)`: the same change of the data x (their last k dimensions), out of place, for norms of any size.
-    unchanged_to : float
-        Data with norms up to this stay as they are.
-    has_limit : bool
-        A datum with infinite entries goes where a large one in that direction goes (else it becomes NaN).
+    factor : NormFactor
+        The function, and the order of the norm.
     """
 
-    p: float
-    factor: Callable[[Tensor, torch.dtype, Tensor | int], Tensor]
-    exact: Callable[[Tensor, int], Tensor]
-    unchanged_to: float = -1.0
-    has_limit: bool = False
+    factor: NormFactor
+
+    @property
+    def p(self) -> float:
+        """The order of the norm."""
+        return self.factor.p
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether a datum with infinite entries goes where a large one in that direction goes (else it becomes NaN)."""
+        return self.factor.kind == "ball"
 
     @staticmethod
     def takes(scale: float) -> bool:
@@ -82,13 +79,7 @@ class ByNorm:
 
     def scaled(self, scale: float) -> ByNorm:
         """The same, followed by a multiplication: one pass over memory instead of two."""
-        factor, exact = self.factor, self.exact
-        return dataclasses.replace(
-            self,
-            unchanged_to=-1.0,
-            factor=lambda norms, dtype, numel: factor(norms, dtype, numel).mul_(scale),
-            exact=lambda x, k: exact(x, k).mul_(scale),
-        )
+        return ByNorm(dataclasses.replace(self.factor, scale=self.factor.scale * scale))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +115,7 @@ Transform: TypeAlias = Entrywise | ByNorm | PerDatum
 
 def normalization(p: float, eps: float) -> ByNorm:
     """x / max(‖x‖p, eps)."""
-    return ByNorm(p, *_scaling.normalization(p, eps))
+    return ByNorm(NormFactor("normalize", p, eps))
 
 
 def signs() -> Entrywise:
@@ -201,13 +192,7 @@ def l2_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> 
     """The nearest point of the L2 ball, or of the ball and a box."""
     if isinstance(epsilon, Tensor) or lower is not None or upper is not None:
         return _projection(project_l2_ball_, epsilon, lower, upper)
-
-    def factor(norms: Tensor, dtype: torch.dtype, numel: Tensor | int) -> Tensor:
-        relative, absolute = slack(dtype, numel, 2)
-        inside = norms <= epsilon * (1 + relative) + absolute
-        return norms.reciprocal_().mul_(epsilon).masked_fill_(inside, 1.0)
-
-    return ByNorm(2, factor, lambda x, k: project_l2_ball(x, epsilon, param_ndim=k), epsilon, has_limit=True)
+    return ByNorm(NormFactor("ball", 2, epsilon))
 
 
 def l1_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> PerDatum:
