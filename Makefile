@@ -39,6 +39,7 @@ check: $(VENV)/.dev  ## format, lint, types and who imports whom, changing nothi
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/python tools/check_imports.py
 
 format: $(VENV)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .

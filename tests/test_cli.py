@@ -204,7 +204,7 @@ def test_a_threshold_decides_the_exit_code(place, capsys):
 
 
 def test_a_partial_run_meets_no_threshold_and_is_not_trusted(place, capsys, monkeypatch):
-    from rai_toolbox.robustness._run import Run
+    from rai_toolbox.robustness.run._run import Run
 
     words = ["--batch-size", "4", "--time-limit", "100"]
     # Ten batches are looked at, and two of them searched: what was not tried must not count as standing.
@@ -223,7 +223,7 @@ def test_a_partial_run_meets_no_threshold_and_is_not_trusted(place, capsys, monk
 
 
 def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(place, capsys, monkeypatch):
-    from rai_toolbox.robustness import _console
+    from rai_toolbox.robustness.command import _console
 
     monkeypatch.setattr(_console, "_SECONDS_BETWEEN_LINES", 0.0)
     assert run("--batch-size", "10", "--no-diagnostics") == 0

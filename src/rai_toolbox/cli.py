@@ -8,10 +8,16 @@ import sys
 from typing import Annotated
 
 try:
+    import numpy  # noqa: F401
     import rich  # noqa: F401
     import typer
 except ImportError:
     sys.exit("error: the command needs more than the library: pip install 'rai-toolbox[cli]'")
+
+from rai_toolbox._version import __version__
+from rai_toolbox.robustness import EvaluationFailed, InputError
+from rai_toolbox.robustness import compare as compare_evaluations
+from rai_toolbox.robustness.command import _console, _job
 
 __all__ = ["app", "main"]
 
@@ -38,8 +44,6 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        from rai_toolbox import __version__
-
         typer.echo(__version__)
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -156,8 +160,6 @@ def evaluate(
     To see what comes out: rai-toolbox evaluate --model digits --data digits
     """
     flags = {name: value for name, value in locals().items() if name not in ("config", "json", "quiet")}
-    from rai_toolbox.robustness import _console, _job
-
     job = _job.Job.make(flags, config)
     try:
         with _console.progress(shown=not quiet) as progress:
@@ -177,9 +179,6 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of a table.")] = False,
 ) -> None:
     """Compare two evaluated classifiers: both curves in one picture, McNemar's test at each epsilon."""
-    from rai_toolbox.robustness import _console
-    from rai_toolbox.robustness import compare as compare_evaluations
-
     comparison = compare_evaluations(first, second)
     _console.report_comparison(comparison, comparison.save(out), as_json=json)
 
@@ -189,8 +188,6 @@ def main(arguments: list[str] | None = None) -> int:
 
     Whatever the user gave wrong is one line on standard error, never a traceback.
     """
-    from rai_toolbox.robustness import EvaluationFailed, InputError
-
     signal.signal(signal.SIGTERM, _terminated)
     try:
         result = app(args=arguments, standalone_mode=False)

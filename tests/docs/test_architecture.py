@@ -14,7 +14,10 @@ def test_the_architecture_page_names_every_file_and_no_other() -> None:
     sections = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
     for section in sections:
         folder = source / section.split(":")[0] if ":" in section.split("\n")[0] else source
-        named = set(re.findall(r"`(\w+\.py)`", "\n".join(line for line in section.split("\n") if line.startswith("|"))))
-        there = {file.name for file in folder.glob("*.py")} - {"__init__.py"}
+        named = set(
+            re.findall(r"`([\w/]+\.py)`", "\n".join(line for line in section.split("\n") if line.startswith("|")))
+        )
+        files = folder.glob("*.py") if folder == source else folder.rglob("*.py")
+        there = {file.relative_to(folder).as_posix() for file in files if file.name != "__init__.py"}
         assert named == there, f"{folder.name}: {sorted(named ^ there)}"
     assert len(sections) == 6

@@ -1,14 +1,16 @@
-"""How robust a model is: measured, checked, and written down for people and for programs."""
+"""How robust a model is: measured, checked and reported. The entrance is `evaluate`, in `run/_evaluate.py`."""
 
 from __future__ import annotations
 
-from ._compare import ComparedPoint, Comparison, compare
-from ._data import load_data
-from ._errors import EvaluationFailed, InputError
-from ._evaluation import evaluate
-from ._models import load_model, load_preprocess
-from ._results import ClassRow, Curve, Evaluation, Examples, Finding, Point
-from ._samples import Samples
+from rai_toolbox.robustness._errors import EvaluationFailed, InputError
+from rai_toolbox.robustness._moved import keep_old_paths
+from rai_toolbox.robustness._results import ClassRow, Curve, Examples, Finding, Point
+from rai_toolbox.robustness.data._load import load_data
+from rai_toolbox.robustness.data._samples import Samples
+from rai_toolbox.robustness.models._load import load_model, load_preprocess
+from rai_toolbox.robustness.report._compare import ComparedPoint, Comparison, compare
+from rai_toolbox.robustness.report._evaluation import Evaluation
+from rai_toolbox.robustness.run._evaluate import evaluate
 
 __all__ = [
     "ClassRow",
@@ -28,3 +30,5 @@ __all__ = [
     "load_model",
     "load_preprocess",
 ]
+
+keep_old_paths()

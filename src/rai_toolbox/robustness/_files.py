@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from ._errors import InputError
+from rai_toolbox.robustness._errors import InputError
 
 __all__ = ["atomic_write", "prepare_folder", "write_bytes", "write_text"]
 

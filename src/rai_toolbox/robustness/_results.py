@@ -1,29 +1,18 @@
-"""The result of an evaluation: figures, per-sample outcomes, findings, in one versioned form."""
+"""The parts of a result: figures, per-sample outcomes, findings."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._errors import InputError
-from ._samples import Task
+__all__ = ["ClassRow", "Curve", "Examples", "Finding", "Point", "Results", "Task", "Verdict", "jsonable"]
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from pandas import DataFrame
-
-__all__ = ["SCHEMA", "SCHEMA_VERSION", "ClassRow", "Curve", "Evaluation", "Examples", "Finding", "Point"]
-
-SCHEMA = "rai-toolbox/evaluation"
-SCHEMA_VERSION = 1
-
+Task = Literal["classification", "regression"]
 Verdict = Literal["ok", "warning", "distrust", "not run"]
 
 
@@ -157,37 +146,8 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The result of `evaluate`.
-
-    Attributes
-    ----------
-    task : {"classification", "regression"}
-        What the model predicts.
-    complete : bool
-        Whether everything was done; a time limit leaves False.
-    curves : dict of str to Curve
-        By norm.
-    findings : tuple of Finding
-        What the diagnostic checks found.
-    index, label, prediction : NDArray
-        Of every evaluated sample: its number, its label (or target values), the model's answer to it unperturbed.
-    correct : NDArray of bool
-        Whether that is right (classification).
-    distance : dict of str to NDArray
-        By norm: how far the nearest error found is; 0 where wrong from the start, infinite where none was
-        found (classification).
-    error : dict of str to NDArray
-        By norm, shape (points, samples): the absolute error at each point of the curve (regression).
-    class_names : tuple of str
-        What the classes are called.
-    settings, data, environment, timings : dict
-        What was asked for, what it was asked of, with which versions, how long it took in seconds.
-    examples : dict of str to Examples
-        By norm, for the gallery.
-    feature_names : tuple of str or None
-        Of a table.
-    """
+class Results:
+    """The data of an `Evaluation`, which documents each attribute; the report is made from it."""
 
     task: Task
     complete: bool
@@ -217,54 +177,6 @@ class Evaluation:
         """What the curves are of."""
         return "accuracy" if self.task == "classification" else "mean absolute error"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of results.json; infinite distances are null there."""
-        samples: dict[str, Any] = {"index": self.index, "label": self.label, "prediction": self.prediction}
-        if self.task == "classification":
-            samples["correct"] = self.correct
-            # Not measured, where a time limit came first, is -1; no error found is null.
-            samples["distance"] = {
-                norm: np.nan_to_num(values, nan=-1.0, posinf=np.inf) for norm, values in self.distance.items()
-            }
-        else:
-            samples["error"] = {norm: error.T for norm, error in self.error.items()}
-        return _plain(
-            {
-                "schema": SCHEMA,
-                "schema_version": SCHEMA_VERSION,
-                "task": self.task,
-                "complete": self.complete,
-                "trusted": self.trusted,
-                "settings": self.settings,
-                "data": self.data,
-                "environment": self.environment,
-                "curves": {norm: _curve_dict(curve) for norm, curve in self.curves.items()},
-                "diagnostics": [vars(finding) for finding in self.findings],
-                "class_names": self.class_names,
-                "feature_names": self.feature_names,
-                "samples": samples,
-                "timings": self.timings,
-            }
-        )
-
-    def to_json(self) -> str:
-        """Return results.json's text: strict JSON, no NaN and no Infinity in it."""
-        return json.dumps(self.to_dict(), allow_nan=False)
-
-    def to_pandas(self) -> DataFrame:
-        """Return one row per sample: its label, prediction and distances (or errors at the largest epsilon).
-
-        Raises
-        ------
-        ImportError
-            If pandas is not installed.
-        """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError("to_pandas needs pandas: pip install pandas") from error
-        return pd.DataFrame(self.columns()).set_index("index")
-
     def columns(self) -> dict[str, NDArray]:
         """Return the per-sample outcomes as flat columns: what samples.csv and `to_pandas` hold."""
         columns = {"index": self.index, **_flat("label", self.label), **_flat("prediction", self.prediction)}
@@ -276,60 +188,6 @@ class Evaluation:
                 columns[f"error_{norm}_{point.epsilon:g}"] = values
         return columns
 
-    def plot(self) -> Figure:
-        """Return a picture of the curves with their intervals, made by matplotlib."""
-        from ._pictures import plot_curves
-
-        return plot_curves({"": self})
-
-    def save(self, folder: str | Path) -> Path:
-        """Write report.html, curve.png, results.json, examples.npz and the figures as CSV; return the folder.
-
-        Raises
-        ------
-        InputError
-            If the folder cannot be made or written to.
-        """
-        from ._writing import write_results
-
-        return write_results(self, Path(folder))
-
-    @classmethod
-    def load(cls, path: str | Path) -> Evaluation:
-        """Return the evaluation that a folder or results.json holds, without its examples.
-
-        Raises
-        ------
-        InputError
-            If there is none, or it is of another schema.
-        """
-        path = Path(path)
-        path = path / "results.json" if path.is_dir() else path
-        try:
-            content = json.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
-        except (ValueError, RecursionError):
-            raise InputError(f"{str(path)!r} is not JSON; give a report's folder or its results.json") from None
-        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-            raise InputError(f"{str(path)!r} is not a results.json of rai-toolbox evaluate")
-        if content.get("schema_version") != SCHEMA_VERSION:
-            raise InputError(
-                f"{str(path)!r} has schema version {content.get('schema_version')!r}, this release reads"
-                f" {SCHEMA_VERSION}"
-            )
-        try:
-            return _from_dict(content)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise InputError(f"{str(path)!r} is damaged: {type(error).__name__} {error}") from None
-
-
-def _curve_dict(curve: Curve) -> dict[str, Any]:
-    return vars(curve) | {
-        "points": [vars(point) for point in curve.points],
-        "classes": [vars(row) for row in curve.classes],
-    }
-
 
 def _flat(name: str, values: NDArray) -> dict[str, NDArray]:
     if values.ndim == 1:
@@ -339,7 +197,7 @@ def _flat(name: str, values: NDArray) -> dict[str, NDArray]:
     return {f"{name}_{column}": values[:, column] for column in range(values.shape[1])}
 
 
-def _plain(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """Return what json can write: lists for arrays, None for what is not finite."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
@@ -348,44 +206,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): jsonable(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [jsonable(entry) for entry in value]
     return value
-
-
-def _distances(values: list[float | None]) -> NDArray:
-    array = np.array([np.inf if value is None else value for value in values], dtype=np.float64)
-    array[array < 0] = np.nan
-    return array
-
-
-def _from_dict(content: dict[str, Any]) -> Evaluation:
-    samples = content["samples"]
-    classifies = content["task"] == "classification"
-    curves = {}
-    for norm, entry in content["curves"].items():
-        points = tuple(
-            Point(**{**point, "high": math.inf if point["high"] is None else point["high"]})
-            for point in entry["points"]
-        )
-        classes = tuple(ClassRow(**{**row, "values": tuple(row["values"])}) for row in entry["classes"])
-        curves[norm] = Curve(**{**entry, "points": points, "classes": classes})
-    return Evaluation(
-        task=content["task"],
-        complete=content["complete"],
-        curves=curves,
-        findings=tuple(Finding(**finding) for finding in content["diagnostics"]),
-        index=np.array(samples["index"], dtype=np.int64),
-        label=np.array(samples["label"]),
-        prediction=np.array(samples["prediction"]),
-        correct=np.array(samples["correct"], dtype=bool) if classifies else np.array([], dtype=bool),
-        distance={norm: _distances(values) for norm, values in samples.get("distance", {}).items()},
-        error={norm: np.array(values, dtype=np.float64).T for norm, values in samples.get("error", {}).items()},
-        class_names=tuple(content["class_names"]),
-        settings=content["settings"],
-        data=content["data"],
-        environment=content["environment"],
-        timings=content["timings"],
-        feature_names=None if content["feature_names"] is None else tuple(content["feature_names"]),
-    )

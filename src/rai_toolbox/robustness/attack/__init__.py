@@ -1,0 +1,1 @@
+"""Settings and radii, and what is computed for one batch of samples."""

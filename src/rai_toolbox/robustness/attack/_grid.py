@@ -1,0 +1,67 @@
+"""The radii to report where none were asked for."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rai_toolbox.robustness.attack._settings import Box, Norm
+from rai_toolbox.robustness.data._samples import Summary
+
+__all__ = ["grid_for_distances", "grid_for_spread"]
+
+_POINTS = 8
+# The farthest hundredth of the samples may be outliers that would stretch the axis for all.
+_REACH = 0.99
+
+
+def grid_for_distances(norm: Norm, distance: NDArray, widest: float) -> tuple[float, ...]:
+    """Return round radii, evenly spaced, up to where (nearly) no sample stands.
+
+    Parameters
+    ----------
+    norm : str
+        Whose distances they are: radii in L0 are whole numbers.
+    distance : NDArray
+        The nearest error of each sample; those at 0 do not count.
+    widest : float
+        No radius is larger, if it is finite: the reach where most samples have no error at all.
+    """
+    right = distance[distance > 0]
+    near = np.sort(right[np.isfinite(right)])
+    if len(near) == 0:
+        return _even(widest if math.isfinite(widest) else 1.0, whole=norm == "l0")
+    reach = near[min(len(near) - 1, math.ceil(_REACH * len(near)))]
+    return _even(float(reach), whole=norm == "l0")
+
+
+def grid_for_spread(norm: Norm, summary: Summary, box: Box) -> tuple[float, ...]:
+    """Return round radii up to a fifth of how far samples spread in this norm: for a task that has no decisions."""
+    spread = summary.spread if box.movable is None else summary.spread[box.movable]
+    reach = {"linf": np.max, "l2": np.linalg.norm, "l1": np.sum}[norm](spread.reshape(-1))
+    return _even(float(reach) / 5 or 1.0)
+
+
+def widest_radius(norm: Norm, summary: Summary, box: Box, shape: tuple[int, ...]) -> float:
+    """Return a radius within which a sample can become any other: the diameter of the box, or of the data."""
+    low = summary.minimum if box.lower is None else box.lower
+    high = summary.maximum if box.upper is None else box.upper
+    side = np.broadcast_to(np.asarray(high, dtype=np.float64) - np.asarray(low, dtype=np.float64), shape)
+    side = np.where(np.isfinite(side), side, summary.maximum - summary.minimum)
+    side = side if box.movable is None else side[box.movable]
+    if norm == "l0":
+        return float(side.size)
+    return float(np.linalg.norm(side.reshape(-1), {"linf": np.inf, "l2": 2, "l1": 1}[norm])) or 1.0
+
+
+def _even(reach: float, *, whole: bool = False) -> tuple[float, ...]:
+    power = 10.0 ** math.floor(math.log10(reach / _POINTS))
+    power = max(1.0, power) if whole else power
+    steps = [factor * power for factor in (1.0, 2.0, 2.5, 5.0, 10.0)]
+    step = next(
+        step for step in steps if step * _POINTS >= reach * (1 - 1e-9) and (not whole or step == math.floor(step))
+    )
+    count = math.ceil(reach / step - 1e-9)
+    return tuple(float(f"{step * k:.6g}") for k in range(1, count + 1))

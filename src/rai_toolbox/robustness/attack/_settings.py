@@ -1,0 +1,294 @@
+"""What an evaluation is asked to do, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._results import Task
+from rai_toolbox.robustness._text import closest
+from rai_toolbox.robustness.data._samples import Samples, Summary, kind_of
+
+__all__ = ["Box", "Norm", "Settings", "make_box", "make_settings"]
+
+Norm = Literal["l1", "l2", "linf", "l0"]
+NORMS = ("l1", "l2", "linf", "l0")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the figures of an evaluation, beside the model and the data.
+
+    Attributes
+    ----------
+    task : {"classification", "regression"}
+        What the model predicts.
+    norms : tuple of str
+        The norms to measure perturbations in.
+    epsilons : dict of str to tuple of float
+        The radii to report per norm; a norm that is missing gets a grid that fits its data.
+    extra_epsilons : dict of str to tuple of float
+        Radii to report beside those.
+    steps, restarts : int or None
+        Of the solvers; None is their own default, and few restarts where the minimum-norm solver went before.
+    batch_size : int
+        Samples per call of a solver.
+    seed : int
+        All random choices follow from it.
+    diagnostics : bool
+        Whether to run the checks of the evaluation itself.
+    """
+
+    task: Task = "classification"
+    norms: tuple[Norm, ...] = ("l2",)
+    epsilons: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    extra_epsilons: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    steps: int | None = None
+    restarts: int | None = None
+    batch_size: int = 128
+    seed: int = 0
+    diagnostics: bool = True
+
+    def grid(self, norm: str) -> tuple[float, ...]:
+        """Return the radii asked for, none where a grid is to be found."""
+        return self.epsilons.get(norm, ())
+
+    def with_extra(self, norm: str, grid: tuple[float, ...]) -> tuple[float, ...]:
+        """Return a grid with the extra radii in it."""
+        return tuple(sorted({*grid, *self.extra_epsilons.get(norm, ())}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON has them."""
+        return {
+            "task": self.task,
+            "norms": list(self.norms),
+            "epsilons": {norm: list(grid) for norm, grid in self.epsilons.items()},
+            "extra_epsilons": {norm: list(grid) for norm, grid in self.extra_epsilons.items()},
+            "steps": self.steps,
+            "restarts": self.restarts,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "diagnostics": self.diagnostics,
+        }
+
+
+def make_settings(
+    *,
+    task: str = "classification",
+    norms: str | Iterable[str] = ("l2",),
+    epsilons: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+    extra_epsilons: Mapping[str, Sequence[float]] | None = None,
+    steps: int | None = None,
+    restarts: int | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    diagnostics: bool = True,
+) -> Settings:
+    """Return checked settings.
+
+    Raises
+    ------
+    InputError
+        If one of them is not allowed; the message says what was given and what is.
+    """
+    if task not in ("classification", "regression"):
+        raise InputError(f"task must be 'classification' or 'regression', got {task!r}")
+    named = (norms,) if isinstance(norms, str) else tuple(norms)
+    for norm in named:
+        if norm not in NORMS:
+            raise InputError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}{closest(str(norm), list(NORMS))}")
+    if not named:
+        raise InputError("norms is empty: name at least one of l1, l2, linf, l0")
+    if task == "regression" and "l0" in named:
+        raise InputError("norm 'l0' is for classification only")
+    return Settings(
+        task=cast(Task, task),
+        norms=cast("tuple[Norm, ...]", tuple(dict.fromkeys(named))),
+        epsilons=_grids(epsilons, named),
+        extra_epsilons=_grids({norm: grid for norm, grid in (extra_epsilons or {}).items() if grid}, named),
+        steps=None if steps is None else _whole("steps", steps, least=1),
+        restarts=None if restarts is None else _whole("restarts", restarts, least=1),
+        batch_size=_whole("batch_size", batch_size, least=1),
+        seed=_whole("seed", seed, least=0),
+        diagnostics=bool(diagnostics),
+    )
+
+
+def _grids(
+    epsilons: Sequence[float] | Mapping[str, Sequence[float]] | None, norms: tuple[str, ...]
+) -> dict[str, tuple[float, ...]]:
+    if epsilons is None:
+        return {}
+    if not isinstance(epsilons, Mapping):
+        epsilons = dict.fromkeys(norms, epsilons)
+    for norm in epsilons:
+        if norm not in norms:
+            raise InputError(f"epsilons are given for norm {norm!r}, but the norms are {', '.join(norms)}")
+    return {norm: _grid(norm, grid) for norm, grid in epsilons.items()}
+
+
+def _grid(norm: str, grid: Sequence[float]) -> tuple[float, ...]:
+    try:
+        values = sorted({float(value) for value in grid})
+    except (TypeError, ValueError):
+        raise InputError(f"epsilons must be numbers, got {grid!r}") from None
+    for value in values:
+        if not math.isfinite(value) or value < 0:
+            raise InputError(f"epsilon must be a finite number that is not negative, got {value:g}")
+        if norm == "l0" and value != int(value):
+            raise InputError(f"epsilon of l0 is how many features may change, a whole number, got {value:g}")
+    positive = tuple(value for value in values if value > 0)
+    if not positive:
+        raise InputError("epsilons must hold at least one number above 0")
+    return positive
+
+
+def _whole(name: str, value: Any, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least or value >= 2**63:
+        raise InputError(f"{name} must be a whole number, at least {least}, got {value!r}")
+    return int(value)
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where perturbed inputs may lie.
+
+    Attributes
+    ----------
+    lower, upper : float, NDArray or None
+        The bounds: None, a number, or one per feature in the shape of a sample.
+    movable : NDArray or None
+        Where the input may change, bool, in the shape of a sample; None means everywhere.
+    chosen : str
+        Who chose the bounds, for the report: ``"given"`` or ``"from the data"``.
+    """
+
+    lower: float | NDArray | None = None
+    upper: float | NDArray | None = None
+    movable: NDArray | None = None
+    chosen: str = "given"
+
+    def of(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return lower and upper bounds that broadcast to `x`; a frozen feature has its value as both."""
+        if self.lower is None and self.movable is None:
+            return None
+        lower, upper = (
+            torch.as_tensor(default if bound is None else bound, dtype=x.dtype, device=x.device)
+            for bound, default in ((self.lower, -math.inf), (self.upper, math.inf))
+        )
+        if self.movable is not None:
+            movable = torch.from_numpy(self.movable).to(x.device)
+            lower, upper = torch.where(movable, lower, x), torch.where(movable, upper, x)
+        return lower, upper
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the box as JSON has it."""
+
+        def plain(bound: float | NDArray | None) -> Any:
+            return bound.tolist() if isinstance(bound, np.ndarray) else bound
+
+        return {
+            "lower": plain(self.lower),
+            "upper": plain(self.upper),
+            "chosen": self.chosen,
+            "frozen_features": 0 if self.movable is None else int((~self.movable).sum()),
+            "movable": None if self.movable is None else self.movable.tolist(),
+        }
+
+
+def make_box(samples: Samples, summary: Summary, bounds: Any, mask: Any) -> Box:
+    """Return the box of an evaluation, and see that all samples lie in it.
+
+    Parameters
+    ----------
+    samples : Samples
+        The data.
+    summary : Summary
+        Of the same data.
+    bounds : "auto", None or (lower, upper)
+        Numbers or arrays in the shape of a sample. ``"auto"``: [0, 1] for image-shaped data in it, [0, 255]
+        for images of whole numbers (uint8), else none.
+    mask : array or None
+        True where the input may change.
+
+    Raises
+    ------
+    InputError
+        If the bounds are not bounds, or a sample lies outside; the message says which.
+    """
+    movable = None
+    if mask is not None:
+        movable = _of_sample_shape("the mask", mask, samples.shape).astype(bool)
+        if not movable.any():
+            raise InputError("the mask is False everywhere: nothing may change")
+    if isinstance(bounds, str):
+        if bounds != "auto":
+            raise InputError(f"bounds must be 'auto', None or (lower, upper), got {bounds!r}")
+        limit = _natural_limit(samples, summary)
+        chosen = "from the data"
+        return Box(None, None, movable, chosen) if limit is None else Box(0.0, limit, movable, chosen)
+    if bounds is None:
+        return Box(None, None, movable)
+    try:
+        lower, upper = bounds
+    except (TypeError, ValueError):
+        raise InputError(f"bounds must be two, (lower, upper), got {bounds!r}") from None
+    lower, upper = (_bound(bound, samples.shape) for bound in (lower, upper))
+    if np.any(np.asarray(lower) >= np.asarray(upper)):
+        raise InputError(f"the lower bound must be less than the upper, got {_brief(lower)} and {_brief(upper)}")
+    _check_inside(samples, summary, lower, upper)
+    return Box(lower, upper, movable)
+
+
+def _natural_limit(samples: Samples, summary: Summary) -> float | None:
+    # A film or an image of many bands too; a series that happens to lie in [0, 1] may leave it.
+    pictured = kind_of(samples.shape, samples.feature_names) == "image" or len(samples.shape) >= 3
+    if not pictured or summary.minimum < 0:
+        return None
+    if summary.maximum <= 1:
+        return 1.0
+    return 255.0 if samples.rows.dtype == np.uint8 and samples.scale == 1.0 else None
+
+
+def _bound(bound: Any, shape: tuple[int, ...]) -> float | NDArray:
+    array = np.asarray(bound, dtype=np.float64) if not isinstance(bound, (str, bytes)) else np.array(np.nan)
+    if np.isnan(array).any():
+        raise InputError(f"bounds must be numbers, got {_brief(bound)}")
+    return float(array) if array.ndim == 0 else _of_sample_shape("a bound", array, shape)
+
+
+def _of_sample_shape(what: str, value: Any, shape: tuple[int, ...]) -> NDArray:
+    array = np.asarray(value)
+    try:
+        # A copy: what came from a file may not be written to, which torch warns of.
+        return np.array(np.broadcast_to(array, shape))
+    except ValueError:
+        raise InputError(f"{what} has shape {array.shape}, expected that of one sample, {shape}") from None
+
+
+def _check_inside(samples: Samples, summary: Summary, lower: float | NDArray, upper: float | NDArray) -> None:
+    if summary.minimum >= np.max(lower) and summary.maximum <= np.min(upper):
+        return
+    for start in range(0, len(samples), 1024):
+        x = samples.inputs(start, start + 1024).numpy()
+        # In float32 both ways: a bound of 0.1 must not exclude the sample 0.1.
+        outside = (x < np.asarray(lower, np.float32)) | (x > np.asarray(upper, np.float32))
+        if outside.any():
+            index = int(np.argmax(outside.reshape(len(x), -1).any(axis=1)))
+            value = x[index][outside[index]][0]
+            raise InputError(
+                f"sample {start + index} of x has the value {value:g}, outside the bounds"
+                f" {_brief(lower)},{_brief(upper)};"
+                f" x lies in [{summary.minimum:g}, {summary.maximum:g}]"
+            )
+
+
+def _brief(bound: Any) -> str:
+    return f"{bound:g}" if isinstance(bound, (int, float)) else f"an array of shape {np.shape(bound)}"

@@ -1,0 +1,326 @@
+"""What is done with one batch of samples: look at it, search for the nearest error, try each radius.
+
+Each function returns arrays, which the journal keeps. What a solver returns is believed only after it has
+been looked at again here: the distance recomputed in float64, the box, the model's decision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from rai_toolbox.perturbations import minimum_norm, worst_case
+from rai_toolbox.perturbations.losses import misclassified
+from rai_toolbox.robustness.attack._settings import Box, Norm, Settings
+from rai_toolbox.robustness.data._samples import Samples
+from rai_toolbox.robustness.models._load import Evaluated
+
+__all__ = ["Bench", "attack", "clean", "confirm", "distances", "search"]
+
+# The minimum-norm search has done the long work on each sample by then.
+_CONFIRMING_RESTARTS = 5
+
+_ORDER = {"l1": 1.0, "l2": 2.0, "linf": float("inf"), "l0": 0.0}
+
+
+@dataclass
+class Bench:
+    """Everything that the work on a batch needs.
+
+    Attributes
+    ----------
+    model, samples, targets, box, settings
+        What is evaluated, on what, how.
+    device : torch.device
+        Where.
+    shown : frozenset of int
+        The samples whose perturbed inputs are kept for the gallery, chosen before anything is known about them.
+    """
+
+    model: Evaluated
+    samples: Samples
+    targets: NDArray
+    box: Box
+    settings: Settings
+    device: torch.device
+    shown: frozenset[int] = frozenset()
+
+    @property
+    def batches(self) -> int:
+        """How many batches there are."""
+        return -(-len(self.samples) // self.settings.batch_size)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the task has labels."""
+        return self.settings.task == "classification"
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What of the user's has a training mode."""
+        return [part for part in (self.model.model, self.model.preprocess) if isinstance(part, nn.Module)]
+
+    def span(self, batch: int) -> tuple[int, int]:
+        """Return the first index of a batch and the one after its last."""
+        size = self.settings.batch_size
+        return batch * size, min(len(self.samples), (batch + 1) * size)
+
+    def batch(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return inputs and targets on the device."""
+        x = self.samples.inputs(start, stop, self.model.dtype).to(self.device)
+        return x, torch.from_numpy(self.targets[start:stop]).to(self.device)
+
+    def subset(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return inputs and targets of some samples on the device."""
+        x = self.samples.gather(indices, self.model.dtype).to(self.device)
+        return x, torch.from_numpy(self.targets[list(indices)]).to(self.device)
+
+    def generator(self, *what: object) -> torch.Generator:
+        """Return a generator of its own for one purpose: which process does the work, and when, does not show."""
+        words = repr((self.settings.seed, *what)).encode()
+        seed = int.from_bytes(hashlib.sha256(words).digest()[:8], "little") >> 1
+        return torch.Generator(device="cpu").manual_seed(seed)
+
+
+def clean(bench: Bench, batch: int) -> dict[str, Any]:
+    """Return what the model says to the unperturbed inputs."""
+    begun = time.perf_counter()
+    x, target = bench.batch(*bench.span(batch))
+    with torch.no_grad():
+        output = bench.model(x)
+    finite = output.isfinite().all(dim=1)
+    piece = {"finite": _numpy(finite)}
+    if bench.classifies:
+        piece["prediction"] = _numpy(_decisions(output))
+        # A NaN among the logits is no right decision.
+        piece["correct"] = _numpy(~misclassified(output, target) & finite)
+    else:
+        piece["prediction"] = _numpy(output.double())
+        piece["error"] = _numpy(_error(output, target))
+    return piece | {"seconds": time.perf_counter() - begun}
+
+
+def search(bench: Bench, norm: Norm, batch: int, correct: NDArray) -> dict[str, Any]:
+    """Return how far the nearest error is from each sample, from the minimum-norm solver.
+
+    Parameters
+    ----------
+    correct : NDArray of bool
+        Which samples of the batch the model gets right; the others are at distance 0.
+    """
+    begun, forwards = time.perf_counter(), bench.model.forwards
+    start, stop = bench.span(batch)
+    distance = np.where(correct, np.inf, 0.0)
+    prediction = np.full(stop - start, -1)
+    rows = np.flatnonzero(correct)
+    kept = _Kept(bench, start, stop)
+    rejected = 0
+    if len(rows):
+        x, target = (part[torch.from_numpy(rows)] for part in bench.batch(start, stop))
+        found = attack(bench, x, target, norm=norm, purpose=("search", norm))
+        distance[rows], prediction[rows], rejected = found.distance, found.prediction, found.rejected
+        kept.take(rows, found)
+    return {
+        "distance": distance,
+        "prediction": prediction,
+        "rejected": rejected,
+        "forwards": bench.model.forwards - forwards,
+        "seconds": time.perf_counter() - begun,
+        **kept.arrays(),
+    }
+
+
+def confirm(bench: Bench, norm: Norm, batch: int, grid: Sequence[float], open_below: NDArray | None) -> dict[str, Any]:
+    """Return what the fixed-budget solver finds at each radius.
+
+    Parameters
+    ----------
+    grid : sequence of float
+        The radii, ascending.
+    open_below : NDArray or None
+        Classification: the distance at which each sample is known to be broken (0: wrong from the start). A
+        radius is tried on those that stand yet. Regression: None; each radius is tried on all.
+    """
+    begun, forwards = time.perf_counter(), bench.model.forwards
+    start, stop = bench.span(batch)
+    kept = _Kept(bench, start, stop)
+    rejected = 0
+    if open_below is None:
+        error = np.zeros((len(grid), stop - start))
+        x, target = bench.batch(start, stop)
+        for level, epsilon in enumerate(grid):
+            found = attack(bench, x, target, norm=norm, epsilon=epsilon, purpose=("confirm", norm, level))
+            # What a smaller radius allows, a larger one does.
+            error[level] = found.error if level == 0 else np.maximum(error[level - 1], found.error)
+            rejected += found.rejected
+            if level == len(grid) // 2:
+                kept.take(np.arange(stop - start), found)
+        results: dict[str, Any] = {"error": error}
+    else:
+        distance = np.array(open_below, dtype=np.float64)
+        prediction = np.full(stop - start, -1)
+        for level, epsilon in enumerate(grid):
+            rows = np.flatnonzero(distance > epsilon)
+            if not len(rows):
+                break
+            x, target = (part[torch.from_numpy(rows)] for part in bench.batch(start, stop))
+            found = attack(
+                bench,
+                x,
+                target,
+                norm=norm,
+                epsilon=epsilon,
+                purpose=("confirm", norm, level),
+                restarts=bench.settings.restarts or _CONFIRMING_RESTARTS,
+            )
+            nearer = found.distance < distance[rows]
+            distance[rows] = np.where(nearer, found.distance, distance[rows])
+            prediction[rows] = np.where(nearer, found.prediction, prediction[rows])
+            rejected += found.rejected
+            kept.take(rows[nearer], found, nearer)
+        results = {"distance": distance, "prediction": prediction}
+    return results | {
+        "rejected": rejected,
+        "forwards": bench.model.forwards - forwards,
+        "seconds": time.perf_counter() - begun,
+        **kept.arrays(),
+    }
+
+
+@dataclass
+class Attacked:
+    """What a solver found, looked at again.
+
+    Attributes
+    ----------
+    perturbed : Tensor
+        The perturbed inputs.
+    distance : NDArray
+        Of those that lie in ball and box and, in a classification, that the model errs at; infinite elsewhere.
+    prediction : NDArray
+        The model's decision there, -1 where nothing was found. Regression: its outputs, shape (N, outputs).
+    error : NDArray
+        Regression: the mean absolute error at the perturbed inputs; of the clean input where they were rejected.
+    rejected : int
+        How many a solver called a success, or returned, that are none.
+    """
+
+    perturbed: torch.Tensor
+    distance: NDArray
+    prediction: NDArray
+    error: NDArray
+    rejected: int
+
+
+def attack(
+    bench: Bench,
+    x: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    norm: Norm,
+    epsilon: float | None = None,
+    purpose: tuple[object, ...],
+    steps: int | None = None,
+    restarts: int | None = None,
+) -> Attacked:
+    """Run a solver on some samples, the minimum-norm one where no radius is given, and look at what it returns.
+
+    Parameters
+    ----------
+    purpose : tuple
+        Names the random numbers.
+    steps, restarts : int or None
+        Other than the settings'.
+    """
+    bounds = bench.box.of(x)
+    options: dict[str, Any] = {"norm": norm, "bounds": bounds, "generator": bench.generator(*purpose)}
+    asked = {"steps": steps or bench.settings.steps, "restarts": restarts or bench.settings.restarts}
+    options |= {name: value for name, value in asked.items() if value is not None}
+    if epsilon is None:
+        solution = minimum_norm(bench.model, x, target, **options)
+    else:
+        solution = worst_case(bench.model, x, target, epsilon=epsilon, **options)
+    perturbed = solution.perturbed.detach()
+    with torch.no_grad():
+        output = bench.model(perturbed)
+    distance = distances(perturbed, x, norm)
+    inside = np.isfinite(distance)
+    if bounds is not None:
+        within = (perturbed >= bounds[0]) & (perturbed <= bounds[1])
+        inside &= _numpy(within.flatten(1).all(dim=1))
+    if epsilon is not None:
+        inside &= distance <= epsilon + _rounding(x, norm)
+        distance = np.minimum(distance, epsilon)
+    if not bench.classifies:
+        with torch.no_grad():
+            unperturbed = _error(bench.model(x), target)
+        error = np.where(inside, _numpy(_error(output, target)), _numpy(unperturbed))
+        return Attacked(perturbed, np.where(inside, distance, np.inf), _numpy(output), error, int((~inside).sum()))
+    wrong = inside & _numpy(misclassified(output, target))
+    claimed = _numpy(solution.success)
+    return Attacked(
+        perturbed=perturbed,
+        distance=np.where(wrong, distance, np.inf),
+        prediction=np.where(wrong, _numpy(_decisions(output)), -1),
+        error=np.zeros(len(x)),
+        rejected=int((claimed & ~wrong).sum()),
+    )
+
+
+def distances(perturbed: torch.Tensor, x: torch.Tensor, norm: Norm) -> NDArray:
+    """Return the norm of each perturbation, computed in float64 from the stored values."""
+    delta = (perturbed.double() - x.double()).flatten(1)
+    return _numpy(torch.linalg.vector_norm(delta, _ORDER[norm], dim=1))
+
+
+def _rounding(x: torch.Tensor, norm: Norm) -> float:
+    """Return by how much rounding `x + delta` to the dtype can lengthen delta."""
+    unit = torch.finfo(x.dtype).eps * max(1e-30, float(x.abs().max()))
+    return unit * {"linf": 1.0, "l2": x[0].numel() ** 0.5, "l1": float(x[0].numel()), "l0": 0.0}[norm]
+
+
+def _decisions(output: torch.Tensor) -> torch.Tensor:
+    return (output[:, 0] > 0).long() if output.shape[1] == 1 else output.argmax(dim=1)
+
+
+def _error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (output.double() - target.double()).abs().mean(dim=1)
+
+
+def _numpy(tensor: torch.Tensor) -> NDArray:
+    return tensor.detach().cpu().numpy()
+
+
+class _Kept:
+    """The perturbed inputs of a batch that the gallery may show."""
+
+    def __init__(self, bench: Bench, start: int, stop: int) -> None:
+        self._rows = {index - start for index in bench.shown if start <= index < stop}
+        self._start = start
+        self._found: dict[int, tuple[NDArray, float, NDArray]] = {}
+
+    def take(self, rows: NDArray, found: Attacked, chosen: NDArray | None = None) -> None:
+        at = np.flatnonzero(chosen) if chosen is not None else np.arange(len(rows))
+        for row, position in zip(rows.tolist(), at.tolist(), strict=True):
+            if row in self._rows and np.isfinite(found.distance[position]):
+                perturbed = _numpy(found.perturbed[position].float())
+                self._found[row] = perturbed, float(found.distance[position]), found.prediction[position]
+
+    def arrays(self) -> Mapping[str, NDArray]:
+        rows = sorted(self._found)
+        if not rows:
+            return {}
+        return {
+            "shown_index": np.array(rows) + self._start,
+            "shown_input": np.stack([self._found[row][0] for row in rows]),
+            "shown_distance": np.array([self._found[row][1] for row in rows]),
+            "shown_prediction": np.array([self._found[row][2] for row in rows]),
+        }

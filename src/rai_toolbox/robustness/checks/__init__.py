@@ -1,0 +1,1 @@
+"""The checks of the evaluation itself; `trust.md` says what each means and what to do."""

@@ -1,0 +1,1 @@
+"""The command: options and config files, what a terminal shows, exit codes."""

@@ -1,0 +1,137 @@
+"""What the command shows on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rai_toolbox.robustness._results import Curve
+from rai_toolbox.robustness.command._job import Outcome
+from rai_toolbox.robustness.report._compare import Comparison
+from rai_toolbox.robustness.report._evaluation import Evaluation
+from rai_toolbox.robustness.report._report import figure, percent
+from rai_toolbox.robustness.report._writing import FILES
+from rai_toolbox.robustness.run._run import Progress as Callback
+
+__all__ = ["progress", "report", "report_comparison"]
+
+
+_RAISED = ("warning", "distrust")
+
+# A log is read later, and should not consist of this.
+_SECONDS_BETWEEN_LINES = 60.0
+
+
+@contextlib.contextmanager
+def progress(*, shown: bool) -> Iterator[Callback | None]:
+    """Show how far each stage is and the time left, on standard error: bars on a terminal, else a line now and then."""
+    console = Console(stderr=True)
+    if not shown or not console.is_terminal:
+        yield _lines() if shown else None
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, object] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)  # type: ignore[arg-type]
+
+        yield advance
+
+
+def _lines() -> Callback:
+    begun: dict[str, tuple[float, int]] = {}
+    told = time.monotonic()
+
+    def advance(stage: str, done: int, total: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        # What was done before a stage's first call here, by an earlier run, says nothing of the time it takes.
+        since, before = begun.setdefault(stage, (now, done))
+        if now - told < _SECONDS_BETWEEN_LINES or done == before:
+            return
+        told = now
+        left = datetime.timedelta(seconds=round((now - since) / (done - before) * (total - done)))
+        print(f"{stage}: {done} of {total}, about {left} left", file=sys.stderr, flush=True)
+
+    return advance
+
+
+def report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
+    """Print the result: a table and what the checks say, or JSON on standard output and the rest on standard error."""
+    evaluation = outcome.evaluation
+    if as_json:
+        print(evaluation.to_json())
+    elif not quiet:
+        console = Console()
+        name = evaluation.settings.get("model", "the model")
+        for curve in evaluation.curves.values():
+            # Not as the table's title, which would be wrapped to its width.
+            console.print(escape(f"{evaluation.measure} of {name} under attack ({curve.norm})"), soft_wrap=True)
+            console.print(_table(evaluation, curve))
+    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    if not quiet:
+        for finding in evaluation.findings:
+            if finding.verdict in _RAISED:
+                color = "red" if finding.verdict == "distrust" else "yellow"
+                word = "do not trust" if finding.verdict == "distrust" else "warning"
+                messages.print(f"[{color}]{word}[/]: {escape(finding.summary)} \\[{finding.check}]")
+        if not evaluation.complete:
+            messages.print("[yellow]partial[/]: the time limit ended the run; go on with --resume")
+        where = escape(str(outcome.folder / FILES[0]))
+        raised = any(finding.verdict in _RAISED for finding in evaluation.findings)
+        messages.print(f"report: {where}{', with what each check means and what to do' if raised else ''}")
+    for reason in outcome.reasons:
+        print(f"error: {reason}", file=sys.stderr)
+
+
+def report_comparison(comparison: Comparison, folder: Path, *, as_json: bool) -> None:
+    """Print a comparison: a table per norm, or JSON."""
+    if as_json:
+        print(json.dumps(comparison.to_dict(), allow_nan=False))
+        return
+    console = Console()
+    for norm, points in comparison.norms.items():
+        console.print(f"accuracy under attack ({norm})")
+        table = Table()
+        for column in ("epsilon", *comparison.names, "only first", "only second", "p-value"):
+            table.add_column(escape(column), justify="right")
+        for point in points:
+            test = point.test
+            table.add_row(
+                f"{point.epsilon:g}",
+                percent(point.first),
+                percent(point.second),
+                str(test.only_first),
+                str(test.only_second),
+                f"{test.p_value:.2g}",
+            )
+        console.print(table)
+    Console(stderr=True, soft_wrap=True).print(f"comparison: {escape(str(folder / 'comparison.html'))}")
+
+
+def _table(evaluation: Evaluation, curve: Curve) -> Table:
+    accuracy = evaluation.task == "classification"
+    shown = percent if accuracy else figure
+    table = Table()
+    table.add_column("epsilon", justify="right")
+    table.add_column(evaluation.measure, justify="right")
+    table.add_column("95 % interval", justify="right")
+    for point in curve.points:
+        table.add_row(f"{point.epsilon:g}", shown(point.value), f"{shown(point.low)} to {shown(point.high)}")
+    return table

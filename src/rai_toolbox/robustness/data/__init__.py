@@ -1,0 +1,1 @@
+"""What `--data` names, read a slice at a time."""

@@ -1,0 +1,69 @@
+"""A folder of images, one folder per class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness.data._rows import Spool
+from rai_toolbox.robustness.data._samples import Samples
+
+__all__ = ["load_images"]
+
+_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
+
+
+def load_images(path: Path) -> Samples:
+    """Return the images under ``path/class/``, channels first, in [0, 1]."""
+    classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    files = [
+        (file, label)
+        for label, name in enumerate(classes)
+        for file in sorted((path / name).rglob("*"))
+        if file.suffix.lower() in _IMAGES and file.is_file()
+    ]
+    if not files:
+        raise InputError(f"--data {str(path)!r}: there are no images in folders of it, one folder per class")
+    spool = Spool(lambda message: InputError(f"--data {str(path)!r}: {message}; resize the images to one size"))
+    for image in _read_images(files):
+        spool.append(image[None])
+    rows = spool.rows()
+    labels = np.array([label for _, label in files])
+    return Samples(rows, labels, scale=1 / np.iinfo(rows.dtype).max, class_names=tuple(classes))
+
+
+def _read_images(files: list[tuple[Path, int]]) -> Iterator[NDArray]:
+    """Yield the pixels, channels first, of 8 or 16 bits; the first image says whether all are gray."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise InputError("reading images needs Pillow: pip install 'rai-toolbox[cli]'") from None
+    gray: bool | None = None
+    depth: int | None = None
+    for file, _ in files:
+        try:
+            with Image.open(file) as image:
+                if image.mode == "F":
+                    raise ValueError("its pixels are floats, of no known range; give arrays in an .npz")
+                deep = image.mode.startswith("I")
+                if depth not in (None, 16 if deep else 8):
+                    raise ValueError(f"it has {16 if deep else 8} bits a pixel, the ones before it have {depth}")
+                depth = 16 if deep else 8
+                gray = deep or image.mode in ("1", "L") if gray is None else gray
+                # What Pillow converts from 16 bits to 8 it cuts off at 255.
+                pixels = _deep_pixels(image) if deep else np.asarray(image.convert("L" if gray else "RGB"))
+        except Exception as error:
+            raise InputError(f"the image {str(file)!r} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        yield pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _deep_pixels(image: Any) -> NDArray:
+    pixels = np.asarray(image)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError("its pixels are not of 8 or 16 bits")
+    return pixels.astype(np.uint16)

@@ -1,0 +1,136 @@
+"""Reading a `torch.export` archive as data.
+
+`torch.export.load` unpickles parts of the archive without ``weights_only``, parses strings of it with sympy,
+which evaluates them, and turns names of it into Python source. An archive that came from `torch.export.save`
+of a plain model has none of what could do harm there, so such an archive is looked through first, and
+anything else is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._text import why
+
+__all__ = ["load_exported"]
+
+_TARGET = re.compile(
+    # All of aten computes, but for what maps a file.
+    r"torch\.ops\.aten\.(?!from_file\b|save\b)_?[a-z]\w*(\.\w+)?"
+    r"|torch\.ops\.(prim|prims|quantized|quantized_decomposed)\.[a-z]\w*(\.\w+)?"
+    r"|torch\.ops\.higher_order\.(cond|while_loop|map_impl|scan|associative_scan|flex_attention|invoke_subgraph"
+    r"|wrap_with_set_grad_enabled|wrap_with_autocast|autograd_function_apply)(\.\w+)?"
+    r"|torch\.sym_\w+|math\.[a-z]\w*"
+    r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|pos|abs|lt|le|gt|ge|eq|ne|and_|or_|not_|xor)"
+)
+_NAME = re.compile(r"[\w.]*")
+# Arithmetic of symbols and of sympy's (capitalised) functions: no quotes, no dots after a name, no dunder.
+_SYMBOL = re.compile(r"Symbol\('\w+'(, \w+=(True|False))*\)")
+_EXPRESSION = re.compile(r"(?!.*__)(?!.*\b[a-z_]\w*\s*\()(?!.*[A-Za-z_)]\s*\.)[\w\s+\-*/%(),.<>=!&|~]*")
+
+
+class _Exported(nn.Module):
+    """Calls an exported program, whose own `eval` and `train` raise."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        # In a tuple it is no submodule, so that eval() does not reach it.
+        self._program = (program,)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self._program[0](x)
+
+
+def load_exported(path: Path, device: torch.device) -> nn.Module:
+    """Return the model of a .pt2 file written by `torch.export.save`.
+
+    Raises
+    ------
+    InputError
+        If it is no such file, or holds more than a model's graph and tensors.
+    """
+    _refuse_code(path)
+    try:
+        program = torch.export.load(path)
+        if device.type != "cpu":
+            from torch.export.passes import move_to_device_pass
+
+            program = move_to_device_pass(program, device)
+        # Its guards are source text; a wrong shape is told by the operators.
+        module = program.module(check_guards=False)
+    except Exception as error:
+        raise InputError(f"--model {str(path)!r} cannot be loaded by torch.export.load: {why(error)}") from None
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return _Exported(module)
+
+
+def _refuse_code(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # By entry, not by name: of two entries of one name, another reader may take the other.
+            for entry in archive.infolist():
+                name = entry.filename
+                if name.endswith(".json"):
+                    _check_json(path, name, json.loads(archive.read(entry)))
+                elif name.endswith(".pt"):
+                    _check_tensors(path, name, archive.read(entry))
+                elif name.endswith((".so", ".py", ".pyc", ".pkl", ".cpp")) or "aotinductor" in name:
+                    raise _refusal(path, f"{name!r}, which is code")
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"--model {str(path)!r} is not an archive of torch.export.save: {why(error)}") from None
+
+
+def _check_tensors(path: Path, name: str, content: bytes) -> None:
+    if content:
+        try:
+            torch.load(io.BytesIO(content), weights_only=True)
+        except Exception:
+            raise _refusal(path, f"a pickle, {name!r}") from None
+
+
+def _check_json(path: Path, name: str, content: Any) -> None:
+    for key, value in _pairs(content):
+        if key == "use_pickle" and value:
+            raise _refusal(path, f"pickled tensors in {name!r}")
+        if not isinstance(value, str):
+            continue
+        if key == "path_name" and not re.fullmatch(r"(weight|tensor)_\d+", value):
+            raise _refusal(path, f"the object {value!r} in {name!r}")
+        # Other targets are names of the archive's own parameters and buffers.
+        if key == "target" and value.startswith(("torch", "_operator", "math", "#")) and not _TARGET.fullmatch(value):
+            raise _refusal(path, f"a call of {value!r}")
+        if key == "expr_str" and not _EXPRESSION.fullmatch(_SYMBOL.sub("s", value)):
+            raise _refusal(path, f"the expression {value[:60]!r}")
+        if key in ("name", "as_name", "graph_name") and not _NAME.fullmatch(value):
+            raise _refusal(path, f"the name {value[:60]!r}")
+
+
+def _pairs(content: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield key, value
+            yield from _pairs(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _pairs(value)
+
+
+def _refusal(path: Path, what: str) -> InputError:
+    return InputError(
+        f"--model {str(path)!r} holds {what}: a model file may hold a graph and tensors only, because reading"
+        " more could run code;"
+        " give the model as a function, --model file.py:function"
+    )

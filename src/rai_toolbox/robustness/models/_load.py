@@ -1,0 +1,242 @@
+"""From what `--model`, `--weights` and `--preprocess` name to a model that the evaluation can call."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._imports import call_named, guarded, import_named, names_function
+from rai_toolbox.robustness._text import why
+from rai_toolbox.robustness.models._digits import digits_model
+from rai_toolbox.robustness.models._exported import load_exported
+from rai_toolbox.robustness.models._onnx import load_onnx
+from rai_toolbox.robustness.models._torchscript import is_torchscript, load_torchscript
+
+__all__ = ["Evaluated", "load_model", "load_preprocess"]
+
+_FORMS = (
+    "give file.py:function or package.module:function that returns an nn.Module, a .pt2 file of torch.export.save,"
+    " a TorchScript file, or digits"
+)
+
+
+class Evaluated(nn.Module):
+    """The model as the evaluation calls it: preprocessing inside, a checked output, and a count of the
+    samples that went through.
+
+    Parameters
+    ----------
+    model : callable
+        From a batch of inputs to logits, (N, classes), (N, 1) or (N,); or to predicted values, (N, outputs) or (N,).
+    preprocess : callable, optional
+        Applied to the inputs first, so that epsilon is in the units of the data.
+    """
+
+    def __init__(
+        self, model: Callable[[torch.Tensor], Any], preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.preprocess = preprocess
+        self.forwards = 0
+        tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+        floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+        #: What the inputs are given as: the dtype of the model.
+        self.dtype = floating[0].dtype if floating else torch.float32
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.forwards += len(x)
+        inputs = x if self.preprocess is None else self.preprocess(x)
+        output = self.model(inputs)
+        if not isinstance(output, torch.Tensor):
+            raise InputError(
+                f"the model returned {type(output).__name__}, expected a tensor of logits;"
+                " wrap it in a function that picks the logits"
+            )
+        if output.ndim == 1 and len(output) == len(x):
+            output = output[:, None]
+        if output.ndim != 2 or len(output) != len(x) or output.shape[1] == 0:
+            raise InputError(
+                f"the model's output has shape {tuple(output.shape)} for a batch of {len(x)} inputs of shape"
+                f" {tuple(x.shape[1:])}; expected ({len(x)}, classes)"
+            )
+        if not output.is_floating_point():
+            raise InputError(f"the model's output has dtype {output.dtype}, expected floating-point logits")
+        return output
+
+    def outputs_for(self, x: torch.Tensor) -> int:
+        """Return how many outputs the model has, tried on a batch.
+
+        Raises
+        ------
+        InputError
+            If the model raises, or its output cannot be used.
+        """
+        with torch.no_grad():
+            message = f"the model cannot take a batch of shape {tuple(x.shape)} and dtype {x.dtype}: it raised"
+            return guarded(lambda: self(x), message).shape[1]
+
+
+def load_model(
+    spec: str, *, weights: str | None = None, device: torch.device | str = "cpu", seed: int = 0
+) -> nn.Module | Callable[[torch.Tensor], Any]:
+    """Return the model that `spec` names, on `device`, in eval mode.
+
+    Parameters
+    ----------
+    spec : str
+        ``"digits"``; ``file.py:function`` or ``package.module:function`` that returns an `nn.Module`; a .pt2 file of
+        `torch.export.save`; a TorchScript file; an ONNX file, where onnx2pytorch is installed.
+    weights : str, optional
+        A .safetensors file, or a state dict of `torch.save`, to load into what the function returned.
+    device : torch.device or str
+        Where it goes.
+    seed : int
+        Which of the built-in models; also the random state that a function which makes weights finds.
+
+    Raises
+    ------
+    InputError
+        If there is no such model or it cannot be used, in one line.
+    """
+    device = torch.device(device)
+    if spec == "digits":
+        model: Any = digits_model(seed)
+    elif names_function(spec):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = call_named(spec, "--model")
+        if not callable(model):
+            raise InputError(f"--model {spec} returned {type(model).__name__}, expected an nn.Module")
+    else:
+        if weights is not None:
+            raise InputError("--weights goes with a function that builds the model: --model file.py:function")
+        return _load_file(spec, device)
+    if weights is not None:
+        _load_weights(model, weights)
+    if isinstance(model, nn.Module):
+        model.requires_grad_(False)
+        return model.to(device).eval()
+    return model
+
+
+def load_preprocess(spec: str, device: torch.device | str = "cpu") -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the preprocessing that `spec` names: ``normalize:MEAN/STD``, one number each or one per
+    channel, or a function of a batch.
+    """
+    if spec.startswith("normalize:"):
+        try:
+            mean, std = (
+                torch.tensor([float(word) for word in part.split(",")])
+                for part in spec.removeprefix("normalize:").split("/")
+            )
+        except ValueError:
+            raise InputError(
+                f"--preprocess {spec!r}: expected normalize:MEAN/STD, as in normalize:0.5,0.5,0.5/0.25,0.25,0.25"
+            ) from None
+        if not bool((std > 0).all()) or len(mean) not in (1, len(std)):
+            raise InputError(f"--preprocess {spec!r}: expected as many positive deviations as means")
+        return _Normalize(mean, std).to(device)
+    if not names_function(spec):
+        raise InputError(f"--preprocess {spec!r}: expected normalize:MEAN/STD, or file.py:function of a batch")
+    function = import_named(spec, "--preprocess")
+    if isinstance(function, type):
+        function = guarded(function, f"--preprocess: {spec}() raised")
+    if not callable(function):
+        raise InputError(f"--preprocess {spec} is {type(function).__name__}, expected a function of a batch")
+    return function.to(device).eval() if isinstance(function, nn.Module) else function  # pyright: ignore[reportReturnType]
+
+
+class _Normalize(nn.Module):
+    def __init__(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shape = (-1, *[1] * (x.ndim - 2))
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        return (x - mean.to(x.dtype).view(shape)) / std.to(x.dtype).view(shape)
+
+
+def _load_file(spec: str, device: torch.device) -> nn.Module:
+    path = Path(spec)
+    if "\0" in spec or not path.is_file():
+        raise InputError(f"--model: there is no file {spec!r}; {_FORMS}")
+    if path.suffix == ".pt2":
+        return load_exported(path, device)
+    if path.suffix == ".onnx":
+        return load_onnx(path, device)
+    if path.suffix == ".safetensors":
+        raise InputError(
+            f"--model {spec!r} holds tensors only; give the function that builds the model too:"
+            f" --model file.py:function --weights {spec}"
+        )
+    kind = _archive_kind(path)
+    if kind == "torchscript":
+        return load_torchscript(path, device)
+    if path.suffix == ".py":
+        raise InputError(f"--model {spec!r}: name the function in it, as in {spec}:make_model")
+    if kind == "torch" or path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"):
+        raise InputError(_about_pickle(path))
+    raise InputError(f"--model {spec!r} is of no known kind; {_FORMS}")
+
+
+def _about_pickle(path: Path) -> str:
+    try:
+        torch.load(path, weights_only=True, map_location="cpu")
+    except Exception:
+        return (
+            f"--model {str(path)!r} is a pickle, which could run any code when read, so it is not; save"
+            " model.state_dict() and give --model file.py:function --weights FILE, or use torch.export.save"
+        )
+    return (
+        f"--model {str(path)!r} is a state dict; give the function that builds the model too:"
+        f" --model file.py:function --weights {path}"
+    )
+
+
+def _archive_kind(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return "other"
+    if is_torchscript(names):
+        return "torchscript"
+    return "torch" if any(name.endswith("data.pkl") for name in names) else "other"
+
+
+def _load_weights(model: Any, weights: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"--weights needs an nn.Module to load into, the function returned {type(model).__name__}")
+    path = Path(weights)
+    if "\0" in weights or not path.is_file():
+        raise InputError(f"--weights: there is no file {weights!r}")
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise InputError("--weights: reading .safetensors needs safetensors: pip install safetensors") from None
+        state: Any = guarded(lambda: load_file(weights), f"--weights {weights!r} cannot be read:")
+    else:
+        try:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+        except Exception:
+            raise InputError(
+                f"--weights {weights!r} is not a state dict of tensors only; a pickle could run code when"
+                " read, so it is not:"
+                " save it with torch.save(model.state_dict(), file)"
+            ) from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]  # what training frameworks write
+    try:
+        model.load_state_dict(state)
+    except Exception as error:
+        raise InputError(f"--weights {weights!r} does not fit the model: {why(error)}") from None

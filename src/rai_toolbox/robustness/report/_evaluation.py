@@ -1,0 +1,99 @@
+"""`Evaluation`: a result with what can be done with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rai_toolbox.robustness._results import Results
+from rai_toolbox.robustness.report._pictures import plot_curves
+from rai_toolbox.robustness.report._schema import read, to_dict, to_json
+from rai_toolbox.robustness.report._writing import write_results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+__all__ = ["Evaluation"]
+
+
+@dataclass(frozen=True)
+class Evaluation(Results):
+    """The result of `evaluate`.
+
+    Attributes
+    ----------
+    task : {"classification", "regression"}
+        What the model predicts.
+    complete : bool
+        Whether everything was done; a time limit leaves False.
+    curves : dict of str to Curve
+        By norm.
+    findings : tuple of Finding
+        What the diagnostic checks found.
+    index, label, prediction : NDArray
+        Of every evaluated sample: its number, its label (or target values), the model's answer to it unperturbed.
+    correct : NDArray of bool
+        Whether that is right (classification).
+    distance : dict of str to NDArray
+        By norm: how far the nearest error found is; 0 where wrong from the start, infinite where none was
+        found (classification).
+    error : dict of str to NDArray
+        By norm, shape (points, samples): the absolute error at each point of the curve (regression).
+    class_names : tuple of str
+        What the classes are called.
+    settings, data, environment, timings : dict
+        What was asked for, what it was asked of, with which versions, how long it took in seconds.
+    examples : dict of str to Examples
+        By norm, for the gallery.
+    feature_names : tuple of str or None
+        Of a table.
+    """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of results.json; infinite distances are null there."""
+        return to_dict(self)
+
+    def to_json(self) -> str:
+        """Return results.json's text: strict JSON, no NaN and no Infinity in it."""
+        return to_json(self)
+
+    def to_pandas(self) -> DataFrame:
+        """Return one row per sample: its label, prediction and distances (or errors at the largest epsilon).
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install pandas") from error
+        return pd.DataFrame(self.columns()).set_index("index")
+
+    def plot(self) -> Figure:
+        """Return a picture of the curves with their intervals, made by matplotlib."""
+        return plot_curves({"": self})
+
+    def save(self, folder: str | Path) -> Path:
+        """Write report.html, curve.png, results.json, examples.npz and the figures as CSV; return the folder.
+
+        Raises
+        ------
+        InputError
+            If the folder cannot be made or written to.
+        """
+        return write_results(self, Path(folder))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Return the evaluation that a folder or results.json holds, without its examples.
+
+        Raises
+        ------
+        InputError
+            If there is none, or it is of another schema.
+        """
+        return cls(**vars(read(Path(path))))

@@ -1,0 +1,126 @@
+"""results.json: its schema, how it is written and how it is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._results import ClassRow, Curve, Finding, Point, Results, jsonable
+
+__all__ = ["SCHEMA", "SCHEMA_VERSION", "read", "to_dict", "to_json"]
+
+SCHEMA = "rai-toolbox/evaluation"
+SCHEMA_VERSION = 1
+
+
+def to_dict(results: Results) -> dict[str, Any]:
+    """Return the content of results.json; infinite distances are null there."""
+    samples: dict[str, Any] = {"index": results.index, "label": results.label, "prediction": results.prediction}
+    if results.task == "classification":
+        samples["correct"] = results.correct
+        # Not measured, where a time limit came first, is -1; no error found is null.
+        samples["distance"] = {
+            norm: np.nan_to_num(values, nan=-1.0, posinf=np.inf) for norm, values in results.distance.items()
+        }
+    else:
+        samples["error"] = {norm: error.T for norm, error in results.error.items()}
+    return jsonable(
+        {
+            "schema": SCHEMA,
+            "schema_version": SCHEMA_VERSION,
+            "task": results.task,
+            "complete": results.complete,
+            "trusted": results.trusted,
+            "settings": results.settings,
+            "data": results.data,
+            "environment": results.environment,
+            "curves": {norm: _curve_dict(curve) for norm, curve in results.curves.items()},
+            "diagnostics": [vars(finding) for finding in results.findings],
+            "class_names": results.class_names,
+            "feature_names": results.feature_names,
+            "samples": samples,
+            "timings": results.timings,
+        }
+    )
+
+
+def to_json(results: Results) -> str:
+    """Return the text of results.json: strict JSON, without NaN and Infinity."""
+    return json.dumps(to_dict(results), allow_nan=False)
+
+
+def read(path: Path) -> Results:
+    """Return the result that a folder or results.json holds.
+
+    Raises
+    ------
+    InputError
+        If there is none, it is of another schema, or damaged.
+    """
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{str(path)!r} is not JSON; give a report's folder or its results.json") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise InputError(f"{str(path)!r} is not a results.json of rai-toolbox evaluate")
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{str(path)!r} has schema version {content.get('schema_version')!r}, this release reads {SCHEMA_VERSION}"
+        )
+    try:
+        return _from_dict(content)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f"{str(path)!r} is damaged: {type(error).__name__} {error}") from None
+
+
+def _curve_dict(curve: Curve) -> dict[str, Any]:
+    return vars(curve) | {
+        "points": [vars(point) for point in curve.points],
+        "classes": [vars(row) for row in curve.classes],
+    }
+
+
+def _distances(values: list[float | None]) -> NDArray:
+    array = np.array([np.inf if value is None else value for value in values], dtype=np.float64)
+    array[array < 0] = np.nan
+    return array
+
+
+def _from_dict(content: dict[str, Any]) -> Results:
+    samples = content["samples"]
+    classifies = content["task"] == "classification"
+    curves = {}
+    for norm, entry in content["curves"].items():
+        points = tuple(
+            Point(**{**point, "high": math.inf if point["high"] is None else point["high"]})
+            for point in entry["points"]
+        )
+        classes = tuple(ClassRow(**{**row, "values": tuple(row["values"])}) for row in entry["classes"])
+        curves[norm] = Curve(**{**entry, "points": points, "classes": classes})
+    return Results(
+        task=content["task"],
+        complete=content["complete"],
+        curves=curves,
+        findings=tuple(Finding(**finding) for finding in content["diagnostics"]),
+        index=np.array(samples["index"], dtype=np.int64),
+        label=np.array(samples["label"]),
+        prediction=np.array(samples["prediction"]),
+        correct=np.array(samples["correct"], dtype=bool) if classifies else np.array([], dtype=bool),
+        distance={norm: _distances(values) for norm, values in samples.get("distance", {}).items()},
+        error={norm: np.array(values, dtype=np.float64).T for norm, values in samples.get("error", {}).items()},
+        class_names=tuple(content["class_names"]),
+        settings=content["settings"],
+        data=content["data"],
+        environment=content["environment"],
+        timings=content["timings"],
+        feature_names=None if content["feature_names"] is None else tuple(content["feature_names"]),
+    )

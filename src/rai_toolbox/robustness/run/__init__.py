@@ -1,0 +1,1 @@
+"""`evaluate`, in `_evaluate.py`: prepare, run every stage, assemble the result."""

@@ -1,0 +1,145 @@
+"""`evaluate`, the entrance: settings checked, model and data tried, then a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rai_toolbox import evaluating
+from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness.attack._settings import make_settings
+from rai_toolbox.robustness.report._evaluation import Evaluation
+from rai_toolbox.robustness.run._preparation import prepare, run_key
+from rai_toolbox.robustness.run._run import Progress, Run
+from rai_toolbox.robustness.session._journal import Journal
+from rai_toolbox.robustness.session._team import join
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    model: nn.Module | Callable[[torch.Tensor], torch.Tensor],
+    data: Any,
+    *,
+    norms: str | Sequence[str] = "l2",
+    epsilons: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+    extra_epsilons: Mapping[str, Sequence[float]] | None = None,
+    task: str = "classification",
+    bounds: Any = "auto",
+    mask: Any = None,
+    preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    steps: int | None = None,
+    restarts: int | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    diagnostics: bool = True,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    time_limit: float | None = None,
+    progress: Progress | None = None,
+    described: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Measure how robust a model is: its accuracy (or error) against the size of the worst perturbation.
+
+    For each norm, the minimum-norm solver looks for the nearest error of every sample, which gives the whole
+    curve; the fixed-budget solver then tries, at each reported epsilon, the samples that still stand. A
+    sample counts as robust at an epsilon if neither found an error within it. Checks of the evaluation itself
+    follow: see `Evaluation.findings`.
+
+    The model is used in eval mode and left as it was. Under torchrun the batches are shared among the
+    processes, and each returns the same result.
+
+    Parameters
+    ----------
+    model : nn.Module or callable
+        From a batch of inputs to logits, (N, classes), or (N,) or (N, 1) for two classes; for regression to
+        values, (N, outputs) or (N,).
+    data : (x, y), Dataset, DataLoader or Samples
+        Inputs (N, ...) and labels (N,), or target values (N,) or (N, outputs).
+    norms : str or sequence of str
+        Of ``"l1"``, ``"l2"``, ``"linf"``, ``"l0"``.
+    epsilons : sequence of float, or mapping from norm to such, optional
+        The radii to report, in the units of the data. By default a grid that reaches to where nearly no sample stands.
+    extra_epsilons : mapping from norm to sequence of float, optional
+        Radii to report beside those, or beside the default grid.
+    task : {"classification", "regression"}
+        What the model predicts.
+    bounds : "auto", None or (lower, upper)
+        Where perturbed inputs may lie: numbers, or arrays in the shape of a sample. ``"auto"`` bounds images
+        by [0, 1] or [0, 255].
+    mask : array of bool, optional
+        In the shape of a sample: True where the input may change.
+    preprocess : callable, optional
+        Applied to inputs before the model; epsilon stays in the units of the data.
+    steps, restarts : int, optional
+        Of the solvers; more of them can only lower the curve.
+    batch_size : int
+        Samples at a time. Memory grows with it; figures do not depend on it beyond rounding in the model.
+    seed : int
+        All random choices follow from it.
+    device : torch.device or str, optional
+        Where to compute; by default where the model is.
+    diagnostics : bool
+        Whether to check the evaluation itself.
+    folder : path, optional
+        Where finished batches are kept, so that a run that was ended can go on.
+    resume, overwrite : bool
+        Whether to go on with an unfinished run in `folder`, or to throw it away.
+    time_limit : float, optional
+        Seconds, after which no further batch is begun; the result then has ``complete == False``.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``.
+    described : mapping, optional
+        What to say of model and data in the report.
+
+    Returns
+    -------
+    Evaluation
+        The curves, per-sample outcomes and findings; ``.save(folder)`` writes the report.
+
+    Raises
+    ------
+    InputError
+        If something given cannot be used; a `ValueError` whose message is one line.
+    EvaluationFailed
+        If the model or another process failed in the middle; finished batches are kept in `folder`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.robustness import evaluate
+    >>> x = torch.linspace(-1, 1, 20)[:, None]
+    >>> result = evaluate(lambda x: 3 * x, (x, x[:, 0] > 0), epsilons=[0.5], diagnostics=False)
+    >>> [(point.epsilon, point.value) for point in result.curves["l2"].points]
+    [(0.0, 1.0), (0.5, 0.5)]
+    """
+    settings = make_settings(
+        task=task, norms=norms, epsilons=epsilons, extra_epsilons=extra_epsilons, steps=steps, restarts=restarts,
+        batch_size=batch_size, seed=seed, diagnostics=diagnostics,
+    )  # fmt: skip
+    if time_limit is not None and not time_limit > 0:
+        raise InputError(f"time_limit must be a number of seconds above 0, got {time_limit!r}")
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    team = join()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            bench, summary = team.together(lambda: prepare(model, data, settings, bounds, mask, preprocess, device))
+            key = run_key(bench, summary)
+        if len(set(team.gather(summary.fingerprint))) > 1:
+            raise InputError("the processes were given different data: their functions must return the same in each")
+        journal = Journal(None if folder is None else Path(folder))
+        begin = journal.begin if team.leads else journal.follow
+        team.leaders_first(lambda: begin(key, resume=resume, overwrite=overwrite))
+        run = Run(bench, summary, team, journal, deadline, progress)
+        devices = [bench.device] if bench.device.type == "cuda" else []
+        with evaluating(*bench.modules), torch.random.fork_rng(devices=devices):
+            return run.all_stages(dict(described or {}))
+    finally:
+        team.leave()

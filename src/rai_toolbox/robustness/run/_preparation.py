@@ -1,0 +1,110 @@
+"""The start of an evaluation: model, data and settings put together, and tried."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rai_toolbox import evaluating
+from rai_toolbox._version import __version__
+from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._text import why
+from rai_toolbox.robustness.attack._settings import Settings, make_box
+from rai_toolbox.robustness.attack._stages import Bench
+from rai_toolbox.robustness.data._samples import Summary, as_samples, summarize, targets_for
+from rai_toolbox.robustness.models._load import Evaluated
+from rai_toolbox.robustness.session._journal import MODEL_OUTPUT
+
+__all__ = ["prepare", "run_key"]
+
+_GALLERY_POOL = 48
+
+
+def prepare(
+    model: Any,
+    data: Any,
+    settings: Settings,
+    bounds: Any,
+    mask: Any,
+    preprocess: Any,
+    device: torch.device | str | None,
+) -> tuple[Bench, Summary]:
+    if not callable(model):
+        raise InputError(f"the model must be an nn.Module or a function of a batch, got {type(model).__name__}")
+    samples = as_samples(data)
+    where = _device(model, device)
+    targets = targets_for(samples, settings.task)
+    summary = summarize(samples, settings.task)
+    box = make_box(samples, summary, bounds, mask)
+    pool = np.linspace(0, len(samples) - 1, min(_GALLERY_POOL, len(samples))).round().astype(int)
+    evaluated = Evaluated(model, preprocess)
+    bench = Bench(evaluated, samples, targets, box, settings, where, frozenset(pool.tolist()))
+    _try_model(bench)
+    return bench, summary
+
+
+def _device(model: Any, device: torch.device | str | None) -> torch.device:
+    if device is None:
+        first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        return torch.device("cpu") if first is None else first.device
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {str(device)!r} cannot be used: {why(error)}") from None
+    return where
+
+
+def _try_model(bench: Bench) -> None:
+    """See that the model takes a batch, that a gradient comes back, and that labels are among its classes."""
+    x, _ = bench.batch(0, min(2, len(bench.samples)))
+    with evaluating(*bench.modules):
+        outputs = bench.model.outputs_for(x)
+        with torch.enable_grad():
+            depends = bench.model(x.clone().requires_grad_()).requires_grad
+    if not depends:
+        raise InputError(
+            "no gradient reaches the model's input: it computes under torch.no_grad(), detaches, or leaves torch;"
+            " the solvers need the gradient"
+        )
+    if not bench.classifies:
+        if outputs != bench.targets.shape[1]:
+            raise InputError(f"the model predicts {outputs} values per sample, y has {bench.targets.shape[1]}")
+        return
+    classes = max(2, outputs)
+    highest = int(bench.targets.max())
+    if highest >= classes:
+        index = int(np.argmax(bench.targets))
+        raise InputError(
+            f"the label of sample {index} is {highest}, but the model tells {classes} classes apart: labels"
+            f" must be 0 to {classes - 1}"
+        )
+
+
+def run_key(bench: Bench, summary: Summary) -> dict[str, Any]:
+    """Return what decides the figures; an unfinished run of another key cannot be gone on with."""
+    digest = hashlib.sha256()
+    # A function has no state to compare, and the same weights may be used in another way.
+    x, _ = bench.batch(0, min(2, len(bench.samples)))
+    devices = [bench.device] if bench.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), evaluating(*bench.modules), torch.no_grad():
+        torch.manual_seed(bench.settings.seed)
+        output = bench.model(x)
+    for name, tensor in bench.model.state_dict().items():
+        if isinstance(tensor, torch.Tensor):
+            digest.update(name.encode())
+            # One at a time: the host holds no second copy of the model.
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return {
+        "data": summary.fingerprint,
+        "model": digest.hexdigest()[:32],
+        MODEL_OUTPUT: output.double().tolist(),
+        "bounds": bench.box.to_dict(),
+        **bench.settings.to_dict(),
+        "version": __version__,
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,214 @@
+"""The order of a run: look at the model, search, confirm, check. Every batch is kept before the next one begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from rai_toolbox.robustness._errors import EvaluationFailed, InputError
+from rai_toolbox.robustness._results import Finding
+from rai_toolbox.robustness._text import why
+from rai_toolbox.robustness.attack._grid import grid_for_distances, grid_for_spread, widest_radius
+from rai_toolbox.robustness.attack._settings import Norm
+from rai_toolbox.robustness.attack._stages import Bench, clean, confirm, search
+from rai_toolbox.robustness.checks._checks import Situation, run_check
+from rai_toolbox.robustness.checks._model_checks import MODEL_CHECKS
+from rai_toolbox.robustness.checks._search_checks import SEARCH_CHECKS
+from rai_toolbox.robustness.data._samples import Summary
+from rai_toolbox.robustness.report._evaluation import Evaluation
+from rai_toolbox.robustness.run._assembly import (
+    Measured,
+    Pieces,
+    assemble,
+    class_names,
+    joined,
+    reached,
+    scattered,
+    total,
+)
+from rai_toolbox.robustness.run._curves import accuracy_curve, error_curve
+from rai_toolbox.robustness.session._journal import Journal
+from rai_toolbox.robustness.session._team import Team
+
+__all__ = ["CHECKS", "Progress", "Run"]
+
+#: Called as ``progress(stage, done, total)`` after each finished batch of a stage.
+Progress = Callable[[str, int, int], None]
+
+CHECKS = (*MODEL_CHECKS, *SEARCH_CHECKS)
+
+
+@dataclass
+class Run:
+    """One evaluation under way.
+
+    Attributes
+    ----------
+    bench, summary
+        What is evaluated, and what one pass over it told.
+    team, journal
+        Who shares the work, and where finished pieces are kept.
+    deadline : float or None
+        Of `time.monotonic`: no batch begins after it.
+    progress : callable or None
+        Told of each finished batch.
+    complete : bool
+        Whether no batch has been left out so far.
+    begun : float
+        Of `time.perf_counter`.
+    """
+
+    bench: Bench
+    summary: Summary
+    team: Team
+    journal: Journal
+    deadline: float | None
+    progress: Progress | None
+    complete: bool = True
+    begun: float = field(default_factory=time.perf_counter)
+
+    def all_stages(self, described: Mapping[str, Any]) -> Evaluation:
+        """Do all that is not done yet, and return the result."""
+        bench = self.bench
+        looked = self._stage("clean", "Looking at the model", lambda batch: clean(bench, batch))
+        finite = joined(looked, "finite")
+        if len(finite) and not finite.any():
+            raise InputError("the model's output is NaN or infinite for every sample")
+        measure = self._accuracies if bench.classifies else self._errors
+        outcomes = {norm: measure(norm, looked) for norm in bench.settings.norms}
+        measured = {norm: one for norm, one in outcomes.items() if one is not None}
+        if not measured:
+            raise EvaluationFailed("the time limit came before the first batch was done; go on with --resume")
+        findings = self._checks(measured, looked) if bench.settings.diagnostics else ()
+        return assemble(
+            bench, self.summary, looked, measured, findings,
+            complete=self.complete, described=described, seconds=time.perf_counter() - self.begun,
+            processes=self.team.size,
+        )  # fmt: skip
+
+    def _stage(self, name: str, words: str, work: Callable[[int], Mapping[str, Any] | None]) -> Pieces:
+        """Do the batches that are not done yet, each in one of the processes; return all that are done, or
+        None for the others.
+        """
+        names = [f"{name}-{batch:07d}" for batch in range(self.bench.batches)]
+        mine = self.team.mine(len(names))
+        for done, batch in enumerate(mine):
+            if self._late():
+                break
+            if self.journal.get(names[batch]) is None:
+                # What a random model draws is the batch's own, whoever does it and after what.
+                torch.manual_seed(self.bench.generator(names[batch]).initial_seed())
+                piece = _guarded(lambda batch=batch: work(batch))
+                if piece is None:
+                    continue
+                self.journal.put(names[batch], piece)
+            self._tell(words, done + 1, len(mine))
+        own = {names[batch]: piece for batch in mine if (piece := self.journal.get(names[batch])) is not None}
+        for pieces in self.team.gather(own):
+            self.journal.learn(pieces)
+        results = [self.journal.get(name) for name in names]
+        self.complete &= all(result is not None for result in results)
+        return results
+
+    def _late(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    def _tell(self, words: str, done: int, count: int) -> None:
+        if self.progress is not None and self.team.leads:
+            self.progress(words, done, count)
+
+    def _accuracies(self, norm: Norm, looked: Pieces) -> Measured | None:
+        """Search the nearest error of each sample, then try each radius on those that stand.
+
+        Returns None where the time limit came before the first batch.
+        """
+        bench = self.bench
+
+        def search_batch(batch: int) -> Mapping[str, Any] | None:
+            first = looked[batch]
+            return None if first is None else search(bench, norm, batch, first["correct"])
+
+        searched = self._stage(f"search-{norm}", f"Searching the nearest errors ({norm})", search_batch)
+        if not any(searched):
+            return None
+        nearest = joined(searched, "distance")
+        widest = widest_radius(norm, self.summary, bench.box, bench.samples.shape)
+        grid = bench.settings.grid(norm) or grid_for_distances(norm, nearest, widest)
+        grid = bench.settings.with_extra(norm, grid)
+
+        def confirm_batch(batch: int) -> Mapping[str, Any] | None:
+            found = searched[batch]
+            return None if found is None else confirm(bench, norm, batch, grid, found["distance"])
+
+        confirmed = self._stage(f"confirm-{norm}", f"Trying each epsilon ({norm})", confirm_batch)
+        distance = joined([second or first for first, second in zip(searched, confirmed, strict=True)], "distance")
+        where = reached(bench, searched)
+        curve = accuracy_curve(
+            norm, grid, distance, nearest, bench.targets[where], class_names(bench),
+            forwards=total("forwards", (*searched, *confirmed)),
+            confirmed=all(piece is not None for piece in confirmed),
+        )  # fmt: skip
+        outcome = scattered(distance, where, len(bench.samples))
+        return Measured(curve, outcome, {"search": searched, "confirm": confirmed})
+
+    def _errors(self, norm: Norm, looked: Pieces) -> Measured | None:
+        """Try each radius on all samples: a regression has no errors to search for.
+
+        Returns None where the time limit came before the first batch.
+        """
+        bench = self.bench
+        grid = bench.settings.grid(norm) or grid_for_spread(norm, self.summary, bench.box)
+        grid = bench.settings.with_extra(norm, grid)
+
+        def confirm_batch(batch: int) -> Mapping[str, Any] | None:
+            return None if looked[batch] is None else confirm(bench, norm, batch, grid, None)
+
+        confirmed = self._stage(f"confirm-{norm}", f"Trying each epsilon ({norm})", confirm_batch)
+        pairs = [(first, second) for first, second in zip(looked, confirmed, strict=True) if first and second]
+        if not pairs:
+            return None
+        clean_error = joined([first for first, _ in pairs], "error")[None]
+        found = [second["error"] for _, second in pairs]
+        # The unperturbed input is in every ball.
+        error = np.concatenate([clean_error, np.maximum(np.concatenate(found, axis=1), clean_error)])
+        curve = error_curve(norm, grid, error, total("forwards", confirmed), all(confirmed))
+        outcome = scattered(error, reached(bench, confirmed), len(bench.samples))
+        return Measured(curve, outcome, {"confirm": confirmed})
+
+    def _checks(self, measured: Mapping[str, Measured], looked: Pieces) -> tuple[Finding, ...]:
+        outcome = {norm: one.outcome for norm, one in measured.items()}
+        situation = Situation(
+            bench=self.bench,
+            summary=self.summary,
+            curves={norm: one.curve for norm, one in measured.items()},
+            distance=outcome if self.bench.classifies else {},
+            error={} if self.bench.classifies else outcome,
+            clean=joined(looked, "correct" if self.bench.classifies else "error"),
+            rejected=int(sum(total("rejected", pieces) for one in measured.values() for pieces in one.stages.values())),
+        )
+        mine = self.team.mine(len(CHECKS))
+        findings: dict[str, Finding] = {}
+        for done, position in enumerate(mine):
+            check = CHECKS[position]
+            findings[check.name] = run_check(check, situation, self.journal, skip=self._late() or not self.complete)
+            self._tell("Checking the evaluation itself", done + 1, len(mine))
+        for others in self.team.gather(findings):
+            findings |= others
+        return tuple(findings[check.name] for check in CHECKS if check.name in findings)
+
+
+def _guarded(work: Callable[[], Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+    try:
+        return work()
+    except (InputError, EvaluationFailed):
+        raise
+    except Exception as error:
+        advice = "; lower --batch-size" if "memory" in str(error).lower() else ""
+        raise EvaluationFailed(
+            f"the model or a solver raised {why(error)}{advice}; finished batches are kept"
+        ) from error

@@ -1,0 +1,1 @@
+"""What lets a run be shared by processes, interrupted and resumed."""

@@ -1,0 +1,254 @@
+"""Each check on models made to have its fault, and on sound ones for false alarms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rai_toolbox.perturbations import Solution
+from rai_toolbox.robustness import evaluate
+from rai_toolbox.robustness.attack import _stages
+
+
+class Wrapped(nn.Module):
+    """A model with something done to its input or output."""
+
+    def __init__(self, net, before=lambda x: x, after=lambda out: out):
+        super().__init__()
+        self.net, self.before, self.after = net, before, after
+
+    def forward(self, x):
+        return self.after(self.net(self.before(x)))
+
+
+class LyingGradient(torch.autograd.Function):
+    """The identity, with a backward pass that points downhill."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return -grads[0]
+
+
+class NanGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return torch.full_like(grads[0], torch.nan)
+
+
+class BatchStatistics(nn.Module):
+    """Batch normalization that stays in training mode."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(nn.functional.batch_norm(x, None, None, training=True) * 0.3 + 0.3)
+
+
+def verdicts(model, digits, **options):
+    x, y = digits
+    options = {"norms": "l2", "epsilons": [0.3, 0.6, 1.2], "steps": 20, "restarts": 1} | options
+    result = evaluate(model, (x[:24], y[:24]), **options)
+    return {finding.check: finding for finding in result.findings}
+
+
+@pytest.mark.slow
+def test_the_built_in_model_raises_no_alarm(digits_net, digits):
+    grids = {"l2": [0.3, 0.6, 1.2], "linf": [0.05, 0.1, 0.2]}
+    found = verdicts(digits_net, digits, norms=list(grids), epsilons=grids, steps=50, restarts=3)
+    assert {check: finding.verdict for check, finding in found.items()} == dict.fromkeys(found, "ok")
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1", "l0"])
+def test_a_sound_model_raises_no_alarm(small_net, digits, norm):
+    grid = {"l2": [0.3, 0.6, 1.2], "linf": [0.05, 0.1, 0.2], "l1": [1.0, 2.0, 4.0], "l0": [1, 2, 4]}[norm]
+    found = verdicts(small_net, digits, norms=norm, epsilons=grid, steps=40, restarts=3)
+    assert {check: finding.verdict for check, finding in found.items()} == dict.fromkeys(found, "ok")
+
+
+def test_a_sound_model_of_a_table_without_bounds_raises_no_alarm():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(24, 6)).astype(np.float32)
+    model = nn.Linear(6, 3)
+    y = model(torch.from_numpy(x)).argmax(dim=1).numpy()
+    result = evaluate(model, (x, y), norms=["l0", "l1", "linf"], steps=20, restarts=2)
+    assert {finding.check: finding.verdict for finding in result.findings if finding.verdict != "ok"} == {}
+
+
+def test_a_random_model_is_noticed(small_net, digits):
+    noisy = Wrapped(small_net, before=lambda x: x + 0.2 * torch.randn_like(x))
+    assert verdicts(noisy, digits)["random-model"].verdict == "distrust"
+
+
+def test_a_model_that_mixes_its_batch_is_noticed(small_net, digits):
+    found = verdicts(BatchStatistics(small_net), digits)
+    assert found["batch-dependence"].verdict == "distrust"
+    assert found["random-model"].verdict == "ok"
+
+
+def test_an_input_that_is_rounded_has_zero_gradients(small_net, digits):
+    found = verdicts(Wrapped(small_net, before=lambda x: (x * 4).round() / 4), digits)
+    assert found["zero-gradients"].verdict == "distrust"
+    assert found["zero-gradients"].evidence["share_zero"] == 1.0
+
+
+def test_gradients_that_are_nan_are_noticed(small_net, digits):
+    found = verdicts(Wrapped(small_net, before=NanGradient.apply), digits)
+    assert found["zero-gradients"].evidence["share_not_finite"] == 1.0
+    assert found["zero-gradients"].verdict == "distrust"
+
+
+def test_gradients_that_vanish_are_noticed(small_net, digits):
+    def flat_steps(x):
+        # A staircase whose treads rise by next to nothing.
+        return (x * 4).round() / 4 + 1e-7 * x
+
+    found = verdicts(Wrapped(small_net, before=flat_steps), digits)
+    assert found["zero-gradients"].evidence["share_vanishing"] > 0.9
+
+
+def test_a_backward_pass_that_points_downhill_is_noticed(small_net, digits):
+    found = verdicts(Wrapped(small_net, before=LyingGradient.apply), digits)
+    assert found["loss-rises"].verdict == "distrust"
+
+
+def test_masked_gradients_are_beaten_by_blind_search(small_net, digits):
+    staircase = Wrapped(small_net, before=lambda x: (x * 8).round() / 8)
+    found = verdicts(staircase, digits, norms="linf", epsilons=[0.1, 0.15, 0.2])
+    assert found["gradient-masking"].verdict in ("distrust", "warning")
+    downhill = Wrapped(small_net, before=LyingGradient.apply)
+    found = verdicts(downhill, digits, norms="linf", epsilons=[0.1, 0.15, 0.2])
+    assert found["gradient-masking"].verdict == "distrust"
+
+
+def test_too_few_steps_are_noticed(small_net, digits, monkeypatch):
+    from rai_toolbox.perturbations import minimum_norm
+    from rai_toolbox.robustness.attack import _stages
+
+    def hasty(model, x, target, **options):
+        # As a solver does that has not arrived: errors, but farther away than they need to be.
+        solution = minimum_norm(model, x, target, **options)
+        if options["steps"] > 10:
+            return solution
+        overshot = (x + 1.5 * (solution.perturbed - x)).clamp(0, 1)
+        return type(solution)(overshot, solution.losses, solution.success, solution.distances)
+
+    monkeypatch.setattr(_stages, "minimum_norm", hasty)
+    monkeypatch.setattr(
+        _stages, "worst_case", lambda model, x, target, **options: hasty(model, x, target, steps=1, norm="l2")
+    )
+    found = verdicts(small_net, digits, epsilons=[0.3, 0.5, 0.7, 0.9], steps=4)
+    assert found["convergence"].verdict == "distrust"
+    assert found["convergence"].evidence["steps_used"] == 4
+
+
+def test_an_accuracy_that_never_falls_is_noticed(digits):
+    x, y = digits
+    x, y = x[y == 3][:20], y[y == 3][:20]
+
+    def constant(x):
+        return torch.eye(10)[3] + 0.0 * x.flatten(1).sum(dim=1, keepdim=True)
+
+    result = evaluate(constant, (x, y), epsilons=[0.5], steps=5, restarts=1)
+    assert {f.check: f.verdict for f in result.findings}["large-epsilon"] == "distrust"
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict"),
+    [
+        (lambda out: 1000 * out, "warning"),
+        (lambda out: out.softmax(dim=1), "warning"),
+        (lambda out: out + 1e8, "distrust"),
+        (lambda out: 1e-4 * out, "ok"),
+    ],
+    ids=["large", "probabilities", "offset", "small"],
+)
+def test_logits_that_float32_cannot_tell_apart_are_noticed(small_net, digits, after, verdict):
+    assert verdicts(Wrapped(small_net, after=after), digits)["saturation"].verdict == verdict
+
+
+def test_outputs_that_pass_no_gradient_on_are_not_called_saturated(small_net, digits):
+    found = verdicts(Wrapped(small_net, before=lambda x: (x * 4).round() / 4), digits)
+    assert found["saturation"].verdict == "ok"
+
+
+def test_labels_in_another_order_are_noticed(small_net, digits):
+    x, y = digits
+    result = evaluate(small_net, (x[:40], (y[:40] + 1) % 10), epsilons=[0.5], steps=5, restarts=1)
+    assert {f.check: f.verdict for f in result.findings}["clean-performance"] == "warning"
+
+
+def test_a_point_that_is_no_error_when_asked_again_is_not_counted(small_net, digits, monkeypatch):
+    from rai_toolbox.perturbations import minimum_norm
+    from rai_toolbox.robustness.attack import _stages
+
+    def boastful(model, x, target, **options):
+        solution = minimum_norm(model, x, target, **options)
+        return type(solution)(x + 1e-6, solution.losses, torch.ones_like(solution.success), 0 * solution.distances)
+
+    monkeypatch.setattr(_stages, "minimum_norm", boastful)
+    x, y = digits
+    result = evaluate(small_net, (x[:20], y[:20]), epsilons=[0.01], steps=5, restarts=1)
+    assert result.curves["l2"].points[1].value == result.curves["l2"].points[0].value
+    finding = next(finding for finding in result.findings if finding.check == "verification")
+    assert finding.verdict == "distrust"
+
+
+@pytest.mark.parametrize(("bounds", "how_far"), [((-1.0, 1.0), 2.5), (None, 1.2)], ids=["bounds", "ball"])
+def test_a_point_out_of_the_bounds_or_the_ball_is_not_counted(half_plane, blobs, monkeypatch, bounds, how_far):
+    def reaches_too_far(model, x, target, **options):
+        over = x - how_far * (x.abs() + 0.5) * x.sign()
+        ones = torch.ones(len(x))
+        return Solution(over, ones, ones.bool(), 0 * ones)
+
+    def finds_nothing(model, x, target, **options):
+        zeros = torch.zeros(len(x))
+        return Solution(x.clone(), zeros, zeros.bool(), zeros + torch.inf)
+
+    monkeypatch.setattr(_stages, "worst_case", reaches_too_far)
+    monkeypatch.setattr(_stages, "minimum_norm", reaches_too_far if bounds else finds_nothing)
+    result = evaluate(half_plane, blobs, epsilons=[0.5], bounds=bounds, steps=5, restarts=1)
+    assert [point.value for point in result.curves["l2"].points] == [1.0, 1.0]
+    assert np.isinf(result.distance["l2"]).all()
+    assert {finding.check: finding.verdict for finding in result.findings}["verification"] == "distrust"
+
+
+def test_regression_faults_are_noticed():
+    x = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    y = x.sum(axis=1)
+    torch.manual_seed(0)
+    sound = nn.Linear(5, 1)
+    with torch.no_grad():
+        sound.weight.fill_(1.0)
+        sound.bias.zero_()
+
+    def found(model):
+        result = evaluate(model, (x, y), task="regression", steps=20, restarts=1)
+        return {finding.check: finding.verdict for finding in result.findings}
+
+    assert "distrust" not in found(sound).values()
+    assert "warning" not in found(sound).values()
+    assert found(Wrapped(sound, before=torch.round))["zero-gradients"] == "distrust"
+    assert found(Wrapped(sound, before=lambda x: x + torch.randn_like(x)))["random-model"] == "distrust"
+    assert found(Wrapped(sound, before=LyingGradient.apply))["loss-rises"] == "distrust"
+
+
+def test_every_check_has_its_text_in_the_report_and_in_the_documentation():
+    from rai_toolbox.robustness.report._report import guidance
+    from rai_toolbox.robustness.run._run import CHECKS
+
+    assert set(guidance()) == {check.name for check in CHECKS}
+    for text in guidance().values():
+        assert "What it means." in text
+        assert "What to do." in text

@@ -1,0 +1,345 @@
+"""Every form of a model file, and what is refused because it could run code."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import pickle
+import sys
+import types
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rai_toolbox.robustness import InputError, evaluate, load_model, load_preprocess
+
+BUILD = """
+from torch import nn
+def build():
+    features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Dropout())
+    return nn.Sequential(features, nn.Flatten(), nn.Linear(144, 3))
+"""
+
+
+@pytest.fixture(scope="module")
+def net():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        scope = {}
+        exec(BUILD, scope)
+        return scope["build"]().eval()
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("build.py").write_text(BUILD)
+    return tmp_path
+
+
+def export(net, path="model.pt2", **options):
+    dynamic = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)} | options
+    torch.export.save(torch.export.export(net, (torch.rand(4, 1, 8, 8),), **dynamic), path)
+    return path
+
+
+def saved(net, kind):
+    """Write the model in some form; return what the command is given."""
+    if kind == "pt2":
+        return export(net), None
+    if kind == "torchscript":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            torch.jit.trace(net, torch.rand(4, 1, 8, 8)).save("model.ts")
+        return "model.ts", None
+    if kind == "safetensors":
+        from safetensors.torch import save_file
+
+        save_file(net.state_dict(), "weights.safetensors")
+        return "build.py:build", "weights.safetensors"
+    content = net.state_dict() if kind == "state_dict" else {"state_dict": net.state_dict(), "epoch": 3}
+    torch.save(content, "weights.pt")
+    return "build.py:build", "weights.pt"
+
+
+@pytest.mark.parametrize("kind", ["pt2", "torchscript", "safetensors", "state_dict", "checkpoint"])
+def test_every_form_gives_the_models_own_answers_and_gradients(place, net, kind):
+    spec, weights = saved(net, kind)
+    model = load_model(spec, weights=weights)
+    x = torch.rand(7, 1, 8, 8, requires_grad=True)
+    assert torch.allclose(model(x), net(x), atol=1e-6)
+    assert torch.allclose(torch.autograd.grad(model(x).sum(), x)[0], torch.autograd.grad(net(x).sum(), x)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["pt2", "torchscript"])
+def test_model_files_can_be_evaluated(place, net, kind):
+    spec, _ = saved(net, kind)
+    x = np.random.default_rng(0).random((12, 1, 8, 8), dtype=np.float32)
+    y = net(torch.from_numpy(x)).argmax(dim=1).numpy()
+    result = evaluate(load_model(spec), (x, y), epsilons=[0.1, 5], steps=5, restarts=1)
+    assert result.curves["l2"].points[0].value == 1.0
+
+
+def test_a_program_exported_for_one_batch_size_says_so(place, net):
+    export(net, dynamic_shapes=None)
+    x = np.zeros((12, 1, 8, 8), dtype=np.float32)
+    with pytest.raises(InputError, match="cannot take a batch"):
+        evaluate(load_model("model.pt2"), (x, np.zeros(12)), epsilons=[1], steps=2)
+
+
+class Evil:
+    """A pickle that leaves a file when it is read."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("was-run"),)
+
+
+def test_pickles_are_refused_unread(place, net):
+    torch.save(net, "model.pt")
+    with pytest.raises(InputError, match=r"is a pickle.*state_dict"):
+        load_model("model.pt")
+    torch.save({"weight": Evil()}, "evil.pt")
+    Path("evil.pkl").write_bytes(pickle.dumps(Evil()))
+    for name in ("evil.pt", "evil.pkl"):
+        with pytest.raises(InputError, match="pickle"):
+            load_model(name)
+        with pytest.raises(InputError, match="pickle"):
+            load_model("build.py:build", weights=name)
+    assert not Path("was-run").exists()
+
+
+def test_weights_without_their_model_say_what_is_missing(place, net):
+    torch.save(net.state_dict(), "weights.pt")
+    with pytest.raises(InputError, match=r"is a state dict.*--weights weights\.pt"):
+        load_model("weights.pt")
+    torch.save(nn.Linear(2, 2).state_dict(), "other.pt")
+    with pytest.raises(InputError, match="does not fit the model"):
+        load_model("build.py:build", weights="other.pt")
+    with pytest.raises(InputError, match="goes with a function"):
+        load_model(export(net), weights="weights.pt")
+
+
+def test_onnx_without_its_converter_says_what_would_do(place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    Path("model.onnx").write_bytes(b"\x08\x07")
+    with pytest.raises(InputError, match=r"ONNX files are not supported without onnx2pytorch.*\.pt2"):
+        load_model("model.onnx")
+
+
+def test_onnx_is_what_its_converter_makes_of_it(place, net, monkeypatch):
+    """A stand-in for the converter; the next test has the real one, where it is installed."""
+    Path("model.onnx").write_bytes(b"a model")
+    onnx, converter = types.ModuleType("onnx"), types.ModuleType("onnx2pytorch")
+    vars(onnx)["load"] = lambda path: Path(path).read_bytes()
+    vars(converter)["ConvertModel"] = {b"a model": net}.__getitem__
+    monkeypatch.setitem(sys.modules, "onnx", onnx)
+    monkeypatch.setitem(sys.modules, "onnx2pytorch", converter)
+    assert load_model("model.onnx") is net
+    Path("model.onnx").write_bytes(b"another")
+    with pytest.raises(InputError, match="cannot be converted by onnx2pytorch: KeyError"):
+        load_model("model.onnx")
+
+
+def importable(*names):
+    try:
+        for name in names:
+            importlib.import_module(name)
+    except Exception:  # a torchvision that was built for another torch
+        return False
+    return True
+
+
+@pytest.mark.skipif(
+    not importable("onnx", "onnxscript", "onnx2pytorch"), reason="onnxscript, onnx2pytorch and its torchvision"
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_converted_model_is_the_same_model(place, net):
+    x = torch.rand(4, 1, 8, 8)
+    torch.onnx.export(net, (x,), "model.onnx", dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False)
+    model, x = load_model("model.onnx"), torch.rand(7, 1, 8, 8, requires_grad=True)
+    assert torch.allclose(model(x), net(x), atol=1e-6)
+    assert torch.allclose(torch.autograd.grad(model(x).sum(), x)[0], torch.autograd.grad(net(x).sum(), x)[0], atol=1e-6)
+
+
+def rewritten(path, change):
+    """Write the archive again with `change(name, content)` applied to its members."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile("changed.pt2", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, change(name, content))
+    return "changed.pt2"
+
+
+def with_graph(change):
+    def apply(name, content):
+        if not name.endswith("models/model.json"):
+            return content
+        graph = json.loads(content)
+        change(graph)
+        return json.dumps(graph).encode()
+
+    return apply
+
+
+def pickled_inputs(name, content):
+    if not name.endswith("sample_inputs/model.pt"):
+        return content
+    torch.save((Evil(),), "inputs.pt")
+    return Path("inputs.pt").read_bytes()
+
+
+def pickled_weights(name, content):
+    if not name.endswith("model_weights_config.json"):
+        return content
+    config = json.loads(content)
+    next(iter(config["config"].values()))["use_pickle"] = True
+    return json.dumps(config).encode()
+
+
+def opaque_object(name, content):
+    if not name.endswith("model_constants_config.json"):
+        return content
+    return json.dumps({"config": {"c": {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": False}}}).encode()
+
+
+def a_call(graph):
+    graph["graph_module"]["graph"]["nodes"][0]["target"] = "torch.os.system"
+
+
+def a_mapped_file(graph):
+    graph["graph_module"]["graph"]["nodes"][0]["target"] = "torch.ops.aten.from_file.default"
+
+
+def an_expression(graph):
+    graph["extra"] = {"expr_str": "__import__('pathlib').Path('was-run').touch()"}
+
+
+def a_name(graph):
+    graph["graph_module"]["graph"]["nodes"][0]["outputs"][0]["as_tensor"]["name"] = "x\nimport os"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pickled_inputs,
+        pickled_weights,
+        opaque_object,
+        with_graph(a_call),
+        with_graph(a_mapped_file),
+        with_graph(an_expression),
+        with_graph(a_name),
+    ],
+    ids=["inputs", "weights", "object", "call", "file", "expression", "name"],
+)
+def test_an_exported_archive_that_could_run_code_is_refused(place, net, change):
+    load_model(export(net))
+    with pytest.raises(InputError, match="could run code"):
+        load_model(rewritten("model.pt2", change))
+    assert not Path("was-run").exists()
+
+
+class Writes(nn.Module):
+    """What TorchScript lets a model do beside computing."""
+
+    def forward(self, x):
+        torch.save(x, "was-run")
+        return x
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "torch.save(x, 'was-run')",
+        "ops.aten.save(x, 'was-run')",
+        "torch . save(x, 'was-run')",
+        "getattr(torch, 'sa' + 've')(x, 'was-run')",
+        "torch.from_file('was-run', True, 4)",
+        "ops.aten.from_file('was-run', True, 4)",
+    ],
+)
+def test_a_torchscript_file_that_reaches_out_is_refused(place, call):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(Writes()).save("model.pt")
+    with zipfile.ZipFile("model.pt") as archive:
+        members = [(entry, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile("changed.pt", "w") as archive:
+        for entry, content in members:
+            archive.writestr(entry.filename, content.replace(b'torch.save(x, "was-run")', call.encode()))
+    with pytest.raises(InputError, match="reach no file and no process"):
+        load_model("changed.pt")
+    assert not Path("was-run").exists()
+
+
+def test_of_two_entries_of_one_name_both_are_looked_at(place, net):
+    export(net)
+    with zipfile.ZipFile("model.pt2") as archive:
+        name = next(name for name in archive.namelist() if name.endswith("models/model.json"))
+        good = archive.read(name)
+    graph = json.loads(good)
+    a_call(graph)
+    with zipfile.ZipFile("model.pt2", "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the name is there already
+        archive.writestr(name, json.dumps(graph))
+        archive.writestr(name, good)
+    with pytest.raises(InputError, match="could run code"):
+        load_model("model.pt2")
+
+
+@pytest.mark.parametrize("kind", ["pt2", "torchscript"])
+def test_an_archive_whose_names_climb_out_writes_nothing(place, net, kind):
+    spec, _ = saved(net, kind)
+    with zipfile.ZipFile(spec, "a") as archive:
+        archive.writestr("../../escaped", "x")
+        archive.writestr("model/../../escaped", "x")
+    before = sorted(place.parent.rglob("*"))
+    with contextlib.suppress(InputError):
+        load_model(spec)
+    assert sorted(place.parent.rglob("*")) == before
+
+
+def test_garbage_files_are_one_line(place):
+    for name in ("m.pt2", "m.pt", "m.safetensors", "m.ts", "m.txt"):
+        Path(name).write_bytes(b"\x00garbage\xff" * 9)
+        with pytest.raises(InputError) as caught:
+            load_model(name)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(InputError) as caught:
+            load_model("build.py:build", weights=name)
+        assert "\n" not in str(caught.value)
+
+
+def test_normalize_is_per_channel(place):
+    x = torch.rand(2, 3, 4, 4)
+    normalize = load_preprocess("normalize:0.1,0.2,0.3/1,2,4")
+    expected = (x - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor([1.0, 2.0, 4.0])[:, None, None]
+    assert torch.allclose(normalize(x), expected)
+    for bad in ("normalize:1/0", "normalize:1,2/1", "normalize:x/1", "standardize", "build.py:missing"):
+        with pytest.raises(InputError):
+            load_preprocess(bad)
+
+
+def test_the_built_in_model_is_the_same_from_the_cache_and_leaves_the_random_state_alone(digits_net):
+    state = torch.get_rng_state()
+    again = load_model("digits")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), digits_net.parameters(), strict=True))
+
+
+def test_a_damaged_cache_is_trained_anew(tmp_path, monkeypatch, digits_net):
+    from rai_toolbox.robustness.models import _digits
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cached = _digits._cache_file(0)
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"damaged")
+    monkeypatch.setattr(_digits, "_EPOCHS", 1)
+    load_model("digits")
+    assert torch.load(cached, weights_only=True).keys() == digits_net.state_dict().keys()
