@@ -21,7 +21,7 @@ _PATHS = {name: f"{_PACKAGE}.{room}.{name}" for room, names in _ROOMS.items() fo
 
 
 def keep_old_paths() -> None:
-    """Let both ``import rai_toolbox.robustness._name`` and ``from rai_toolbox.robustness import _name`` find a module."""
+    """Let ``import rai_toolbox.robustness._x`` and ``from rai_toolbox.robustness import _x`` find a module."""
     loaded = {name: path for name, path in _PATHS.items() if path in sys.modules}
     sys.modules.update({f"{_PACKAGE}.{name}": sys.modules[path] for name, path in loaded.items()})
     vars(sys.modules[_PACKAGE])["__getattr__"] = _attribute
