@@ -30,6 +30,15 @@ from rai_toolbox.functional._sampling import (
 )
 from rai_toolbox.functional._scaling import normalize_
 from rai_toolbox.functional._selection import signed_top_q, signed_top_q_, top_q, top_q_
+from rai_toolbox.functional._spectral import (
+    lmo_spectral_ball,
+    lmo_spectral_ball_,
+    polar,
+    polar_,
+    project_spectral_ball,
+    project_spectral_ball_,
+)
+from rai_toolbox.functional._spheres import project_l2_sphere, project_l2_sphere_
 
 __all__ = [
     "datum_ndim",
@@ -41,9 +50,13 @@ __all__ = [
     "lmo_l2_ball_",
     "lmo_linf_ball",
     "lmo_linf_ball_",
+    "lmo_spectral_ball",
+    "lmo_spectral_ball_",
     "lp_norm",
     "normalize",
     "normalize_",
+    "polar",
+    "polar_",
     "project_box",
     "project_box_",
     "project_l0_ball",
@@ -52,10 +65,14 @@ __all__ = [
     "project_l1_ball_",
     "project_l2_ball",
     "project_l2_ball_",
+    "project_l2_sphere",
+    "project_l2_sphere_",
     "project_linf_ball",
     "project_linf_ball_",
     "project_simplex",
     "project_simplex_",
+    "project_spectral_ball",
+    "project_spectral_ball_",
     "signed_top_q",
     "signed_top_q_",
     "to_batch",

@@ -9,6 +9,7 @@ from rai_toolbox.optim._frank_wolfe import (
     L2FrankWolfe,
     LinfFrankWolfe,
 )
+from rai_toolbox.optim._joint import JointOptimizer
 from rai_toolbox.optim._normed import (
     L1NormedGradientOptim,
     L2NormedGradientOptim,
@@ -33,6 +34,7 @@ __all__ = [
     "ClampedGradientOptimizer",
     "ClampedParameterOptimizer",
     "FrankWolfe",
+    "JointOptimizer",
     "L1BallOptim",
     "L1FrankWolfe",
     "L1NormedGradientOptim",

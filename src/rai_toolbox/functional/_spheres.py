@@ -1,0 +1,99 @@
+"""The Euclidean projection on the sphere."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.functional._layout import datum_ndim
+from rai_toolbox.functional._nearest import Number, slack
+from rai_toolbox.functional._norms import lp_norm, normalize
+from rai_toolbox.functional._per_datum import checked_float, is_large, map_rows, map_rows_, per_datum
+from rai_toolbox.functional._scaling import normalize_
+
+
+def project_l2_sphere(x: Tensor, epsilon: Number = 1.0, *, param_ndim: int | None = -1) -> Tensor:
+    """Project each datum on the sphere {z : ‖z‖₂ = epsilon}: argmin ‖z - x‖₂.
+
+    Parameters
+    ----------
+    x : Tensor, shape (*batch, *datum)
+        Real floating point.
+    epsilon : float or Tensor
+        The radius, ≥ 0: a number, or one entry per datum (of the batch's shape, broadcastable to it, or flat).
+    param_ndim : int or None
+        The trailing `param_ndim` dimensions are one datum; see `rai_toolbox.to_batch`.
+
+    Returns
+    -------
+    Tensor
+        The shape and dtype of `x`. A datum on the sphere, but for rounding, comes back bit for bit. Every point of the
+        sphere is as near to a zero datum: its first entry becomes epsilon. Can be differentiated.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `epsilon` is not a number, is negative, or does not fit the data; `param_ndim` does not fit `x`; `x` is not real
+        floating point.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_l2_sphere
+    >>> project_l2_sphere(torch.tensor([[0.3, -0.4], [0.0, 0.0]]), epsilon=2.0)
+    tensor([[ 1.2000, -1.6000],
+            [ 2.0000,  0.0000]])
+    """
+    return _on_sphere(map_rows, x, epsilon, param_ndim)
+
+
+def project_l2_sphere_(x: Tensor, epsilon: Number = 1.0, *, param_ndim: int | None = -1) -> Tensor:
+    """The in-place form of `project_l2_sphere`.
+
+    Parameters
+    ----------
+    x : Tensor
+        Changed in place; any strides.
+    epsilon, param_ndim
+        As for `project_l2_sphere`.
+
+    Returns
+    -------
+    Tensor
+        `x`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rai_toolbox.functional import project_l2_sphere_
+    >>> project_l2_sphere_(torch.tensor([[0.3, -0.4]]))
+    tensor([[ 0.6000, -0.8000]])
+    """
+    return _on_sphere(map_rows_, x, epsilon, param_ndim)
+
+
+def _on_sphere(mapper: Callable[..., Tensor], x: Tensor, epsilon: Number, param_ndim: int | None) -> Tensor:
+    k = datum_ndim(checked_float("x", x).ndim, param_ndim)
+    column = per_datum("epsilon", epsilon, x, k)
+    return mapper(functools.partial(_rows_on_sphere, in_place=mapper is map_rows_), x, param_ndim, (column,))
+
+
+def _rows_on_sphere(rows: Tensor, epsilon: Number, *, in_place: bool) -> Tensor:
+    wide = rows if in_place and is_large(rows) else rows.to(torch.promote_types(rows.dtype, torch.float32))
+    norm = lp_norm(wide.detach(), 2, param_ndim=1, keepdim=True).to(wide.dtype)
+    relative, absolute = slack(rows.dtype, rows.shape[1], 2)
+    on_it = (norm - epsilon).abs() <= epsilon * relative + absolute
+    if wide is rows and in_place and is_large(rows):  # one datum, by pieces: no second one of its size
+        factor = torch.where(on_it | (norm == 0), 1.0, torch.as_tensor(epsilon, dtype=norm.dtype, device=norm.device))
+        if not bool(on_it.all()):
+            normalize_(rows, 2, param_ndim=1, eps=0.0)
+            rows.mul_(factor.to(rows.dtype))
+            rows[:, :1].copy_(torch.where(norm == 0, epsilon, rows[:, :1]))
+        return rows
+    first = torch.zeros_like(wide)
+    first[:, :1] = 1
+    direction = torch.where(norm == 0, first, normalize(torch.where(norm == 0, first, wide), 2, param_ndim=1, eps=0.0))
+    return torch.where(on_it, wide, direction * epsilon)
