@@ -12,10 +12,12 @@ References
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+Number: TypeAlias = float | Tensor
 
 # The odd polynomial a x + b x³ + c x⁵ that a step of Newton and Schulz [2]_ applies to each singular value.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
