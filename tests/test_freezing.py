@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -62,6 +65,68 @@ def test_frozen_serves_a_second_call_of_a_decorated_function_and_nests():
 
     assert [inside(), inside()] == [False, False]
     assert net.weight.requires_grad
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_freeze_returns_keeps_no_tensor_alive_and_restores_the_others(wrapped: bool):
+    dropped, kept = (torch.tensor(1.0, requires_grad=True) for _ in range(2))
+    alive = weakref.ref(dropped)
+    restore = freeze([dropped, kept]) if wrapped else freeze(dropped, kept)
+    assert alive() is dropped
+    del dropped
+    assert alive() is None
+    restore()
+    assert kept.requires_grad
+
+
+def test_freeze_restores_a_tensor_that_only_a_graph_holds():
+    leaf = torch.ones(2, requires_grad=True)
+    graph = (leaf * 2).grad_fn
+    assert graph is not None
+    restore = freeze(leaf)
+    del leaf
+    assert not graph.next_functions[0][0].variable.requires_grad
+    restore()
+    assert graph.next_functions[0][0].variable.requires_grad
+
+
+def test_evaluating_keeps_no_module_alive_before_and_inside_the_block():
+    net = nn.Linear(2, 2)
+    alive, context = weakref.ref(net), evaluating(net)
+    del net
+    gc.collect()
+    assert alive() is None
+    with context:
+        pass
+    first, second = nn.Dropout(), nn.Sequential(nn.Dropout())
+    alive = weakref.ref(first)
+    with evaluating(first, second):
+        del first
+        gc.collect()
+        assert alive() is None
+        assert not second[0].training
+    assert second.training
+    assert second[0].training
+
+
+def test_a_function_under_evaluating_may_call_itself_and_a_failing_eval_changes_no_flag():
+    net = nn.Dropout()
+
+    @evaluating(net)
+    def depth(n: int) -> list[bool]:
+        return [net.training, *(depth(n - 1) if n else [])]
+
+    assert depth(2) == [False] * 3
+    assert net.training
+
+    class Stuck(nn.Module):
+        def train(self, mode: bool = True):
+            raise RuntimeError("stuck")
+
+    stuck = Stuck()
+    with pytest.raises(RuntimeError, match="stuck"), evaluating(net, stuck):
+        pass
+    assert net.training
 
 
 def test_negate_keeps_the_name_and_refuses_what_cannot_be_called():

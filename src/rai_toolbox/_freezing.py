@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ContextDecorator, contextmanager
+from contextlib import ContextDecorator
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.weak import TensorWeakRef
 
 __all__ = ["evaluating", "freeze", "frozen"]
 
@@ -45,7 +47,8 @@ def freeze(*items: Any) -> Callable[[], None]:
     Returns
     -------
     Callable[[], None]
-        Sets the flag of each tensor to what it was when `freeze` was called.
+        Sets the flag of each tensor to what it was when `freeze` was called. It holds weak references: a tensor that
+        nothing else holds is freed.
 
     Raises
     ------
@@ -79,9 +82,12 @@ def freeze(*items: Any) -> Callable[[], None]:
         if flag:
             tensor.requires_grad_(False)
 
+    flags = [(TensorWeakRef(tensor), flag) for tensor, flag in seen.values()]
+
     def restore() -> None:
-        for tensor, flag in seen.values():
-            if tensor.requires_grad != flag:
+        for reference, flag in flags:
+            tensor = reference()
+            if tensor is not None and tensor.requires_grad != flag:
                 tensor.requires_grad_(flag)
 
     return restore
@@ -119,8 +125,7 @@ class frozen(ContextDecorator):
         self._restores.pop()()
 
 
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
+class evaluating(ContextDecorator):
     """Context manager and decorator: `modules` are in eval mode inside.
 
     Every module and submodule gets its own training flag back, so that a layer that was in eval mode inside a
@@ -129,6 +134,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     Parameters
     ----------
     *modules : Module
+        Held by weak references: a module that nothing else holds is freed.
 
     Raises
     ------
@@ -146,15 +152,30 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     >>> net.training, net[1].training
     (True, True)
     """
-    for module in modules:
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"evaluating takes torch.nn.Module objects; got {type(module).__name__}")
-    flags = [(part, part.training) for module in modules for part in module.modules()]
-    try:
+
+    def __init__(self, *modules: nn.Module) -> None:
         for module in modules:
-            module.eval()
-        yield
-    finally:
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"evaluating takes torch.nn.Module objects; got {type(module).__name__}")
+        self._modules = [weakref.ref(module) for module in modules]
+        # One entry for each time that the context was entered: a decorated function may call itself.
+        self._flags: list[list[tuple[weakref.ref[nn.Module], bool]]] = []
+
+    def __enter__(self) -> None:
+        modules = [module for reference in self._modules if (module := reference()) is not None]
+        self._flags.append([(weakref.ref(part), part.training) for module in modules for part in module.modules()])
+        try:
+            for module in modules:
+                module.eval()
+        except BaseException:
+            self._restore()
+            raise
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
         # Not by `train(flag)`, which would set every submodule below too.
-        for part, flag in flags:
-            part.training = flag
+        for reference, flag in self._flags.pop():
+            if (part := reference()) is not None:
+                part.training = flag

@@ -15,7 +15,9 @@ from rai_toolbox.optim import (
     ChainedParamTransformingOptimizer,
     ClampedGradientOptimizer,
     L1NormedGradientOptim,
+    L1ProjectedOptim,
     L1qNormedGradientOptim,
+    L2FrankWolfe,
     L2NormedGradientOptim,
     L2ProjectedOptim,
     LpNormedGradientOptim,
@@ -416,6 +418,11 @@ def test_the_normed_optimizers_share_a_base_that_takes_any_order_as_a_class_attr
     optim.step()
     torch.testing.assert_close(x.grad, torch.full((1, 2), 2 ** (-1 / 3)))
     assert L1NormedGradientOptim([x]).p == 1
+
+
+@pytest.mark.parametrize(("cls", "order"), [(L1ProjectedOptim, 1), (L2ProjectedOptim, 2), (L2FrankWolfe, 2)])
+def test_optimizers_that_norm_and_constrain_say_their_order(cls: Any, order: int) -> None:
+    assert cls([torch.zeros(1, 2, requires_grad=True)], epsilon=1.0).p == order
 
 
 @pytest.mark.parametrize("order", [None, "two", True])

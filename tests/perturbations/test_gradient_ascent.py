@@ -355,6 +355,21 @@ class TestRandomRestart:
             assert losses.tolist() == [1.0, 2.0, 0.5]
             assert perturbed.flatten().tolist() == [0.0, 1.0, 2.0]
 
+    @pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 1, 1), (1,), (1, 1)])
+    def test_losses_keep_their_shape_and_a_single_one_is_that_of_the_whole_batch(self, shape):
+        losses = torch.tensor([[1.0, 5.0, 0.0], [3.0, 2.0, 1.0]])[:, : shape[0]]
+        runs = [(torch.full((3, 2), float(i)), loss.reshape(shape)) for i, loss in enumerate(losses)]
+        perturbed, best = random_restart(lambda: runs.pop(0), 2)()
+        assert best.shape == shape
+        assert best.flatten().tolist() == losses.amax(0).tolist()
+        rows = [1.0, 0.0, 1.0] if shape[0] == 3 else [1.0] * 3
+        assert perturbed.tolist() == [[row] * 2 for row in rows]
+
+    @pytest.mark.parametrize("shape", [(), (2,), (3, 2), (1, 3)])
+    def test_losses_that_are_not_one_per_datum_are_refused(self, shape):
+        with pytest.raises(ValueError, match=r"shape \(N,\) or \(N, 1\)"):
+            random_restart(lambda: (torch.zeros(3, 2), torch.zeros(shape)), 2)()
+
     def test_every_run_starts_anew(self, batch):
         x, y = batch
         starts: list[torch.Tensor] = []

@@ -270,8 +270,13 @@ class L2FrankWolfe(_OnBall):
     tensor([[-0.3000,  0.4000]], requires_grad=True)
     """
 
+    @property
+    def p(self) -> int:
+        """The order of the norm that the gradient is divided by: 2."""
+        return 2
+
     def _grad_transform(self, optim_group: OptimGroup) -> Transform:
-        return normalization(2, optim_group["div_by_zero_eps"])
+        return normalization(self.p, optim_group["div_by_zero_eps"])
 
 
 @documented

@@ -64,6 +64,11 @@ class _Normed(_InBall):
             **inner_opt_kwargs,
         )
 
+    @property
+    def p(self) -> int:
+        """The order of the norm that the gradient is divided by."""
+        return self._p
+
     def _check_options(self, optim_group: OptimGroup) -> None:
         super()._check_options(optim_group)
         check_number("div_by_zero_eps", optim_group["div_by_zero_eps"], low=0.0, high=math.inf)

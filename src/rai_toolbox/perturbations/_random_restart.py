@@ -23,19 +23,21 @@ def random_restart(solver: Callable[P, tuple[Tensor, Tensor]], repeats: int) -> 
     Parameters
     ----------
     solver : Callable[..., (Tensor, Tensor)]
-        Returns perturbed data, shape (N, ...), and losses, shape (N,). A partial of one is fine.
+        Returns perturbed data, shape (N, ...), and losses, one per datum: shape (N,), (N, 1), ... A single loss, of
+        shape (1,), (1, 1), ..., is that of the whole batch. A partial of a solver is fine.
     repeats : int
 
     Returns
     -------
     Callable[..., (Tensor, Tensor)]
         Takes what `solver` takes. The best is the largest loss, or the smallest where the solver's `targeted` holds,
-        be it an argument, frozen in a partial, or the default. A NaN loss never wins.
+        be it an argument, frozen in a partial, or the default. A NaN loss never wins. The losses keep their shape.
 
     Raises
     ------
     ValueError
         `repeats` < 1.
+        When called: the losses are not one per datum.
     TypeError
         `solver` cannot be called, or `repeats` is not an int.
 
@@ -73,11 +75,7 @@ def random_restart(solver: Callable[P, tuple[Tensor, Tensor]], repeats: int) -> 
         for _ in range(repeats - 1):
             start_anew()
             new_perturbed, new_losses = solver(*args, **kwargs)
-            if new_losses.ndim != 1:
-                raise ValueError(
-                    "random_restart compares the losses of each datum: the solver must return losses of shape "
-                    f"(N,); it returned {tuple(new_losses.shape)}"
-                )
+            _check_losses(new_losses, new_perturbed)
             better = (new_losses < losses) if targeted else (new_losses > losses)
             better |= losses.isnan() & ~new_losses.isnan()
             losses = torch.where(better, new_losses, losses)
@@ -89,6 +87,16 @@ def random_restart(solver: Callable[P, tuple[Tensor, Tensor]], repeats: int) -> 
         return wraps(solver)(restarted)
     except (AttributeError, TypeError):
         return restarted
+
+
+def _check_losses(losses: Tensor, perturbed: Tensor) -> None:
+    per_datum = losses.ndim >= 1 and losses.numel() == len(losses) and len(losses) in (1, len(perturbed))
+    if not per_datum:
+        raise ValueError(
+            "random_restart compares the losses of each datum: the solver must return losses of shape (N,) or (N, 1) "
+            f"for perturbed data of shape (N, ...); it returned losses of shape {tuple(losses.shape)} for data of "
+            f"shape {tuple(perturbed.shape)}"
+        )
 
 
 def _frozen_keywords(solver: Any) -> dict[str, Any]:
