@@ -1,4 +1,4 @@
-"""What can go wrong in an evaluation, by whose doing it is."""
+"""Errors of an evaluation: the caller's mistake, or a failed run."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rai_toolbox.robustness._errors import InputError
-from rai_toolbox.robustness._text import closest, why
+from rai_toolbox.robustness._text import did_you_mean, one_line
 
 __all__ = ["call_named", "guarded", "import_named", "names_function"]
 
@@ -44,7 +44,7 @@ def import_named(spec: str, what: str) -> Any:
         return getattr(module, name)
     except AttributeError:
         public = [key for key in vars(module) if not key.startswith("_")]
-        raise InputError(f"{what}: {source!r} has no function {name!r}{closest(name, public)}") from None
+        raise InputError(f"{what}: {source!r} has no function {name!r}{did_you_mean(name, public)}") from None
 
 
 def call_named(spec: str, what: str) -> Any:
@@ -62,7 +62,7 @@ def guarded(function: Callable[[], Any], message: str) -> Any:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{message} {why(error)}") from error
+        raise InputError(f"{message} {one_line(error)}") from error
 
 
 def _is_dotted(module: str) -> bool:
@@ -89,7 +89,7 @@ def _import_file(path: Path, what: str) -> Any:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise InputError(f"{what}: importing {str(path)!r} raised {why(error)}") from error
+        raise InputError(f"{what}: importing {str(path)!r} raised {one_line(error)}") from error
     return module
 
 
@@ -101,6 +101,6 @@ def _import_module(name: str, what: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             raise InputError(f"{what}: there is no module {name!r} in {os.getcwd()!r} or among the installed") from None
-        raise InputError(f"{what}: importing {name!r} raised {why(error)}") from error
+        raise InputError(f"{what}: importing {name!r} raised {one_line(error)}") from error
     except Exception as error:
-        raise InputError(f"{what}: importing {name!r} raised {why(error)}") from error
+        raise InputError(f"{what}: importing {name!r} raised {one_line(error)}") from error

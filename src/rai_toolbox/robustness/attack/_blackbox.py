@@ -6,13 +6,13 @@ import torch
 
 from rai_toolbox.perturbations.losses import margin
 from rai_toolbox.robustness.attack._settings import Norm
-from rai_toolbox.robustness.attack._stages import Bench
+from rai_toolbox.robustness.attack._stages import AttackContext
 
 __all__ = ["noise_breaks", "random_search_breaks"]
 
 
 def noise_breaks(
-    bench: Bench, x: torch.Tensor, target: torch.Tensor, *, norm: Norm, epsilon: float, draws: int
+    context: AttackContext, x: torch.Tensor, target: torch.Tensor, *, norm: Norm, epsilon: float, draws: int
 ) -> torch.Tensor:
     """Say which samples some random point on the sphere of radius `epsilon` (cut to the bounds) makes wrong.
 
@@ -27,16 +27,16 @@ def noise_breaks(
     -------
     Tensor of bool, shape (N,)
     """
-    generator = bench.generator("noise", norm)
+    generator = context.generator("noise", norm)
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for _ in range(draws):
         delta = _onto_sphere(_draw(x, norm, epsilon, generator), norm, epsilon)
-        broken |= _score(bench, _inside(bench, x, delta), target) > 0
+        broken |= _score(context, _inside(context, x, delta), target) > 0
     return broken
 
 
 def random_search_breaks(
-    bench: Bench, x: torch.Tensor, target: torch.Tensor, *, norm: Norm, epsilon: float, queries: int
+    context: AttackContext, x: torch.Tensor, target: torch.Tensor, *, norm: Norm, epsilon: float, queries: int
 ) -> torch.Tensor:
     """Say which samples a random search that keeps what raises the loss makes wrong.
 
@@ -57,29 +57,29 @@ def random_search_breaks(
     ----------
     Andriushchenko, M., Croce, F., Flammarion, N. and Hein, M. (2020). Square Attack. ECCV.
     """
-    generator = bench.generator("random search", norm)
+    generator = context.generator("random search", norm)
     delta = _onto_sphere(_draw(x, norm, epsilon, generator), norm, epsilon)
-    best = _score(bench, _inside(bench, x, delta), target)
+    best = _score(context, _inside(context, x, delta), target)
     for query in range(queries):
         share = max(0.02, 0.6 * (1 - query / queries) ** 2)
         window = _window(x.shape, share, generator).to(x.device)
         fresh = _draw(x, norm, epsilon, generator)
         # In the window a new draw; outside of it what was found so far.
         proposal = _onto_sphere(torch.where(window, fresh, delta), norm, epsilon)
-        score = _score(bench, _inside(bench, x, proposal), target)
+        score = _score(context, _inside(context, x, proposal), target)
         better = score > best
         best = torch.where(better, score, best)
         delta = torch.where(_per_sample(better, x), proposal, delta)
     return best > 0
 
 
-def _score(bench: Bench, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def _score(context: AttackContext, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return margin(bench.model(x), target).nan_to_num(nan=-torch.inf)
+        return margin(context.model(x), target).nan_to_num(nan=-torch.inf)
 
 
-def _inside(bench: Bench, x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    bounds = bench.box.of(x)
+def _inside(context: AttackContext, x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    bounds = context.box.of(x)
     # Clamping moves every entry towards x, which is in the box: no norm grows.
     return x + delta if bounds is None else torch.minimum(torch.maximum(x + delta, bounds[0]), bounds[1])
 

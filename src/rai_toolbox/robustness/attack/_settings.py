@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rai_toolbox.robustness._errors import InputError
 from rai_toolbox.robustness._results import Task
-from rai_toolbox.robustness._text import closest
+from rai_toolbox.robustness._text import did_you_mean
 from rai_toolbox.robustness.data._samples import Samples, Summary, kind_of
 
 __all__ = ["Box", "Norm", "Settings", "make_box", "make_settings"]
@@ -103,7 +103,9 @@ def make_settings(
     named = (norms,) if isinstance(norms, str) else tuple(norms)
     for norm in named:
         if norm not in NORMS:
-            raise InputError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}{closest(str(norm), list(NORMS))}")
+            raise InputError(
+                f"norm must be one of {', '.join(NORMS)}, got {norm!r}{did_you_mean(str(norm), list(NORMS))}"
+            )
     if not named:
         raise InputError("norms is empty: name at least one of l1, l2, linf, l0")
     if task == "regression" and "l0" in named:

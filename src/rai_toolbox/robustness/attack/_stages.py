@@ -1,7 +1,7 @@
-"""What is done with one batch of samples: look at it, search for the nearest error, try each radius.
+"""The stages of one batch: the unperturbed outputs, the search for the nearest error, the attack at each radius.
 
-Each function returns arrays, which the journal keeps. What a solver returns is believed only after it has
-been looked at again here: the distance recomputed in float64, the box, the model's decision.
+Each function returns arrays, which the journal keeps. No solver is believed: this file checks each perturbed input
+again, its distance in float64, its bounds, and the model's decision.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rai_toolbox.robustness.attack._settings import Box, Norm, Settings
 from rai_toolbox.robustness.data._samples import Samples
 from rai_toolbox.robustness.models._load import Evaluated
 
-__all__ = ["Bench", "attack", "clean", "confirm", "distances", "search"]
+__all__ = ["AttackContext", "attack", "clean", "confirm", "distances", "search"]
 
 # The minimum-norm search has done the long work on each sample by then.
 _CONFIRMING_RESTARTS = 5
@@ -32,7 +32,7 @@ _ORDER = {"l1": 1.0, "l2": 2.0, "linf": float("inf"), "l0": 0.0}
 
 
 @dataclass
-class Bench:
+class AttackContext:
     """Everything that the work on a batch needs.
 
     Attributes
@@ -90,15 +90,15 @@ class Bench:
         return torch.Generator(device="cpu").manual_seed(seed)
 
 
-def clean(bench: Bench, batch: int) -> dict[str, Any]:
+def clean(context: AttackContext, batch: int) -> dict[str, Any]:
     """Return what the model says to the unperturbed inputs."""
     begun = time.perf_counter()
-    x, target = bench.batch(*bench.span(batch))
+    x, target = context.batch(*context.span(batch))
     with torch.no_grad():
-        output = bench.model(x)
+        output = context.model(x)
     finite = output.isfinite().all(dim=1)
     piece = {"finite": _numpy(finite)}
-    if bench.classifies:
+    if context.classifies:
         piece["prediction"] = _numpy(_decisions(output))
         # A NaN among the logits is no right decision.
         piece["correct"] = _numpy(~misclassified(output, target) & finite)
@@ -108,7 +108,7 @@ def clean(bench: Bench, batch: int) -> dict[str, Any]:
     return piece | {"seconds": time.perf_counter() - begun}
 
 
-def search(bench: Bench, norm: Norm, batch: int, correct: NDArray) -> dict[str, Any]:
+def search(context: AttackContext, norm: Norm, batch: int, correct: NDArray) -> dict[str, Any]:
     """Return how far the nearest error is from each sample, from the minimum-norm solver.
 
     Parameters
@@ -116,29 +116,31 @@ def search(bench: Bench, norm: Norm, batch: int, correct: NDArray) -> dict[str, 
     correct : NDArray of bool
         Which samples of the batch the model gets right; the others are at distance 0.
     """
-    begun, forwards = time.perf_counter(), bench.model.forwards
-    start, stop = bench.span(batch)
+    begun, forwards = time.perf_counter(), context.model.forwards
+    start, stop = context.span(batch)
     distance = np.where(correct, np.inf, 0.0)
     prediction = np.full(stop - start, -1)
     rows = np.flatnonzero(correct)
-    kept = _Kept(bench, start, stop)
+    kept = _Kept(context, start, stop)
     rejected = 0
     if len(rows):
-        x, target = (part[torch.from_numpy(rows)] for part in bench.batch(start, stop))
-        found = attack(bench, x, target, norm=norm, purpose=("search", norm))
+        x, target = (part[torch.from_numpy(rows)] for part in context.batch(start, stop))
+        found = attack(context, x, target, norm=norm, purpose=("search", norm))
         distance[rows], prediction[rows], rejected = found.distance, found.prediction, found.rejected
         kept.take(rows, found)
     return {
         "distance": distance,
         "prediction": prediction,
         "rejected": rejected,
-        "forwards": bench.model.forwards - forwards,
+        "forwards": context.model.forwards - forwards,
         "seconds": time.perf_counter() - begun,
         **kept.arrays(),
     }
 
 
-def confirm(bench: Bench, norm: Norm, batch: int, grid: Sequence[float], open_below: NDArray | None) -> dict[str, Any]:
+def confirm(
+    context: AttackContext, norm: Norm, batch: int, grid: Sequence[float], open_below: NDArray | None
+) -> dict[str, Any]:
     """Return what the fixed-budget solver finds at each radius.
 
     Parameters
@@ -149,15 +151,15 @@ def confirm(bench: Bench, norm: Norm, batch: int, grid: Sequence[float], open_be
         Classification: the distance at which each sample is known to be broken (0: wrong from the start). A
         radius is tried on those that stand yet. Regression: None; each radius is tried on all.
     """
-    begun, forwards = time.perf_counter(), bench.model.forwards
-    start, stop = bench.span(batch)
-    kept = _Kept(bench, start, stop)
+    begun, forwards = time.perf_counter(), context.model.forwards
+    start, stop = context.span(batch)
+    kept = _Kept(context, start, stop)
     rejected = 0
     if open_below is None:
         error = np.zeros((len(grid), stop - start))
-        x, target = bench.batch(start, stop)
+        x, target = context.batch(start, stop)
         for level, epsilon in enumerate(grid):
-            found = attack(bench, x, target, norm=norm, epsilon=epsilon, purpose=("confirm", norm, level))
+            found = attack(context, x, target, norm=norm, epsilon=epsilon, purpose=("confirm", norm, level))
             # What a smaller radius allows, a larger one does.
             error[level] = found.error if level == 0 else np.maximum(error[level - 1], found.error)
             rejected += found.rejected
@@ -171,15 +173,15 @@ def confirm(bench: Bench, norm: Norm, batch: int, grid: Sequence[float], open_be
             rows = np.flatnonzero(distance > epsilon)
             if not len(rows):
                 break
-            x, target = (part[torch.from_numpy(rows)] for part in bench.batch(start, stop))
+            x, target = (part[torch.from_numpy(rows)] for part in context.batch(start, stop))
             found = attack(
-                bench,
+                context,
                 x,
                 target,
                 norm=norm,
                 epsilon=epsilon,
                 purpose=("confirm", norm, level),
-                restarts=bench.settings.restarts or _CONFIRMING_RESTARTS,
+                restarts=context.settings.restarts or _CONFIRMING_RESTARTS,
             )
             nearer = found.distance < distance[rows]
             distance[rows] = np.where(nearer, found.distance, distance[rows])
@@ -189,7 +191,7 @@ def confirm(bench: Bench, norm: Norm, batch: int, grid: Sequence[float], open_be
         results = {"distance": distance, "prediction": prediction}
     return results | {
         "rejected": rejected,
-        "forwards": bench.model.forwards - forwards,
+        "forwards": context.model.forwards - forwards,
         "seconds": time.perf_counter() - begun,
         **kept.arrays(),
     }
@@ -197,7 +199,7 @@ def confirm(bench: Bench, norm: Norm, batch: int, grid: Sequence[float], open_be
 
 @dataclass
 class Attacked:
-    """What a solver found, looked at again.
+    """The result of a solver, checked again.
 
     Attributes
     ----------
@@ -221,7 +223,7 @@ class Attacked:
 
 
 def attack(
-    bench: Bench,
+    context: AttackContext,
     x: torch.Tensor,
     target: torch.Tensor,
     *,
@@ -240,17 +242,17 @@ def attack(
     steps, restarts : int or None
         Other than the settings'.
     """
-    bounds = bench.box.of(x)
-    options: dict[str, Any] = {"norm": norm, "bounds": bounds, "generator": bench.generator(*purpose)}
-    asked = {"steps": steps or bench.settings.steps, "restarts": restarts or bench.settings.restarts}
+    bounds = context.box.of(x)
+    options: dict[str, Any] = {"norm": norm, "bounds": bounds, "generator": context.generator(*purpose)}
+    asked = {"steps": steps or context.settings.steps, "restarts": restarts or context.settings.restarts}
     options |= {name: value for name, value in asked.items() if value is not None}
     if epsilon is None:
-        solution = minimum_norm(bench.model, x, target, **options)
+        solution = minimum_norm(context.model, x, target, **options)
     else:
-        solution = worst_case(bench.model, x, target, epsilon=epsilon, **options)
+        solution = worst_case(context.model, x, target, epsilon=epsilon, **options)
     perturbed = solution.perturbed.detach()
     with torch.no_grad():
-        output = bench.model(perturbed)
+        output = context.model(perturbed)
     distance = distances(perturbed, x, norm)
     inside = np.isfinite(distance)
     if bounds is not None:
@@ -259,9 +261,9 @@ def attack(
     if epsilon is not None:
         inside &= distance <= epsilon + _rounding(x, norm)
         distance = np.minimum(distance, epsilon)
-    if not bench.classifies:
+    if not context.classifies:
         with torch.no_grad():
-            unperturbed = _error(bench.model(x), target)
+            unperturbed = _error(context.model(x), target)
         error = np.where(inside, _numpy(_error(output, target)), _numpy(unperturbed))
         return Attacked(perturbed, np.where(inside, distance, np.inf), _numpy(output), error, int((~inside).sum()))
     wrong = inside & _numpy(misclassified(output, target))
@@ -302,8 +304,8 @@ def _numpy(tensor: torch.Tensor) -> NDArray:
 class _Kept:
     """The perturbed inputs of a batch that the gallery may show."""
 
-    def __init__(self, bench: Bench, start: int, stop: int) -> None:
-        self._rows = {index - start for index in bench.shown if start <= index < stop}
+    def __init__(self, context: AttackContext, start: int, stop: int) -> None:
+        self._rows = {index - start for index in context.shown if start <= index < stop}
         self._start = start
         self._found: dict[int, tuple[NDArray, float, NDArray]] = {}
 

@@ -15,24 +15,24 @@ from numpy.typing import NDArray
 
 from rai_toolbox.robustness._errors import EvaluationFailed, InputError
 from rai_toolbox.robustness._results import Curve, Finding, Verdict, jsonable
-from rai_toolbox.robustness._text import why
-from rai_toolbox.robustness.attack._stages import Bench
+from rai_toolbox.robustness._text import one_line
+from rai_toolbox.robustness.attack._stages import AttackContext
 from rai_toolbox.robustness.data._samples import Summary
 from rai_toolbox.robustness.session._journal import Journal
 
-__all__ = ["Check", "Seen", "Situation", "run_check", "worst"]
+__all__ = ["Check", "CheckContext", "CheckResult", "run_check", "worst"]
 
 _SUBSET = 64
 
 
 @dataclass
-class Situation:
+class CheckContext:
     """What a check can look at.
 
     Attributes
     ----------
-    bench, summary
-        What is evaluated.
+    attack, summary
+        What is evaluated, and what one pass over the samples found.
     curves : dict of str to Curve
         The results, by norm.
     distance, error : dict of str to NDArray
@@ -43,7 +43,7 @@ class Situation:
         How many points a solver returned that were none when looked at again.
     """
 
-    bench: Bench
+    attack: AttackContext
     summary: Summary
     curves: Mapping[str, Curve]
     distance: Mapping[str, NDArray]
@@ -51,20 +51,20 @@ class Situation:
     clean: NDArray
     rejected: int
 
-    def some(self, count: int = _SUBSET) -> NDArray:
+    def subset_indices(self, count: int = _SUBSET) -> NDArray:
         """Return evenly spaced indices of samples that the model gets right (regression: of any)."""
-        able = np.flatnonzero(self.clean) if self.bench.classifies else np.arange(len(self.clean))
+        able = np.flatnonzero(self.clean) if self.attack.classifies else np.arange(len(self.clean))
         if len(able) <= count:
             return able
         return able[np.linspace(0, len(able) - 1, count).round().astype(int)]
 
     def batch(self, count: int = _SUBSET) -> tuple[torch.Tensor, torch.Tensor]:
         """Return their inputs and targets."""
-        return self.bench.subset(self.some(count).tolist())
+        return self.attack.subset(self.subset_indices(count).tolist())
 
 
 @dataclass(frozen=True)
-class Seen:
+class CheckResult:
     """What a check saw: its verdict, one sentence, and the numbers."""
 
     verdict: Verdict
@@ -81,21 +81,21 @@ class Check:
     name, title : str
         As in `Finding`.
     run : callable
-        From the situation to what was seen.
+        From the context to the result.
     classification_only : bool
         Whether it needs decisions.
     """
 
     name: str
     title: str
-    run: Callable[[Situation], Seen]
+    run: Callable[[CheckContext], CheckResult]
     classification_only: bool = False
 
 
 _RANKED: tuple[Verdict, ...] = ("not run", "ok", "warning", "distrust")
 
 
-def worst(seen: Mapping[str, Seen]) -> Seen:
+def worst(seen: Mapping[str, CheckResult]) -> CheckResult:
     """Return one finding for all norms: the gravest verdict and its sentence, the evidence of all."""
     gravest = max(seen, key=lambda norm: _RANKED.index(seen[norm].verdict))
     if len(seen) == 1:
@@ -103,25 +103,25 @@ def worst(seen: Mapping[str, Seen]) -> Seen:
     evidence = {f"{name} ({norm})": value for norm, one in seen.items() for name, value in one.evidence.items()}
     chosen = seen[gravest]
     where = "" if chosen.verdict == "ok" else f" ({gravest})"
-    return Seen(chosen.verdict, chosen.summary + where, evidence)
+    return CheckResult(chosen.verdict, chosen.summary + where, evidence)
 
 
-def run_check(check: Check, situation: Situation, journal: Journal, *, skip: bool) -> Finding:
+def run_check(check: Check, context: CheckContext, journal: Journal, *, skip: bool) -> Finding:
     """Return what a check finds, from the journal where it has run already."""
     name = f"check-{check.name}"
-    if check.classification_only and not situation.bench.classifies:
+    if check.classification_only and not context.attack.classifies:
         return Finding(check.name, check.title, "not run", "It is for classification.")
     if (piece := journal.get(name)) is not None:
         return Finding(check.name, check.title, **json.loads(str(piece["finding"])))
     if skip:
         return Finding(check.name, check.title, "not run", "The time limit ended the run before it.")
     try:
-        torch.manual_seed(situation.bench.settings.seed)
-        seen = check.run(situation)
+        torch.manual_seed(context.attack.settings.seed)
+        seen = check.run(context)
     except (InputError, EvaluationFailed):
         raise
     except Exception as error:  # the user's model, at an input of the check's making
-        seen = Seen("warning", f"The check could not be made: {why(error)}")
+        seen = CheckResult("warning", f"The check could not be made: {one_line(error)}")
     finding = jsonable(vars(seen))
     journal.put(name, {"finding": json.dumps(finding)})
     return Finding(check.name, check.title, **finding)

@@ -9,43 +9,43 @@ import torch
 
 from rai_toolbox.perturbations.losses import as_logits, cross_entropy, margin
 from rai_toolbox.robustness.attack._grid import widest_radius
-from rai_toolbox.robustness.checks._checks import Check, Seen, Situation
+from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult
 
 __all__ = ["MODEL_CHECKS"]
 
 
-def _same_twice(situation: Situation) -> Seen:
-    x, _ = situation.batch()
+def _same_twice(context: CheckContext) -> CheckResult:
+    x, _ = context.batch()
     if not len(x):
         return _nothing()
     with torch.no_grad():
-        outputs = torch.stack([situation.bench.model(x) for _ in range(3)])
+        outputs = torch.stack([context.attack.model(x) for _ in range(3)])
     difference = _relative_difference(outputs[1:], outputs[0])
-    decisions = _changed_decisions(situation, outputs)
+    decisions = _changed_decisions(context, outputs)
     evidence = {
         "samples": len(x),
         "largest_relative_difference": difference,
         "share_of_decisions_that_differ": decisions,
     }
     if difference > _tolerance(outputs):
-        return Seen(
+        return CheckResult(
             "distrust",
             f"The model answers the same input differently each time (by up to {difference:.2g} of the spread"
             " of its outputs).",
             evidence,
         )
-    return Seen("ok", "The same input gets the same answer.", evidence)
+    return CheckResult("ok", "The same input gets the same answer.", evidence)
 
 
-def _same_alone(situation: Situation) -> Seen:
-    x, _ = situation.batch(16)
+def _same_alone(context: CheckContext) -> CheckResult:
+    x, _ = context.batch(16)
     if len(x) < 2:
         return _nothing()
-    model = situation.bench.model
+    model = context.attack.model
     with torch.no_grad():
         first, again = model(x), model(x)
         if _relative_difference(again, first) > _tolerance(first):
-            return Seen("not run", "The model is random, so that its answers differ anyway.")
+            return CheckResult("not run", "The model is random, so that its answers differ anyway.")
         alone = torch.cat([model(row[None]) for row in x])
         reversed_order = model(x.flip(0)).flip(0)
     outputs = torch.stack([first, alone, reversed_order])
@@ -53,34 +53,34 @@ def _same_alone(situation: Situation) -> Seen:
     evidence = {
         "samples": len(x),
         "largest_relative_difference": difference,
-        "share_of_decisions_that_differ": _changed_decisions(situation, outputs),
+        "share_of_decisions_that_differ": _changed_decisions(context, outputs),
     }
     if difference > _tolerance(outputs):
-        return Seen(
+        return CheckResult(
             "distrust",
             f"A sample's answer depends on the other samples of its batch (by up to {difference:.2g} of the"
             " spread of the outputs).",
             evidence,
         )
-    return Seen("ok", "A sample gets the same answer alone and in company.", evidence)
+    return CheckResult("ok", "A sample gets the same answer alone and in company.", evidence)
 
 
-def _gradients(situation: Situation) -> Seen:
-    x, target = situation.batch()
+def _gradients(context: CheckContext) -> CheckResult:
+    x, target = context.batch()
     if not len(x):
         return _nothing()
-    bench = situation.bench
+    base = context.attack
 
     def score(output: torch.Tensor) -> torch.Tensor:
-        return margin(output, target) if bench.classifies else output.float().sum(dim=1)
+        return margin(output, target) if base.classifies else output.float().sum(dim=1)
 
-    value, gradient = _gradient(bench.model, x, score)
+    value, gradient = _gradient(base.model, x, score)
     finite = gradient.isfinite().all(dim=1) & value.isfinite()
     length = torch.linalg.vector_norm(gradient.double(), dim=1)
     zero = finite & (length == 0)
-    reach = widest_radius("l2", situation.summary, bench.box, bench.samples.shape)
+    reach = widest_radius("l2", context.summary, base.box, base.samples.shape)
     # To first order the whole width of the data would have to be crossed a thousand times to change the answer.
-    step = value.abs().double() if bench.classifies else _spread(value).double()
+    step = value.abs().double() if base.classifies else _spread(value).double()
     vanishing = finite & ~zero & (step > 1000 * reach * length)
     shares = {
         name: float(part.double().mean())
@@ -89,16 +89,18 @@ def _gradients(situation: Situation) -> Seen:
     evidence = {"samples": len(x)} | {f"share_{name}": share for name, share in shares.items()}
     useless = sum(shares.values())
     if useless == 0:
-        return Seen("ok", "Every sample tried has a gradient that says something.", evidence)
-    told = ", ".join(f"{name.replace('_', ' ')} for {100 * share:.0f} %" for name, share in shares.items() if share)
-    return Seen("distrust" if useless >= 0.1 else "warning", f"The gradient is {told} of the samples tried.", evidence)
+        return CheckResult("ok", "Every sample tried has a gradient that says something.", evidence)
+    message = ", ".join(f"{name.replace('_', ' ')} for {100 * share:.0f} %" for name, share in shares.items() if share)
+    return CheckResult(
+        "distrust" if useless >= 0.1 else "warning", f"The gradient is {message} of the samples tried.", evidence
+    )
 
 
-def _saturation(situation: Situation) -> Seen:
-    x, target = situation.batch()
+def _saturation(context: CheckContext) -> CheckResult:
+    x, target = context.batch()
     if not len(x):
         return _nothing()
-    model = situation.bench.model
+    model = context.attack.model
     with torch.no_grad():
         output = model(x)
     logits = as_logits(output, target).float()
@@ -118,51 +120,51 @@ def _saturation(situation: Situation) -> Seen:
         "returns_probabilities": shares,
     }
     if grain > 1e-3:
-        return Seen(
+        return CheckResult(
             "distrust",
             f"The logits are so large beside their differences ({largest:.2g} beside"
             f" {float(gap.median()):.2g}) that float32 rounds these.",
             evidence,
         )
     if shares:
-        return Seen(
+        return CheckResult(
             "warning",
             "The outputs are probabilities, not logits: where they reach 0 or 1 the gradient is gone.",
             evidence,
         )
     share = evidence["share_whose_softmax_is_exactly_one"]
     if share >= 0.1:
-        return Seen(
+        return CheckResult(
             "warning",
             f"For {100 * share:.0f} % of the samples tried the float32 softmax is exactly 1: attacks on the"
             " cross-entropy find nothing there.",
             evidence,
         )
-    return Seen("ok", "The logits are of a size that float32 and its softmax can tell apart.", evidence)
+    return CheckResult("ok", "The logits are of a size that float32 and its softmax can tell apart.", evidence)
 
 
-def _clean_performance(situation: Situation) -> Seen:
-    bench = situation.bench
-    if not bench.classifies:
-        values = bench.targets[: len(situation.clean)].astype(np.float64)
+def _clean_performance(context: CheckContext) -> CheckResult:
+    base = context.attack
+    if not base.classifies:
+        values = base.targets[: len(context.clean)].astype(np.float64)
         guess = float(np.abs(values - np.median(values, axis=0)).mean())
-        error = float(np.mean(situation.clean))
+        error = float(np.mean(context.clean))
         evidence = {"mean_absolute_error": error, "error_of_always_guessing_the_median": guess}
         if error >= guess:
-            return Seen("warning", "The model predicts no better than always the same value would.", evidence)
-        return Seen("ok", "The model predicts better than always the same value would.", evidence)
-    labels = bench.targets[: len(situation.clean)]
-    accuracy = float(np.mean(situation.clean))
+            return CheckResult("warning", "The model predicts no better than always the same value would.", evidence)
+        return CheckResult("ok", "The model predicts better than always the same value would.", evidence)
+    labels = base.targets[: len(context.clean)]
+    accuracy = float(np.mean(context.clean))
     most_frequent = float(np.bincount(labels).max() / len(labels))
     evidence = {"accuracy": accuracy, "share_of_the_most_frequent_class": most_frequent}
     if len(np.unique(labels)) > 1 and accuracy <= most_frequent:
-        return Seen(
+        return CheckResult(
             "warning",
             f"The model is no better than a constant answer: {accuracy:.1%} right, the most frequent class is"
             f" {most_frequent:.1%}.",
             evidence,
         )
-    return Seen("ok", "The model is better than a constant answer.", evidence)
+    return CheckResult("ok", "The model is better than a constant answer.", evidence)
 
 
 def _gradient(
@@ -192,15 +194,15 @@ def _tolerance(outputs: torch.Tensor) -> float:
     return max(1e-4, 100 * torch.finfo(outputs.dtype).eps)
 
 
-def _changed_decisions(situation: Situation, outputs: torch.Tensor) -> float:
-    if not situation.bench.classifies:
+def _changed_decisions(context: CheckContext, outputs: torch.Tensor) -> float:
+    if not context.attack.classifies:
         return 0.0
     decided = (outputs[..., 0] > 0).long() if outputs.shape[-1] == 1 else outputs.argmax(dim=-1)
     return float((decided[1:] != decided[0]).any(dim=0).double().mean())
 
 
-def _nothing() -> Seen:
-    return Seen("not run", "There are too few samples that the model gets right.")
+def _nothing() -> CheckResult:
+    return CheckResult("not run", "There are too few samples that the model gets right.")
 
 
 MODEL_CHECKS = (
@@ -208,5 +210,5 @@ MODEL_CHECKS = (
     Check("random-model", "Is the same input answered the same each time?", _same_twice),
     Check("batch-dependence", "Is a sample answered by itself?", _same_alone),
     Check("zero-gradients", "Are there gradients to follow?", _gradients),
-    Check("saturation", "Can the outputs be told apart?", _saturation, classification_only=True),
+    Check("saturation", "Can the outputs be message apart?", _saturation, classification_only=True),
 )

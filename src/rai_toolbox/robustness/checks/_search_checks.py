@@ -16,7 +16,7 @@ from rai_toolbox.robustness.attack._blackbox import noise_breaks, random_search_
 from rai_toolbox.robustness.attack._grid import widest_radius
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._stages import attack
-from rai_toolbox.robustness.checks._checks import Check, Seen, Situation, worst
+from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult, worst
 
 __all__ = ["SEARCH_CHECKS"]
 
@@ -29,49 +29,47 @@ _TRIED_AGAIN = 24
 _FEW_DIMENSIONS = 16
 
 
-def _per_norm(check: Callable[[Situation, Norm], Seen]) -> Callable[[Situation], Seen]:
-    def run(situation: Situation) -> Seen:
-        return worst(
-            {norm: check(situation, norm) for norm in situation.bench.settings.norms if norm in situation.curves}
-        )
+def _per_norm(check: Callable[[CheckContext, Norm], CheckResult]) -> Callable[[CheckContext], CheckResult]:
+    def run(context: CheckContext) -> CheckResult:
+        return worst({norm: check(context, norm) for norm in context.attack.settings.norms if norm in context.curves})
 
     return run
 
 
-def _verification(situation: Situation) -> Seen:
-    evidence = {"points_that_were_not_what_the_solver_said": situation.rejected}
-    if situation.rejected:
-        return Seen(
+def _verification(context: CheckContext) -> CheckResult:
+    evidence = {"points_that_were_not_what_the_solver_said": context.rejected}
+    if context.rejected:
+        return CheckResult(
             "distrust",
-            f"{situation.rejected} perturbed inputs were not what the solver said when looked at again; they"
+            f"{context.rejected} perturbed inputs were not what the solver said when looked at again; they"
             " were not counted.",
             evidence,
         )
-    return Seen(
+    return CheckResult(
         "ok", "Every perturbed input was looked at again: size, bounds and the model's answer are as counted.", evidence
     )
 
 
-def _loss_rises(situation: Situation, norm: Norm) -> Seen:
-    x, target = situation.batch()
+def _loss_rises(context: CheckContext, norm: Norm) -> CheckResult:
+    x, target = context.batch()
     if not len(x):
         return _nothing()
-    epsilon = _middle(situation, norm)
+    epsilon = _middle(context, norm)
     if norm == "linf":
         optimizer: Any = LinfProjectedOptim
         radius = epsilon
     else:
         # Plain steps know two balls; what L1 and L0 reach is within L2's reach too.
         optimizer = L2ProjectedOptim
-        radius = epsilon if norm == "l2" else _l2_of(situation, norm, epsilon)
-    criterion = margin if situation.bench.classifies else squared_error
+        radius = epsilon if norm == "l2" else _l2_of(context, norm, epsilon)
+    criterion = margin if context.attack.classifies else squared_error
     # A little off the sample: a squared error of zero has no gradient.
-    noise = torch.randn(x.shape, generator=situation.bench.generator("loss rises", norm)).to(x)
+    noise = torch.randn(x.shape, generator=context.attack.generator("loss rises", norm)).to(x)
     x = x + 0.05 * radius * noise / noise.flatten(1).abs().amax()
     with torch.no_grad():
-        before = criterion(situation.bench.model(x), target)
+        before = criterion(context.attack.model(x), target)
     _, after = gradient_ascent(
-        model=situation.bench.model, data=x, target=target, optimizer=optimizer, steps=_PLAIN_STEPS,
+        model=context.attack.model, data=x, target=target, optimizer=optimizer, steps=_PLAIN_STEPS,
         criterion=criterion, lr=radius / 4, epsilon=radius,
     )  # fmt: skip
     share = float((after > before).double().mean())
@@ -83,34 +81,34 @@ def _loss_rises(situation: Situation, norm: Norm) -> Seen:
         "median_rise": float((after - before).nan_to_num(nan=0.0).median()),
     }
     if share < 0.9:
-        return Seen(
+        return CheckResult(
             "distrust" if share < 0.5 else "warning",
             f"After {_PLAIN_STEPS} plain steps along the gradient the loss is higher for only {100 * share:.0f} %"
             " of the samples tried.",
             evidence,
         )
-    return Seen("ok", "Steps along the gradient raise the loss.", evidence)
+    return CheckResult("ok", "Steps along the gradient raise the loss.", evidence)
 
 
-def _convergence(situation: Situation, norm: Norm) -> Seen:
+def _convergence(context: CheckContext, norm: Norm) -> CheckResult:
     """Try a quarter of the steps and four times as many on some samples, and see where the distances are going."""
-    bench = situation.bench
-    usual = bench.settings.steps or _USUAL_STEPS
-    indices = situation.some(_TRIED_AGAIN)
-    x, target = bench.subset(indices.tolist())
+    base = context.attack
+    usual = base.settings.steps or _USUAL_STEPS
+    indices = context.subset_indices(_TRIED_AGAIN)
+    x, target = base.subset(indices.tolist())
     if not len(x):
         return _nothing()
-    if not bench.classifies:
-        return _error_converges(situation, norm, x, target, usual)
+    if not base.classifies:
+        return _error_converges(context, norm, x, target, usual)
 
     def distance(steps: int) -> NDArray:
-        return attack(bench, x, target, norm=norm, purpose=("convergence", norm, steps), steps=steps).distance
+        return attack(base, x, target, norm=norm, purpose=("convergence", norm, steps), steps=steps).distance
 
-    known = situation.distance[norm][indices]
+    known = context.distance[norm][indices]
     fewer, more = distance(max(1, usual // 4)), distance(4 * usual)
     drops = {
         point.epsilon: int((known > point.epsilon).sum() - (np.minimum(known, more) > point.epsilon).sum())
-        for point in situation.curves[norm].points[1:]
+        for point in context.curves[norm].points[1:]
     }
     epsilon, lost = max(drops.items(), key=lambda pair: pair[1])
     before, now, limit = _extrapolated(fewer, known, np.minimum(known, more))
@@ -126,21 +124,23 @@ def _convergence(situation: Situation, norm: Norm) -> Seen:
     }
     # One sample may always fall just beside an epsilon.
     if lost >= max(3, 0.05 * len(x)):
-        told = f"Four times the steps break {lost} more of {len(x)} samples at epsilon {epsilon:g}."
-        return Seen("distrust", told, evidence)
+        message = f"Four times the steps break {lost} more of {len(x)} samples at epsilon {epsilon:g}."
+        return CheckResult("distrust", message, evidence)
     if lost >= 2 or limit < 0.9 * now:
-        told = f"More steps lower the curve a little: {lost} of {len(x)} samples at epsilon {epsilon:g}."
-        return Seen("warning", told, evidence)
-    return Seen("ok", "Four times the steps find no more.", evidence)
+        message = f"More steps lower the curve a little: {lost} of {len(x)} samples at epsilon {epsilon:g}."
+        return CheckResult("warning", message, evidence)
+    return CheckResult("ok", "Four times the steps find no more.", evidence)
 
 
-def _error_converges(situation: Situation, norm: Norm, x: torch.Tensor, target: torch.Tensor, usual: int) -> Seen:
-    epsilon = _middle(situation, norm)
+def _error_converges(
+    context: CheckContext, norm: Norm, x: torch.Tensor, target: torch.Tensor, usual: int
+) -> CheckResult:
+    epsilon = _middle(context, norm)
 
     def error(steps: int) -> float:
         purpose = ("convergence", norm, steps)
         return float(
-            attack(situation.bench, x, target, norm=norm, epsilon=epsilon, purpose=purpose, steps=steps).error.mean()
+            attack(context.attack, x, target, norm=norm, epsilon=epsilon, purpose=purpose, steps=steps).error.mean()
         )
 
     used, more = error(usual), error(4 * usual)
@@ -153,9 +153,9 @@ def _error_converges(situation: Situation, norm: Norm, x: torch.Tensor, target: 
         "epsilon": epsilon,
     }
     if rise > 0.02:
-        told = f"Four times the steps raise the error by {100 * rise:.0f} %."
-        return Seen("distrust" if rise > 0.1 else "warning", told, evidence)
-    return Seen("ok", "Four times the steps find no more.", evidence)
+        message = f"Four times the steps raise the error by {100 * rise:.0f} %."
+        return CheckResult("distrust" if rise > 0.1 else "warning", message, evidence)
+    return CheckResult("ok", "Four times the steps find no more.", evidence)
 
 
 def _extrapolated(fewer: NDArray, known: NDArray, more: NDArray) -> tuple[float, float, float]:
@@ -168,16 +168,16 @@ def _extrapolated(fewer: NDArray, known: NDArray, more: NDArray) -> tuple[float,
     return first, second, third - gains[1] * ratio / (1 - ratio)
 
 
-def _masking(situation: Situation, norm: Norm) -> Seen:
-    bench = situation.bench
-    indices = situation.some(_SUBSET)
-    x, target = bench.subset(indices.tolist())
+def _masking(context: CheckContext, norm: Norm) -> CheckResult:
+    base = context.attack
+    indices = context.subset_indices(_SUBSET)
+    x, target = base.subset(indices.tolist())
     if not len(x):
         return _nothing()
-    epsilon = _middle(situation, norm)
-    by_gradient = situation.distance[norm][indices] <= epsilon
-    by_noise = noise_breaks(bench, x, target, norm=norm, epsilon=epsilon, draws=_NOISE_DRAWS).cpu().numpy()
-    by_search = random_search_breaks(bench, x, target, norm=norm, epsilon=epsilon, queries=_QUERIES).cpu().numpy()
+    epsilon = _middle(context, norm)
+    by_gradient = context.distance[norm][indices] <= epsilon
+    by_noise = noise_breaks(base, x, target, norm=norm, epsilon=epsilon, draws=_NOISE_DRAWS).cpu().numpy()
+    by_search = random_search_breaks(base, x, target, norm=norm, epsilon=epsilon, queries=_QUERIES).cpu().numpy()
     blind = by_noise | by_search
     missed = int((blind & ~by_gradient).sum())
     evidence = {
@@ -189,52 +189,54 @@ def _masking(situation: Situation, norm: Norm) -> Seen:
         "broken_without_gradient_only": missed,
     }
     if missed >= max(2, 0.03 * len(x)):
-        return Seen(
+        return CheckResult(
             "distrust",
             f"Attacks without gradient broke {missed} of {len(x)} samples that the solvers did not at epsilon"
             f" {epsilon:g}.",
             evidence,
         )
     if missed:
-        told = f"At epsilon {epsilon:g} attacks without gradient broke {missed} sample that the solvers did not."
-        return Seen("warning", told, evidence)
+        message = f"At epsilon {epsilon:g} attacks without gradient broke {missed} sample that the solvers did not."
+        return CheckResult("warning", message, evidence)
     # In a few dimensions random points are a good attack.
     if by_noise.sum() >= by_gradient.sum() > 0 and not by_gradient.all() and x[0].numel() > _FEW_DIMENSIONS:
-        told = f"At epsilon {epsilon:g} random points do as well as the gradient."
-        return Seen("warning", told, evidence)
-    return Seen("ok", "Random noise and a random search break no sample that the solvers did not.", evidence)
+        message = f"At epsilon {epsilon:g} random points do as well as the gradient."
+        return CheckResult("warning", message, evidence)
+    return CheckResult("ok", "Random noise and a random search break no sample that the solvers did not.", evidence)
 
 
-def _large_epsilon(situation: Situation, norm: Norm) -> Seen:
-    bench = situation.bench
-    widest = widest_radius(norm, situation.summary, bench.box, bench.samples.shape)
-    indices = situation.some(_SUBSET)
+def _large_epsilon(context: CheckContext, norm: Norm) -> CheckResult:
+    base = context.attack
+    widest = widest_radius(norm, context.summary, base.box, base.samples.shape)
+    indices = context.subset_indices(_SUBSET)
     if not len(indices):
         return _nothing()
-    if not bench.classifies:
-        return _error_grows(situation, norm, indices, widest)
-    standing = indices[situation.distance[norm][indices] > widest]
+    if not base.classifies:
+        return _error_grows(context, norm, indices, widest)
+    standing = indices[context.distance[norm][indices] > widest]
     if len(standing):
-        x, target = bench.subset(standing.tolist())
-        found = attack(bench, x, target, norm=norm, epsilon=widest, purpose=("large epsilon", norm))
+        x, target = base.subset(standing.tolist())
+        found = attack(base, x, target, norm=norm, epsilon=widest, purpose=("large epsilon", norm))
         standing = standing[~np.isfinite(found.distance)]
     share = len(standing) / len(indices)
     evidence = {"samples": len(indices), "epsilon": widest, "accuracy_there": share}
     if len(standing) >= 2 and share > 0.05:
-        return Seen(
+        return CheckResult(
             "distrust",
             f"At epsilon {widest:.3g}, enough to turn any sample into any other, {100 * share:.0f} % of those"
             " tried still stand.",
             evidence,
         )
-    return Seen("ok", f"At epsilon {widest:.3g}, enough to turn any sample into any other, nothing stands.", evidence)
+    return CheckResult(
+        "ok", f"At epsilon {widest:.3g}, enough to turn any sample into any other, nothing stands.", evidence
+    )
 
 
-def _error_grows(situation: Situation, norm: Norm, indices: NDArray, widest: float) -> Seen:
-    bench = situation.bench
-    x, target = bench.subset(indices.tolist())
-    found = attack(bench, x, target, norm=norm, epsilon=widest, purpose=("large epsilon", norm))
-    before = float(situation.error[norm][-1, indices].mean())
+def _error_grows(context: CheckContext, norm: Norm, indices: NDArray, widest: float) -> CheckResult:
+    base = context.attack
+    x, target = base.subset(indices.tolist())
+    found = attack(base, x, target, norm=norm, epsilon=widest, purpose=("large epsilon", norm))
+    before = float(context.error[norm][-1, indices].mean())
     after = float(found.error.mean())
     evidence = {
         "samples": len(x),
@@ -242,32 +244,32 @@ def _error_grows(situation: Situation, norm: Norm, indices: NDArray, widest: flo
         "mean_error_there": after,
         "mean_error_at_the_largest_epsilon": before,
     }
-    if widest > situation.curves[norm].points[-1].epsilon and after <= before * (1 + 1e-6):
-        return Seen(
+    if widest > context.curves[norm].points[-1].epsilon and after <= before * (1 + 1e-6):
+        return CheckResult(
             "distrust",
             f"At epsilon {widest:.3g} the error is no larger than at the largest epsilon reported.",
             evidence,
         )
-    return Seen("ok", "The error goes on growing with epsilon.", evidence)
+    return CheckResult("ok", "The error goes on growing with epsilon.", evidence)
 
 
-def _middle(situation: Situation, norm: Norm) -> float:
+def _middle(context: CheckContext, norm: Norm) -> float:
     """Return the reported epsilon at which about half of what the model can do is left."""
-    points = situation.curves[norm].points
-    if not situation.bench.classifies:
+    points = context.curves[norm].points
+    if not context.attack.classifies:
         return points[max(1, len(points) // 2)].epsilon
     return min(points[1:], key=lambda point: abs(point.value - points[0].value / 2)).epsilon
 
 
-def _l2_of(situation: Situation, norm: Norm, epsilon: float) -> float:
+def _l2_of(context: CheckContext, norm: Norm, epsilon: float) -> float:
     if norm == "l1":
         return epsilon
-    width = situation.summary.maximum - situation.summary.minimum
+    width = context.summary.maximum - context.summary.minimum
     return cast(float, max(epsilon, 1.0) ** 0.5 * (width or 1.0))
 
 
-def _nothing() -> Seen:
-    return Seen("not run", "There are too few samples that the model gets right.")
+def _nothing() -> CheckResult:
+    return CheckResult("not run", "There are too few samples that the model gets right.")
 
 
 SEARCH_CHECKS = (

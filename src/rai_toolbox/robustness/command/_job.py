@@ -16,7 +16,7 @@ import torch
 
 from rai_toolbox.robustness._errors import InputError
 from rai_toolbox.robustness._files import prepare_folder, write_text
-from rai_toolbox.robustness._text import closest
+from rai_toolbox.robustness._text import did_you_mean
 from rai_toolbox.robustness.attack._settings import NORMS
 from rai_toolbox.robustness.command._config import read_config, to_toml
 from rai_toolbox.robustness.data._load import load_data
@@ -83,7 +83,7 @@ class Job:
             for name, value in read_config(Path(config)).items():
                 key = name.replace("-", "_")
                 if key not in known:
-                    raise InputError(f"{config!r} has an unknown entry {name!r}{closest(key, list(known))}")
+                    raise InputError(f"{config!r} has an unknown entry {name!r}{did_you_mean(key, list(known))}")
                 values[key] = _typed(f"{config!r}: {name}", value, known[key].type)
         values |= {name: value for name, value in flags.items() if value is not None and value != () and value != []}
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
@@ -346,7 +346,7 @@ def _feature(name: str, samples: Samples) -> int:
         return int(name)
     raise InputError(
         "--frozen: there is no feature"
-        f" {name!r}{closest(name, names) if names else f'; give numbers from 0 to {count - 1}'}"
+        f" {name!r}{did_you_mean(name, names) if names else f'; give numbers from 0 to {count - 1}'}"
     )
 
 

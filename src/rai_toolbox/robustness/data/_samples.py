@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rai_toolbox.robustness._errors import InputError
 from rai_toolbox.robustness._results import Task
-from rai_toolbox.robustness._text import why
+from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.data._rows import ArrayRows, Rows, Spool, as_bytes
 
 __all__ = ["Kind", "Samples", "Summary", "as_samples", "kind_of", "summarize", "targets_for"]
@@ -256,7 +256,7 @@ def _array(value: Any, what: str) -> NDArray:
     try:
         array = np.asarray(value)
     except Exception as error:
-        raise InputError(f"{what}: {why(error)}") from None
+        raise InputError(f"{what}: {one_line(error)}") from None
     if array.dtype.hasobject:
         raise InputError(
             f"{what}: expected arrays of numbers, got an array of Python objects (rows of different lengths?)"
@@ -299,7 +299,7 @@ def _spooled(pairs: Iterator[tuple[NDArray, NDArray]], what: str) -> Samples:
     except InputError:
         raise
     except Exception as error:  # the user's own Dataset
-        raise InputError(f"{what}: reading sample {inputs.count} raised {why(error)}") from error
+        raise InputError(f"{what}: reading sample {inputs.count} raised {one_line(error)}") from error
     if not targets:
         raise InputError(f"{what}: there are no samples")
     return Samples(inputs.rows(), np.concatenate(targets))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rai_toolbox.robustness._errors import InputError
-from rai_toolbox.robustness._text import closest, why
+from rai_toolbox.robustness._text import did_you_mean, one_line
 from rai_toolbox.robustness.data._rows import Spool
 from rai_toolbox.robustness.data._samples import Samples
 
@@ -54,7 +54,7 @@ def _label_index(path: Path, names: Sequence[str], wanted: str | None) -> int:
         raise InputError(f"{str(path)!r} has two columns named {twice!r}")
     if wanted is not None:
         if wanted not in names:
-            raise InputError(f"{str(path)!r} has no column {wanted!r}{closest(wanted, list(names))}")
+            raise InputError(f"{str(path)!r} has no column {wanted!r}{did_you_mean(wanted, list(names))}")
         return names.index(wanted)
     found = [name for name in names if name.lower() in _LABELS]
     if len(found) != 1:
@@ -112,7 +112,7 @@ def _parquet(path: Path) -> tuple[list[str], Iterator[tuple[int, list[list[Any]]
         file = parquet.ParquetFile(path)
         names = list(file.schema_arrow.names)
     except Exception as error:  # hostile files raise nearly anything
-        raise InputError(f"{str(path)!r} is not a Parquet table: {why(error)}") from None
+        raise InputError(f"{str(path)!r} is not a Parquet table: {one_line(error)}") from None
 
     def chunks() -> Iterator[tuple[int, list[list[Any]]]]:
         first = 1
@@ -123,7 +123,7 @@ def _parquet(path: Path) -> tuple[list[str], Iterator[tuple[int, list[list[Any]]
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{str(path)!r} cannot be read: {why(error)}") from None
+            raise InputError(f"{str(path)!r} cannot be read: {one_line(error)}") from None
 
     return names, chunks()
 

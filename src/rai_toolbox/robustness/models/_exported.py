@@ -2,7 +2,7 @@
 
 `torch.export.load` unpickles parts of the archive without ``weights_only``, parses strings of it with sympy,
 which evaluates them, and turns names of it into Python source. An archive that came from `torch.export.save`
-of a plain model has none of what could do harm there, so such an archive is looked through first, and
+of a plain model has none of what could do harm there, so such an archive is inspected first, and
 anything else is refused.
 """
 
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from rai_toolbox.robustness._errors import InputError
-from rai_toolbox.robustness._text import why
+from rai_toolbox.robustness._text import one_line
 
 __all__ = ["load_exported"]
 
@@ -69,7 +69,7 @@ def load_exported(path: Path, device: torch.device) -> nn.Module:
         # Its guards are source text; a wrong shape is told by the operators.
         module = program.module(check_guards=False)
     except Exception as error:
-        raise InputError(f"--model {str(path)!r} cannot be loaded by torch.export.load: {why(error)}") from None
+        raise InputError(f"--model {str(path)!r} cannot be loaded by torch.export.load: {one_line(error)}") from None
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return _Exported(module)
@@ -90,7 +90,7 @@ def _refuse_code(path: Path) -> None:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"--model {str(path)!r} is not an archive of torch.export.save: {why(error)}") from None
+        raise InputError(f"--model {str(path)!r} is not an archive of torch.export.save: {one_line(error)}") from None
 
 
 def _check_tensors(path: Path, name: str, content: bytes) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from rai_toolbox.robustness._errors import InputError
 from rai_toolbox.robustness._imports import call_named, guarded, import_named, names_function
-from rai_toolbox.robustness._text import why
+from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.models._digits import digits_model
 from rai_toolbox.robustness.models._exported import load_exported
 from rai_toolbox.robustness.models._onnx import load_onnx
@@ -239,4 +239,4 @@ def _load_weights(model: Any, weights: str) -> None:
     try:
         model.load_state_dict(state)
     except Exception as error:
-        raise InputError(f"--weights {weights!r} does not fit the model: {why(error)}") from None
+        raise InputError(f"--weights {weights!r} does not fit the model: {one_line(error)}") from None

@@ -2,7 +2,7 @@
 
 TorchScript is a language of its own, without files, processes and imports, but for a few operators: a model in it
 could save a tensor under any name, map a file into memory or call another process. Its source lies in the archive
-as text, so that it is looked through before anything of it is compiled; loading alone can run parts of it.
+as text, so that it is inspected before any of it is compiled; loading alone can run parts of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from rai_toolbox.robustness._errors import InputError
-from rai_toolbox.robustness._text import why
+from rai_toolbox.robustness._text import one_line
 
 __all__ = ["is_torchscript", "load_torchscript"]
 
@@ -45,7 +45,7 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
             entries = [entry for entry in archive.infolist() if entry.filename.endswith(".py")]
             sources = [archive.read(entry).decode("utf-8") for entry in entries]
     except Exception as error:
-        raise InputError(f"--model {str(path)!r} is not an archive of torch.jit.save: {why(error)}") from None
+        raise InputError(f"--model {str(path)!r} is not an archive of torch.jit.save: {one_line(error)}") from None
     for source in sources:
         if found := _REACHES_OUT.search(source) or re.search(r"\bgetattr\b", _spelled_out(source)):
             raise InputError(
@@ -58,7 +58,7 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
             warnings.simplefilter("ignore", DeprecationWarning)
             return torch.jit.load(path, map_location=device).eval()
     except Exception as error:
-        raise InputError(f"--model {str(path)!r} cannot be loaded by torch.jit.load: {why(error)}") from None
+        raise InputError(f"--model {str(path)!r} cannot be loaded by torch.jit.load: {one_line(error)}") from None
 
 
 def _spelled_out(source: str) -> str:

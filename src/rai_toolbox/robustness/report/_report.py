@@ -115,7 +115,7 @@ def _verdict(evaluation: Results) -> tuple[str, str]:
         )
     if "ok" not in verdicts:
         return "warning", "The evaluation itself was not checked."
-    return "ok", "Nothing was found that speaks against these figures."
+    return "ok", "No check found a reason to distrust these results."
 
 
 def _times(count: int, word: str) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rai_toolbox._version import __version__
 from rai_toolbox.robustness._results import Curve, Examples, Finding
-from rai_toolbox.robustness.attack._stages import Bench
+from rai_toolbox.robustness.attack._stages import AttackContext
 from rai_toolbox.robustness.data._samples import Summary
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.session._journal import Piece
@@ -49,9 +49,9 @@ def joined(pieces: Pieces, name: str) -> NDArray:
     return np.concatenate(arrays) if arrays else np.zeros(0)
 
 
-def reached(bench: Bench, pieces: Pieces) -> NDArray:
+def reached(context: AttackContext, pieces: Pieces) -> NDArray:
     """Return the indices of the samples whose batches are among the pieces."""
-    spans = [bench.span(batch) for batch, piece in enumerate(pieces) if piece is not None]
+    spans = [context.span(batch) for batch, piece in enumerate(pieces) if piece is not None]
     return np.concatenate([np.arange(*span) for span in spans]) if spans else np.zeros(0, dtype=np.int64)
 
 
@@ -67,20 +67,20 @@ def total(name: str, pieces: Iterable[Piece | None]) -> float:
     return sum(float(piece[name]) for piece in pieces if piece is not None)
 
 
-def class_names(bench: Bench) -> tuple[str, ...]:
+def class_names(context: AttackContext) -> tuple[str, ...]:
     """Return what to call the classes: the number of one that has no name."""
-    if not bench.classifies:
+    if not context.classifies:
         return ()
-    names = bench.samples.class_names or ()
-    count = max(int(bench.targets.max()) + 1, len(names))
+    names = context.samples.class_names or ()
+    count = max(int(context.targets.max()) + 1, len(names))
     return tuple(names[label] if label < len(names) else str(label) for label in range(count))
 
 
 def assemble(
-    bench: Bench,
+    context: AttackContext,
     summary: Summary,
-    looked: Pieces,
-    measured: Mapping[str, Measured],
+    clean_pieces: Pieces,
+    by_norm: Mapping[str, Measured],
     findings: tuple[Finding, ...],
     *,
     complete: bool,
@@ -92,52 +92,57 @@ def assemble(
 
     Parameters
     ----------
-    looked : sequence of Piece or None
+    clean_pieces : sequence of Piece or None
         What the model says to the unperturbed samples.
-    measured : dict of str to Measured
+    by_norm : dict of str to Measured
         By norm.
     """
-    where = reached(bench, looked)
+    where = reached(context, clean_pieces)
     distance, error = (
-        {norm: one.outcome[..., where] for norm, one in measured.items() if bench.classifies is classification}
+        {
+            norm: measured.outcome[..., where]
+            for norm, measured in by_norm.items()
+            if context.classifies is classification
+        }
         for classification in (True, False)
     )
-    examples = {norm: _examples(bench, one.stages.values()) for norm, one in measured.items()}
+    examples = {norm: _examples(context, measured.stages.values()) for norm, measured in by_norm.items()}
     return Evaluation(
-        task=bench.settings.task,
+        task=context.settings.task,
         complete=complete,
-        curves={norm: one.curve for norm, one in measured.items()},
+        curves={norm: measured.curve for norm, measured in by_norm.items()},
         findings=findings,
         index=where,
-        label=bench.targets[where],
-        prediction=joined(looked, "prediction"),
-        correct=joined(looked, "correct") if bench.classifies else np.zeros(0, dtype=bool),
+        label=context.targets[where],
+        prediction=joined(clean_pieces, "prediction"),
+        correct=joined(clean_pieces, "correct") if context.classifies else np.zeros(0, dtype=bool),
         distance=distance,
         error=error,
-        class_names=class_names(bench),
-        settings=bench.settings.to_dict() | {"bounds": bench.box.to_dict(), "device": bench.device.type, **described},
+        class_names=class_names(context),
+        settings=context.settings.to_dict()
+        | {"bounds": context.box.to_dict(), "device": context.device.type, **described},
         data={
-            "samples": len(bench.samples),
+            "samples": len(context.samples),
             "evaluated": len(where),
-            "shape": list(bench.samples.shape),
+            "shape": list(context.samples.shape),
             "minimum": summary.minimum,
             "maximum": summary.maximum,
             "fingerprint": summary.fingerprint,
         },
-        environment=_environment(bench, processes),
+        environment=_environment(context, processes),
         timings={"total": seconds}
         | {
             f"{stage}_{norm}": total("seconds", pieces)
-            for norm, one in measured.items()
-            for stage, pieces in one.stages.items()
+            for norm, measured in by_norm.items()
+            for stage, pieces in measured.stages.items()
         },
         examples={norm: shown for norm, shown in examples.items() if shown is not None},
-        feature_names=bench.samples.feature_names,
+        feature_names=context.samples.feature_names,
     )
 
 
-def _examples(bench: Bench, stages: Iterable[Pieces]) -> Examples | None:
-    # A later stage found something nearer than an earlier one.
+def _examples(context: AttackContext, stages: Iterable[Pieces]) -> Examples | None:
+    # A later stage found something nearer than an earlier measured.
     kept: dict[int, tuple[NDArray, float, Any]] = {}
     for piece in (piece for pieces in stages for piece in pieces if piece is not None and "shown_index" in piece):
         rows = zip(piece["shown_input"], piece["shown_distance"].tolist(), piece["shown_prediction"], strict=True)
@@ -148,15 +153,15 @@ def _examples(bench: Bench, stages: Iterable[Pieces]) -> Examples | None:
     perturbed, distance, prediction = zip(*(kept[index] for index in order), strict=True)
     return Examples(
         index=np.array(order),
-        original=bench.samples.gather(order).numpy(),
+        original=context.samples.gather(order).numpy(),
         perturbed=np.stack(perturbed),
         distance=np.array(distance),
         prediction=np.array(prediction),
     )
 
 
-def _environment(bench: Bench, processes: int) -> dict[str, Any]:
-    device = bench.device
+def _environment(context: AttackContext, processes: int) -> dict[str, Any]:
+    device = context.device
     return {
         "rai_toolbox": __version__,
         "torch": torch.__version__,

@@ -130,16 +130,16 @@ def evaluate(
     team = join()
     try:
         with torch.random.fork_rng(devices=[]):
-            bench, summary = team.together(lambda: prepare(model, data, settings, bounds, mask, preprocess, device))
-            key = run_key(bench, summary)
+            context, summary = team.together(lambda: prepare(model, data, settings, bounds, mask, preprocess, device))
+            key = run_key(context, summary)
         if len(set(team.gather(summary.fingerprint))) > 1:
             raise InputError("the processes were given different data: their functions must return the same in each")
         journal = Journal(None if folder is None else Path(folder))
         begin = journal.begin if team.leads else journal.follow
         team.leaders_first(lambda: begin(key, resume=resume, overwrite=overwrite))
-        run = Run(bench, summary, team, journal, deadline, progress)
-        devices = [bench.device] if bench.device.type == "cuda" else []
-        with evaluating(*bench.modules), torch.random.fork_rng(devices=devices):
+        run = Run(context, summary, team, journal, deadline, progress)
+        devices = [context.device] if context.device.type == "cuda" else []
+        with evaluating(*context.modules), torch.random.fork_rng(devices=devices):
             return run.all_stages(dict(described or {}))
     finally:
         team.leave()

@@ -12,9 +12,9 @@ from torch import nn
 from rai_toolbox import evaluating
 from rai_toolbox._version import __version__
 from rai_toolbox.robustness._errors import InputError
-from rai_toolbox.robustness._text import why
+from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.attack._settings import Settings, make_box
-from rai_toolbox.robustness.attack._stages import Bench
+from rai_toolbox.robustness.attack._stages import AttackContext
 from rai_toolbox.robustness.data._samples import Summary, as_samples, summarize, targets_for
 from rai_toolbox.robustness.models._load import Evaluated
 from rai_toolbox.robustness.session._journal import MODEL_OUTPUT
@@ -32,7 +32,7 @@ def prepare(
     mask: Any,
     preprocess: Any,
     device: torch.device | str | None,
-) -> tuple[Bench, Summary]:
+) -> tuple[AttackContext, Summary]:
     if not callable(model):
         raise InputError(f"the model must be an nn.Module or a function of a batch, got {type(model).__name__}")
     samples = as_samples(data)
@@ -42,9 +42,9 @@ def prepare(
     box = make_box(samples, summary, bounds, mask)
     pool = np.linspace(0, len(samples) - 1, min(_GALLERY_POOL, len(samples))).round().astype(int)
     evaluated = Evaluated(model, preprocess)
-    bench = Bench(evaluated, samples, targets, box, settings, where, frozenset(pool.tolist()))
-    _try_model(bench)
-    return bench, summary
+    context = AttackContext(evaluated, samples, targets, box, settings, where, frozenset(pool.tolist()))
+    _try_model(context)
+    return context, summary
 
 
 def _device(model: Any, device: torch.device | str | None) -> torch.device:
@@ -55,46 +55,46 @@ def _device(model: Any, device: torch.device | str | None) -> torch.device:
         where = torch.device(device)
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {str(device)!r} cannot be used: {why(error)}") from None
+        raise InputError(f"device {str(device)!r} cannot be used: {one_line(error)}") from None
     return where
 
 
-def _try_model(bench: Bench) -> None:
+def _try_model(context: AttackContext) -> None:
     """See that the model takes a batch, that a gradient comes back, and that labels are among its classes."""
-    x, _ = bench.batch(0, min(2, len(bench.samples)))
-    with evaluating(*bench.modules):
-        outputs = bench.model.outputs_for(x)
+    x, _ = context.batch(0, min(2, len(context.samples)))
+    with evaluating(*context.modules):
+        outputs = context.model.outputs_for(x)
         with torch.enable_grad():
-            depends = bench.model(x.clone().requires_grad_()).requires_grad
+            depends = context.model(x.clone().requires_grad_()).requires_grad
     if not depends:
         raise InputError(
             "no gradient reaches the model's input: it computes under torch.no_grad(), detaches, or leaves torch;"
             " the solvers need the gradient"
         )
-    if not bench.classifies:
-        if outputs != bench.targets.shape[1]:
-            raise InputError(f"the model predicts {outputs} values per sample, y has {bench.targets.shape[1]}")
+    if not context.classifies:
+        if outputs != context.targets.shape[1]:
+            raise InputError(f"the model predicts {outputs} values per sample, y has {context.targets.shape[1]}")
         return
     classes = max(2, outputs)
-    highest = int(bench.targets.max())
+    highest = int(context.targets.max())
     if highest >= classes:
-        index = int(np.argmax(bench.targets))
+        index = int(np.argmax(context.targets))
         raise InputError(
             f"the label of sample {index} is {highest}, but the model tells {classes} classes apart: labels"
             f" must be 0 to {classes - 1}"
         )
 
 
-def run_key(bench: Bench, summary: Summary) -> dict[str, Any]:
+def run_key(context: AttackContext, summary: Summary) -> dict[str, Any]:
     """Return what decides the figures; an unfinished run of another key cannot be gone on with."""
     digest = hashlib.sha256()
     # A function has no state to compare, and the same weights may be used in another way.
-    x, _ = bench.batch(0, min(2, len(bench.samples)))
-    devices = [bench.device] if bench.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), evaluating(*bench.modules), torch.no_grad():
-        torch.manual_seed(bench.settings.seed)
-        output = bench.model(x)
-    for name, tensor in bench.model.state_dict().items():
+    x, _ = context.batch(0, min(2, len(context.samples)))
+    devices = [context.device] if context.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), evaluating(*context.modules), torch.no_grad():
+        torch.manual_seed(context.settings.seed)
+        output = context.model(x)
+    for name, tensor in context.model.state_dict().items():
         if isinstance(tensor, torch.Tensor):
             digest.update(name.encode())
             # One at a time: the host holds no second copy of the model.
@@ -103,8 +103,8 @@ def run_key(bench: Bench, summary: Summary) -> dict[str, Any]:
         "data": summary.fingerprint,
         "model": digest.hexdigest()[:32],
         MODEL_OUTPUT: output.double().tolist(),
-        "bounds": bench.box.to_dict(),
-        **bench.settings.to_dict(),
+        "bounds": context.box.to_dict(),
+        **context.settings.to_dict(),
         "version": __version__,
         "torch": torch.__version__,
     }

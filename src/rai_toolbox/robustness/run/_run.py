@@ -12,11 +12,11 @@ import torch
 
 from rai_toolbox.robustness._errors import EvaluationFailed, InputError
 from rai_toolbox.robustness._results import Finding
-from rai_toolbox.robustness._text import why
+from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.attack._grid import grid_for_distances, grid_for_spread, widest_radius
 from rai_toolbox.robustness.attack._settings import Norm
-from rai_toolbox.robustness.attack._stages import Bench, clean, confirm, search
-from rai_toolbox.robustness.checks._checks import Situation, run_check
+from rai_toolbox.robustness.attack._stages import AttackContext, clean, confirm, search
+from rai_toolbox.robustness.checks._checks import CheckContext, run_check
 from rai_toolbox.robustness.checks._model_checks import MODEL_CHECKS
 from rai_toolbox.robustness.checks._search_checks import SEARCH_CHECKS
 from rai_toolbox.robustness.data._samples import Summary
@@ -49,8 +49,8 @@ class Run:
 
     Attributes
     ----------
-    bench, summary
-        What is evaluated, and what one pass over it told.
+    context, summary
+        What is evaluated, and what one pass over the samples found.
     team, journal
         Who shares the work, and where finished pieces are kept.
     deadline : float or None
@@ -63,7 +63,7 @@ class Run:
         Of `time.perf_counter`.
     """
 
-    bench: Bench
+    context: AttackContext
     summary: Summary
     team: Team
     journal: Journal
@@ -74,19 +74,19 @@ class Run:
 
     def all_stages(self, described: Mapping[str, Any]) -> Evaluation:
         """Do all that is not done yet, and return the result."""
-        bench = self.bench
-        looked = self._stage("clean", "Looking at the model", lambda batch: clean(bench, batch))
-        finite = joined(looked, "finite")
+        context = self.context
+        clean_pieces = self._stage("clean", "Looking at the model", lambda batch: clean(context, batch))
+        finite = joined(clean_pieces, "finite")
         if len(finite) and not finite.any():
             raise InputError("the model's output is NaN or infinite for every sample")
-        measure = self._accuracies if bench.classifies else self._errors
-        outcomes = {norm: measure(norm, looked) for norm in bench.settings.norms}
-        measured = {norm: one for norm, one in outcomes.items() if one is not None}
-        if not measured:
+        measure = self._accuracies if context.classifies else self._errors
+        outcomes = {norm: measure(norm, clean_pieces) for norm in context.settings.norms}
+        by_norm = {norm: measured for norm, measured in outcomes.items() if measured is not None}
+        if not by_norm:
             raise EvaluationFailed("the time limit came before the first batch was done; go on with --resume")
-        findings = self._checks(measured, looked) if bench.settings.diagnostics else ()
+        findings = self._checks(by_norm, clean_pieces) if context.settings.diagnostics else ()
         return assemble(
-            bench, self.summary, looked, measured, findings,
+            context, self.summary, clean_pieces, by_norm, findings,
             complete=self.complete, described=described, seconds=time.perf_counter() - self.begun,
             processes=self.team.size,
         )  # fmt: skip
@@ -95,14 +95,14 @@ class Run:
         """Do the batches that are not done yet, each in one of the processes; return all that are done, or
         None for the others.
         """
-        names = [f"{name}-{batch:07d}" for batch in range(self.bench.batches)]
+        names = [f"{name}-{batch:07d}" for batch in range(self.context.batches)]
         mine = self.team.mine(len(names))
         for done, batch in enumerate(mine):
             if self._late():
                 break
             if self.journal.get(names[batch]) is None:
                 # What a random model draws is the batch's own, whoever does it and after what.
-                torch.manual_seed(self.bench.generator(names[batch]).initial_seed())
+                torch.manual_seed(self.context.generator(names[batch]).initial_seed())
                 piece = _guarded(lambda batch=batch: work(batch))
                 if piece is None:
                     continue
@@ -122,54 +122,54 @@ class Run:
         if self.progress is not None and self.team.leads:
             self.progress(words, done, count)
 
-    def _accuracies(self, norm: Norm, looked: Pieces) -> Measured | None:
+    def _accuracies(self, norm: Norm, clean_pieces: Pieces) -> Measured | None:
         """Search the nearest error of each sample, then try each radius on those that stand.
 
         Returns None where the time limit came before the first batch.
         """
-        bench = self.bench
+        context = self.context
 
         def search_batch(batch: int) -> Mapping[str, Any] | None:
-            first = looked[batch]
-            return None if first is None else search(bench, norm, batch, first["correct"])
+            first = clean_pieces[batch]
+            return None if first is None else search(context, norm, batch, first["correct"])
 
         searched = self._stage(f"search-{norm}", f"Searching the nearest errors ({norm})", search_batch)
         if not any(searched):
             return None
         nearest = joined(searched, "distance")
-        widest = widest_radius(norm, self.summary, bench.box, bench.samples.shape)
-        grid = bench.settings.grid(norm) or grid_for_distances(norm, nearest, widest)
-        grid = bench.settings.with_extra(norm, grid)
+        widest = widest_radius(norm, self.summary, context.box, context.samples.shape)
+        grid = context.settings.grid(norm) or grid_for_distances(norm, nearest, widest)
+        grid = context.settings.with_extra(norm, grid)
 
         def confirm_batch(batch: int) -> Mapping[str, Any] | None:
             found = searched[batch]
-            return None if found is None else confirm(bench, norm, batch, grid, found["distance"])
+            return None if found is None else confirm(context, norm, batch, grid, found["distance"])
 
         confirmed = self._stage(f"confirm-{norm}", f"Trying each epsilon ({norm})", confirm_batch)
         distance = joined([second or first for first, second in zip(searched, confirmed, strict=True)], "distance")
-        where = reached(bench, searched)
+        where = reached(context, searched)
         curve = accuracy_curve(
-            norm, grid, distance, nearest, bench.targets[where], class_names(bench),
+            norm, grid, distance, nearest, context.targets[where], class_names(context),
             forwards=total("forwards", (*searched, *confirmed)),
             confirmed=all(piece is not None for piece in confirmed),
         )  # fmt: skip
-        outcome = scattered(distance, where, len(bench.samples))
+        outcome = scattered(distance, where, len(context.samples))
         return Measured(curve, outcome, {"search": searched, "confirm": confirmed})
 
-    def _errors(self, norm: Norm, looked: Pieces) -> Measured | None:
+    def _errors(self, norm: Norm, clean_pieces: Pieces) -> Measured | None:
         """Try each radius on all samples: a regression has no errors to search for.
 
         Returns None where the time limit came before the first batch.
         """
-        bench = self.bench
-        grid = bench.settings.grid(norm) or grid_for_spread(norm, self.summary, bench.box)
-        grid = bench.settings.with_extra(norm, grid)
+        context = self.context
+        grid = context.settings.grid(norm) or grid_for_spread(norm, self.summary, context.box)
+        grid = context.settings.with_extra(norm, grid)
 
         def confirm_batch(batch: int) -> Mapping[str, Any] | None:
-            return None if looked[batch] is None else confirm(bench, norm, batch, grid, None)
+            return None if clean_pieces[batch] is None else confirm(context, norm, batch, grid, None)
 
         confirmed = self._stage(f"confirm-{norm}", f"Trying each epsilon ({norm})", confirm_batch)
-        pairs = [(first, second) for first, second in zip(looked, confirmed, strict=True) if first and second]
+        pairs = [(first, second) for first, second in zip(clean_pieces, confirmed, strict=True) if first and second]
         if not pairs:
             return None
         clean_error = joined([first for first, _ in pairs], "error")[None]
@@ -177,25 +177,27 @@ class Run:
         # The unperturbed input is in every ball.
         error = np.concatenate([clean_error, np.maximum(np.concatenate(found, axis=1), clean_error)])
         curve = error_curve(norm, grid, error, total("forwards", confirmed), all(confirmed))
-        outcome = scattered(error, reached(bench, confirmed), len(bench.samples))
+        outcome = scattered(error, reached(context, confirmed), len(context.samples))
         return Measured(curve, outcome, {"confirm": confirmed})
 
-    def _checks(self, measured: Mapping[str, Measured], looked: Pieces) -> tuple[Finding, ...]:
-        outcome = {norm: one.outcome for norm, one in measured.items()}
-        situation = Situation(
-            bench=self.bench,
+    def _checks(self, by_norm: Mapping[str, Measured], clean_pieces: Pieces) -> tuple[Finding, ...]:
+        outcome = {norm: measured.outcome for norm, measured in by_norm.items()}
+        check_context = CheckContext(
+            attack=self.context,
             summary=self.summary,
-            curves={norm: one.curve for norm, one in measured.items()},
-            distance=outcome if self.bench.classifies else {},
-            error={} if self.bench.classifies else outcome,
-            clean=joined(looked, "correct" if self.bench.classifies else "error"),
-            rejected=int(sum(total("rejected", pieces) for one in measured.values() for pieces in one.stages.values())),
+            curves={norm: measured.curve for norm, measured in by_norm.items()},
+            distance=outcome if self.context.classifies else {},
+            error={} if self.context.classifies else outcome,
+            clean=joined(clean_pieces, "correct" if self.context.classifies else "error"),
+            rejected=int(
+                sum(total("rejected", pieces) for measured in by_norm.values() for pieces in measured.stages.values())
+            ),
         )
         mine = self.team.mine(len(CHECKS))
         findings: dict[str, Finding] = {}
         for done, position in enumerate(mine):
             check = CHECKS[position]
-            findings[check.name] = run_check(check, situation, self.journal, skip=self._late() or not self.complete)
+            findings[check.name] = run_check(check, check_context, self.journal, skip=self._late() or not self.complete)
             self._tell("Checking the evaluation itself", done + 1, len(mine))
         for others in self.team.gather(findings):
             findings |= others
@@ -210,5 +212,5 @@ def _guarded(work: Callable[[], Mapping[str, Any] | None]) -> Mapping[str, Any] 
     except Exception as error:
         advice = "; lower --batch-size" if "memory" in str(error).lower() else ""
         raise EvaluationFailed(
-            f"the model or a solver raised {why(error)}{advice}; finished batches are kept"
+            f"the model or a solver raised {one_line(error)}{advice}; finished batches are kept"
         ) from error
