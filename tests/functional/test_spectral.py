@@ -94,6 +94,7 @@ def test_what_a_matrix_is_follows_param_ndim_and_row_blocks() -> None:
     assert torch.allclose(polar(x), svd_polar(x))
     blocks = polar(x.reshape(12, 12), row_blocks=3)
     assert torch.allclose(blocks, svd_polar(x.reshape(3, 4, 12)).reshape(12, 12))
+    assert torch.equal(polar(x, param_ndim=0), x.sign())
     channels_last = matrix(8, 27, seed=4).reshape(8, 3, 3, 3).to(memory_format=torch.channels_last)
     expected = polar(channels_last.contiguous(), param_ndim=None)
     assert torch.allclose(polar_(channels_last, param_ndim=None), expected)
@@ -211,7 +212,6 @@ def test_one_large_datum_reaches_the_sphere_by_pieces() -> None:
         ({"steps": 2.0}, TypeError, "must be an int or None"),
         ({"row_blocks": 2}, ValueError, "does not divide the 3 rows"),
         ({"row_blocks": True}, TypeError, "must be an int"),
-        ({"param_ndim": 0}, ValueError, "must leave a matrix"),
         ({"param_ndim": 3}, ValueError, "param_ndim"),
     ],
 )

@@ -36,6 +36,13 @@ def normalized(x: np.ndarray, p: float, eps: float = TINY) -> np.ndarray:
     return np.where(x == 0, LD(0), x / np.where(n == 0, LD(1), n))
 
 
+def on_sphere(x: np.ndarray, epsilon: float) -> np.ndarray:
+    """The nearest point of the sphere; epsilon times the first axis for zero."""
+    z = normalized(x, 2, 0.0) * LD(epsilon)
+    z[(x == 0).all(1), :1] = epsilon
+    return z
+
+
 def largest(x: np.ndarray, count: int) -> np.ndarray:
     """Mask of the `count` entries of largest magnitude of each row, the first among equals."""
     mask = np.zeros(x.shape, bool)

@@ -87,12 +87,23 @@ CASES = [
         )
     ),
     Case("Simplex", optim.SimplexOptim, {"total": 1.5}, param=lambda x: ld.on_simplex(x, 1.5), subtracts=True),
+    Case("Sphere", optim.SphereOptim, {"epsilon": 1.5}, param=lambda x: ld.on_sphere(x, 1.5)),
     Case("L1FrankWolfe", optim.L1FrankWolfe, {"epsilon": 0.75}, grad=ld.l1_vertex),
     Case("L2FrankWolfe", optim.L2FrankWolfe, {"epsilon": 0.75}, grad=_norm(2)),
     Case("LinfFrankWolfe", optim.LinfFrankWolfe, {"epsilon": 0.75}, grad=np.sign),
     Case("L1qFrankWolfe", optim.L1qFrankWolfe, {"epsilon": 0.75, "q": 0.6}, grad=lambda g: ld.signed_top_q(g, 0.6)),
 ]
 BY_NAME = {case.name: case for case in CASES}
+
+# What acts on matrices has no datum of one dimension, and no oracle in 80-bit arithmetic: `test_spectral.py`.
+MATRIX_CASES = [
+    Case("Orthogonalized", optim.OrthogonalizedGradientOptim, {}),
+    Case("Orthogonalized exactly", optim.OrthogonalizedGradientOptim, {"steps": None, "scale": 2.0}),
+    Case("SpectralBall", optim.SpectralBallOptim, {"epsilon": 0.75}),
+    Case("Stiefel", optim.StiefelOptim, {}),
+    Case("SpectralFrankWolfe", optim.SpectralFrankWolfe, {"epsilon": 0.75}),
+]
+ALL_CASES = CASES + MATRIX_CASES
 
 SHAPES = [(), (0,), (5,), (1, 7), (4, 0), (0, 3), (3, 40), (2, 3, 4), (2, 0, 3), (2, 3, 4, 5), (2, 2, 3, 2, 3)]
 MAGNITUDES = ["normal", "subnormal", "tiny", "huge", "largest", "wide", "ties", "few", "zeros"]

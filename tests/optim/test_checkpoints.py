@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from optimizer_cases import CASES, Case
+from optimizer_cases import ALL_CASES, Case
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -29,7 +29,7 @@ from rai_toolbox.optim import (
     SignedGradientOptim,
 )
 
-IDS = [case.name for case in CASES]
+IDS = [case.name for case in ALL_CASES]
 
 
 def parameter(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -51,7 +51,7 @@ def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
 def test_a_run_that_is_saved_and_loaded_goes_on_exactly(case: Case) -> None:
     def build(p: torch.Tensor, **options: Any) -> Any:
         return case.build([p], InnerOpt=functools.partial(Adam, lr=0.1), **options)
@@ -177,7 +177,7 @@ def cases_for_dcp() -> list[tuple[str, Any]]:
             f"{case.name} {'SGD' if inner is SGD else 'AdamW'}",
             functools.partial(case.build, InnerOpt=functools.partial(inner, lr=0.1)),
         )
-        for case in CASES
+        for case in ALL_CASES
         for inner in (SGD, STABLE_ADAMW)
     ]
     makers += [

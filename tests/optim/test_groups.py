@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from optimizer_cases import CASES, Case, Idle
+from optimizer_cases import ALL_CASES, Case, Idle
 from torch.optim import SGD, Adam
 
 from rai_toolbox import optim as rai
@@ -151,7 +151,7 @@ def test_a_refused_construction_leaves_an_inner_instance_alone() -> None:
     assert (dict(sgd.param_groups[0]), dict(sgd.defaults)) == before
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", ALL_CASES, ids=lambda c: c.name)
 def test_a_new_group_gets_the_defaults_of_every_option(case: Case) -> None:
     optim = case.build([ones(2, 3)])
     keys = optim.param_groups[0].keys()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from optimizer_cases import CASES, Case
+from optimizer_cases import ALL_CASES, Case
 from torch.optim import SGD, Adam
 from torch.optim._stateless import swap_in_optimizer_params_and_state
 
@@ -31,7 +31,7 @@ from rai_toolbox.optim import (
     TopQGradientOptimizer,
 )
 
-IDS = [case.name for case in CASES]
+IDS = [case.name for case in ALL_CASES]
 STATEFUL = ["SGD", "Adam", "AdamW", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "ASGD", "Adafactor"]
 
 
@@ -118,7 +118,7 @@ def test_groups_state_and_defaults_stay_the_same_objects_through_everything(make
     check()
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
 def test_a_copy_goes_on_exactly_as_the_original(case: Case, way: str) -> None:
     x = parameter(3, 4)
@@ -368,7 +368,7 @@ def test_no_attribute_has_a_name_that_grad_scaler_or_the_inner_optimizer_would_t
     optim = L2ProjectedOptim([parameter(2, 3)], functools.partial(Adam, fused=True), epsilon=1.0)
     for name in ("grad_scale", "found_inf", "_step_supports_amp_scaling", "no_such_attribute"):
         assert not hasattr(optim, name)
-    for case in CASES:
+    for case in ALL_CASES:
         ours = set(case.build([parameter(2, 3)]).param_groups[0]) - set(SGD([parameter(2)]).param_groups[0])
         taken = {"eps", "momentum", "weight_decay", "maximize", "step", "foreach", "fused", "capturable"}
         assert not ours & taken

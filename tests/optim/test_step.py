@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from optimizer_cases import CASES, Case, Idle
+from optimizer_cases import ALL_CASES, Case, Idle
 from torch.optim import LBFGS, SGD, Adam
 
 from rai_toolbox import to_batch
@@ -25,7 +25,7 @@ from rai_toolbox.optim import (
     SignedGradientOptim,
 )
 
-IDS = [case.name for case in CASES]
+IDS = [case.name for case in ALL_CASES]
 
 
 class Recorder(ParamTransformingOptimizer):
@@ -131,7 +131,7 @@ def test_a_0d_parameter_takes_none_or_zero_and_refuses_minus_one() -> None:
     assert x.item() == 4.0
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
 def test_the_gradient_stays_the_same_tensor_in_the_same_memory(case: Case) -> None:
     x = torch.randn(3, 4, requires_grad=True)
     grad = x.grad = torch.randn(3, 4)
@@ -171,7 +171,7 @@ def test_a_hook_changes_a_parameter_and_a_gradient_of_any_strides(layout: torch.
     assert (x[..., :-1] == 0).all()
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if "FrankWolfe" not in c.name], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in ALL_CASES if "FrankWolfe" not in c.name], ids=lambda c: c.name)
 @pytest.mark.parametrize("param_ndim", [None, -1, 1, 0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_hook_that_calls_super_takes_the_slow_path_to_the_same_bits(
@@ -514,7 +514,7 @@ def test_a_step_that_was_replaced_on_the_class_of_the_inner_optimizer_is_called(
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
 def test_the_default_device_has_no_say_in_where_a_step_works(case: Case):
     x = torch.linspace(-1, 1, 80).view(2, 40).requires_grad_()
     optim = case.build([x], lr=0.1)
@@ -525,7 +525,7 @@ def test_the_default_device_has_no_say_in_where_a_step_works(case: Case):
     optim.step()
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
 def test_a_step_in_inference_mode_leaves_nothing_that_later_ones_stumble_on(case: Case):
     x = torch.linspace(-1, 1, 80).view(2, 40).requires_grad_()
     optim = case.build([x], lr=0.1)

@@ -50,7 +50,7 @@ def polar(x: Tensor, *, param_ndim: int | None = 2, steps: int | None = None, ro
     TypeError
         `x` is not real floating point; `steps` or `row_blocks` is not an int.
     ValueError
-        `param_ndim` does not fit `x` or is 0; `row_blocks` does not divide d0; `steps` < 1.
+        `param_ndim` does not fit `x`; `row_blocks` does not divide d0; `steps` < 1.
 
     References
     ----------
@@ -260,19 +260,20 @@ def check_spectral_options(steps: object, row_blocks: object) -> None:
 def matrix_shape(shape: Sequence[int], k: int, row_blocks: int) -> tuple[int, int]:
     """The shape of the matrices that the last `k` dimensions of `shape` make.
 
+    An entry by itself is a matrix.
+
     Raises
     ------
     ValueError
-        There is no dimension for the rows, or `row_blocks` does not divide them.
+        `row_blocks` does not divide the rows.
     """
     if k == 0:
-        raise ValueError(
-            "`param_ndim` must leave a matrix: 2 for the last two dimensions, None for the whole tensor; here a datum "
-            f"of a tensor of shape {tuple(shape)} has no dimension"
-        )
+        shape, k = (1,), 1
     rows = shape[len(shape) - k]
     if rows % row_blocks:
-        raise ValueError(f"`row_blocks` is {row_blocks}, which does not divide the {rows} rows of {tuple(shape)}")
+        raise ValueError(
+            f"`row_blocks` is {row_blocks}, which does not divide the {rows} rows of a datum of {tuple(shape)}"
+        )
     return rows // row_blocks, math.prod(shape[len(shape) - k + 1 :])
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._nearest import Number, slack
 from rai_toolbox.functional._norms import lp_norm, normalize
-from rai_toolbox.functional._per_datum import checked_float, is_large, map_rows, map_rows_, per_datum
-from rai_toolbox.functional._scaling import normalize_
+from rai_toolbox.functional._per_datum import checked_float, is_large, map_rows, map_rows_, per_datum, pieces
 
 
 def project_l2_sphere(x: Tensor, epsilon: Number = 1.0, *, param_ndim: int | None = -1) -> Tensor:
@@ -82,18 +81,29 @@ def _on_sphere(mapper: Callable[..., Tensor], x: Tensor, epsilon: Number, param_
 
 
 def _rows_on_sphere(rows: Tensor, epsilon: Number, *, in_place: bool) -> Tensor:
-    wide = rows if in_place and is_large(rows) else rows.to(torch.promote_types(rows.dtype, torch.float32))
-    norm = lp_norm(wide.detach(), 2, param_ndim=1, keepdim=True).to(wide.dtype)
-    relative, absolute = slack(rows.dtype, rows.shape[1], 2)
-    on_it = (norm - epsilon).abs() <= epsilon * relative + absolute
-    if wide is rows and in_place and is_large(rows):  # one datum, by pieces: no second one of its size
-        factor = torch.where(on_it | (norm == 0), 1.0, torch.as_tensor(epsilon, dtype=norm.dtype, device=norm.device))
-        if not bool(on_it.all()):
-            normalize_(rows, 2, param_ndim=1, eps=0.0)
-            rows.mul_(factor.to(rows.dtype))
-            rows[:, :1].copy_(torch.where(norm == 0, epsilon, rows[:, :1]))
-        return rows
+    if in_place and is_large(rows):
+        return _large_on_sphere_(rows, epsilon)
+    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    norm = lp_norm(wide.detach(), 2, param_ndim=1, keepdim=True)
     first = torch.zeros_like(wide)
     first[:, :1] = 1
-    direction = torch.where(norm == 0, first, normalize(torch.where(norm == 0, first, wide), 2, param_ndim=1, eps=0.0))
-    return torch.where(on_it, wide, direction * epsilon)
+    direction = normalize(torch.where(norm == 0, first, wide), 2, param_ndim=1, eps=0.0)
+    return torch.where(_is_on_sphere(norm, epsilon, rows), wide, direction * epsilon)
+
+
+def _large_on_sphere_(row: Tensor, epsilon: Number) -> Tensor:
+    """One datum, by pieces: no temporary is as large as the row."""
+    parts = pieces(row)
+    wide = torch.float32 if row.device.type == "mps" else torch.float64
+    norms = [lp_norm(part.to(wide), 2, param_ndim=1, keepdim=True) for part in parts]
+    norm = lp_norm(torch.cat(norms, 1), 2, param_ndim=1, keepdim=True)
+    stays = _is_on_sphere(norm, epsilon, row) | (norm == 0)
+    for part in parts:
+        part.copy_(torch.where(stays, part, part.to(wide) / norm * epsilon))
+    row[:, :1] = torch.where(norm == 0, epsilon, row[:, :1])
+    return row
+
+
+def _is_on_sphere(norm: Tensor, epsilon: Number, rows: Tensor) -> Tensor:
+    relative, absolute = slack(rows.dtype, rows.shape[1], 2)
+    return (norm - epsilon).abs() <= epsilon * relative + absolute

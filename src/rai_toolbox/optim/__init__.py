@@ -27,6 +27,13 @@ from rai_toolbox.optim._projected import (
 )
 from rai_toolbox.optim._random import independent_draws
 from rai_toolbox.optim._sparse import L1qNormedGradientOptim, TopQGradientOptimizer
+from rai_toolbox.optim._spectral import (
+    OrthogonalizedGradientOptim,
+    SpectralBallOptim,
+    SpectralFrankWolfe,
+    SphereOptim,
+    StiefelOptim,
+)
 from rai_toolbox.optim._wrapper import ParamTransformingOptimizer
 
 __all__ = [
@@ -49,9 +56,14 @@ __all__ = [
     "LinfFrankWolfe",
     "LinfProjectedOptim",
     "LpNormedGradientOptim",
+    "OrthogonalizedGradientOptim",
     "ParamTransformingOptimizer",
     "SignedGradientOptim",
     "SimplexOptim",
+    "SpectralBallOptim",
+    "SpectralFrankWolfe",
+    "SphereOptim",
+    "StiefelOptim",
     "TopQGradientOptimizer",
     "independent_draws",
 ]
