@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
+import numpy as np
 import torch
 from sklearn.datasets import load_diabetes, load_digits, make_moons
 from torch import Tensor, nn
@@ -58,10 +62,10 @@ def _fit(
     return model.eval()
 
 
-def _pgd(epsilon: float, norm: str) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+def _pgd(epsilon: float, norm: str, steps: int = 7) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
     def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         delta = torch.zeros_like(x).uniform_(-epsilon, epsilon) if norm == "linf" else torch.zeros_like(x)
-        for _ in range(7):
+        for _ in range(steps):
             delta.requires_grad_()
             (grad,) = torch.autograd.grad(F.cross_entropy(model((x + delta).clamp(0, 1)), y), delta)
             with torch.no_grad():
@@ -112,6 +116,49 @@ def digits_case(kind: str, n: int = 250, seed: int = 0) -> Case:
     else:
         model = _fit(_cnn(), x, y, epochs=25, attack=_pgd(0.12 if kind == "linf" else 1.0, kind))
     return Case(f"digits {kind}", model, x_test[:n], y_test[:n], (0.0, 1.0), _DIGITS_RADII[kind])
+
+
+DIGITS28 = Path(os.environ.get("RAI_DIGITS28", Path(__file__).parents[1] / "../shared/data/digits28_u8.npz"))
+_DIGITS28_RADII = {
+    "standard": {"linf": 0.1, "l2": 1.5, "l1": 8.0, "l0": 8},
+    "linf": {"linf": 0.25, "l2": 2.0, "l1": 6.0, "l0": 3},
+    "l2": {"linf": 0.15, "l2": 2.0, "l1": 12.0, "l0": 10},
+}
+
+
+def _cnn28(classes: int = 10, width: int = 28) -> nn.Module:
+    flat = 32 * 5 * (((width // 2 - 1 - 4) // 2 + 1))
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 4, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(flat, 100), nn.ReLU(), nn.Linear(100, classes),
+    )  # fmt: skip
+
+
+@cache
+def digits28() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x_train, y_train, x_test, y_test: images (N, 1, 28, 28) in [0, 1]."""
+    with np.load(DIGITS28) as raw:
+        x, y = torch.from_numpy(raw["x"]), torch.from_numpy(raw["y"])
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+    x, y = x[order].float() / 255, y[order]
+    return x[:7500], y[:7500], x[7500:], y[7500:]
+
+
+def digits28_case(kind: str, n: int = 100, seed: int = 0) -> Case:
+    """`kind`: "standard", "linf" or "l2" (adversarially trained)."""
+    torch.manual_seed(seed)
+    x, y, x_test, y_test = digits28()
+    model = _cnn28()
+    if kind == "standard":
+        _fit(model, x, y, epochs=4)
+    elif kind == "linf":
+        # From easy to hard: at once, the network learns nothing.
+        for epsilon, epochs in ((0.05, 1), (0.1, 1), (0.15, 1), (0.2, 6)):
+            _fit(model, x, y, epochs=epochs, attack=_pgd(epsilon, kind, 6))
+    else:
+        for epsilon, epochs in ((1.0, 1), (2.0, 5)):
+            _fit(model, x, y, epochs=epochs, attack=_pgd(epsilon, kind, 6))
+    return Case(f"digits 28 x 28 {kind}", model, x_test[:n], y_test[:n], (0.0, 1.0), _DIGITS28_RADII[kind])
 
 
 def moons_case(logits: int = 2) -> Case:
