@@ -127,7 +127,7 @@ _DIGITS28_RADII = {
 
 
 def _cnn28(classes: int = 10, width: int = 28) -> nn.Module:
-    flat = 32 * 5 * (((width // 2 - 1 - 4) // 2 + 1))
+    flat = 32 * 5 * ((width // 2 - 1 - 4) // 2 + 1)
     return nn.Sequential(
         nn.Conv2d(1, 16, 4, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2), nn.ReLU(), nn.Flatten(),
         nn.Linear(flat, 100), nn.ReLU(), nn.Linear(100, classes),

@@ -31,7 +31,7 @@ class ClassLosses:
     ranked: Tensor | None
 
     @staticmethod
-    def of(problem: Problem, output: Tensor) -> ClassLosses:
+    def after(problem: Problem, output: Tensor) -> ClassLosses:
         """`output` is what the model says of the data themselves."""
         objective = problem.objective
         if not objective.default or objective.sign < 0:
@@ -64,6 +64,13 @@ class ClassLosses:
             return lambda output, target: logit_difference(output, classes, target)
 
         return of_rows
+
+    def of(self, rows: Tensor, numbers: Tensor) -> LossOfRows:
+        """As `self[number]`, with a number for each of these rows, and for these rows alone."""
+        if self.ranked is None:
+            return self.any_class
+        classes = self.ranked[rows, numbers]
+        return lambda _: lambda output, target: logit_difference(output, classes, target)
 
 
 def logit_difference(output: Tensor, classes: Tensor, target: Tensor) -> Tensor:

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from rai_toolbox.perturbations._attack_losses import LossOfRows
 from rai_toolbox.perturbations._auto_pgd import sparse_direction
-from rai_toolbox.perturbations._ball import distances, unit_l2
+from rai_toolbox.perturbations._ball import distances
 from rai_toolbox.perturbations._nearest import Nearest
 from rai_toolbox.perturbations._problem import Problem
 
 # A step that aims at the linearized boundary itself stops just short of it, for ever.
 OVERSHOOT = 1.01
 _DUAL = {"l2": 2.0, "linf": 1.0, "l1": math.inf}
-# First and last length of a step, as a share of the radius. Linf: of that of a corner of the cube.
+# First and last length of a step, as a share of the radius. A step in Linf changes every entry alike.
 _STEP = {"l2": (1.0, 0.005), "linf": (2.0, 0.005), "l1": (0.5, 0.005)}
 _CHANGE = (0.05, 0.001)
 
@@ -42,8 +42,9 @@ def descend(
     steps: int,
     stream: int,
     radius: Tensor | None = None,
+    scale: float = 1.0,
     sparse: bool = False,
-) -> None:
+) -> Tensor:
     """Look for nearer points for `rows`; `nearest` sees every point asked about.
 
     Parameters
@@ -51,8 +52,15 @@ def descend(
     start : Tensor, shape (n, D)
     radius : Tensor of float64, shape (n,), optional
         The first radius. Default: as far as the linearized boundary.
+    scale : float
+        Of the length of the steps.
     sparse : bool
         Steps along few entries, about as many as are changed. For L1: finds other optima than dense steps do.
+
+    Returns
+    -------
+    Tensor of float64, shape (n,)
+        How near this run came at which the loss is positive; infinite where it never was.
     """
     loss_fn, data = losses(rows), problem.data[rows]
     around = problem.ball(nearest.distance)[rows]
@@ -62,7 +70,6 @@ def descend(
     guessed = radius is None
     first, last = _STEP[problem.norm]
     farthest = problem.farthest(rows)
-    reach = data.shape[1] ** 0.5 if problem.norm == "linf" else 1.0
     for step in range(steps):
         shrink = 0.5 * (1 + math.cos(math.pi * step / steps))
         change = _CHANGE[1] + (_CHANGE[0] - _CHANGE[1]) * shrink
@@ -79,9 +86,10 @@ def descend(
         epsilon = torch.where(across, torch.minimum(found, epsilon) * (1 - change), wider)
         epsilon = torch.minimum(torch.minimum(epsilon, farthest), nearest.distance[rows])
         ball = around.with_epsilon(epsilon[:, None])
-        length = reach * epsilon * (last + (first - last) * shrink)
-        move = _sparsely(answer.grad, x != data) if sparse else unit_l2(answer.grad)
+        length = scale * epsilon * (last + (first - last) * shrink)
+        move = _sparsely(answer.grad, x != data) if sparse else ball.steepest(answer.grad)
         x = ball.land(ball.project(ball.delta(x) + move * length[:, None].to(ball.dtype)))
+    return found
 
 
 def _sparsely(grad: Tensor, changed: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from rai_toolbox.perturbations._bounds import Bounds
 from rai_toolbox.perturbations._nearest import Nearest
 from rai_toolbox.perturbations._problem import MOST_STEPS, Problem, batches, look, positive_int, report, setup, solving
 from rai_toolbox.perturbations._query import Loss
-from rai_toolbox.perturbations._search import finish, search
+from rai_toolbox.perturbations._search import Search
 from rai_toolbox.perturbations._solution import Solution, concatenate
 
 __all__ = ["minimum_norm"]
@@ -61,10 +61,11 @@ def minimum_norm(
         say, `lambda output, target: (output[:, 0] - target).abs() - 0.5`. Default: the margin of a classifier, whose
         output has the shape (N, C), or (N,) or (N, 1) for two classes.
     steps : int
-        Forward and backward passes of each descent.
+        Forward and backward passes of a descent, on average.
     restarts : int
-        Descents. Each of the other classes (the nine likeliest) gets one from the datum itself, then one from a random
-        point, and so on. With the defaults, about 1,000 forward and backward passes per datum in all.
+        Descents. Each of the other classes (the nine likeliest) gets a short one from the datum itself. The others are
+        longer; they go to the classes that came nearest, from random points and from the nearest point known. With the
+        defaults, at most 1,000 forward and 1,000 backward passes per datum in all.
     samples : int
         For random models: the forward passes that each gradient is averaged, and each decision voted over.
     batch_size : int, optional
@@ -140,11 +141,12 @@ def _solve(problem: Problem, steps: int, restarts: int, callback: Callable[[int,
         score, achieved, output = look(problem)
         nearest.see(every, problem.data, score, achieved)
         rows = every[~achieved]
-        losses = ClassLosses.of(problem, output)
+        losses = ClassLosses.after(problem, output)
+        searches = Search(problem, nearest, losses, steps, restarts)
         for number in range(restarts if len(rows) else 0):
-            search(problem, nearest, rows, losses, number, steps)
+            searches.run(rows, number)
             if callback is not None:
                 callback(number, nearest.distance.clone())
         nearest.scatter(rows, _RANDOM_POINTS, restarts * MOST_STEPS)
-        finish(problem, nearest, rows, losses, steps, restarts * MOST_STEPS)
+        searches.finish(rows)
     return report(problem, nearest.x, nearest.distance.isinf())

@@ -27,7 +27,7 @@ from rai_toolbox.perturbations._problem import (
 )
 from rai_toolbox.perturbations._query import Loss
 from rai_toolbox.perturbations._random_search import search_randomly
-from rai_toolbox.perturbations._search import finish, search
+from rai_toolbox.perturbations._search import Search
 from rai_toolbox.perturbations._solution import Solution, concatenate
 
 __all__ = ["worst_case"]
@@ -179,9 +179,10 @@ def _solve(
         score, achieved, output = look(problem)
         best.see(every, problem.data, score, achieved)
         ball = problem.ball(radii)
-        losses = ClassLosses.of(problem, output)
+        losses = ClassLosses.after(problem, output)
         # Where projections make for crooked paths, coming from outside finds far more than steps within the ball do.
         within = _Within(problem, best, radii) if stop and problem.norm in ("l0", "l1") else None
+        search = None if within is None else Search(problem, within, losses, steps, restarts)
         blind = torch.zeros_like(best.achieved)
         for number in range(restarts):
             rows = every[~best.achieved] if stop else every
@@ -193,8 +194,8 @@ def _solve(
                     progress=(number / restarts, (number + 1) / restarts),
                 )  # fmt: skip
                 rows = rows[~blind[rows]]
-            if within is not None and len(rows):
-                search(problem, within, rows, losses, number, steps)
+            if search is not None and len(rows):
+                search.run(rows, number)
                 rows = rows[~best.achieved[rows]]
             if within is None or number == 0:
                 loss = losses[number] if restarts >= losses.count else losses.all_classes
@@ -203,10 +204,10 @@ def _solve(
                 blind = best.dead > _BLIND * steps
             if callback is not None:
                 callback(number, best.achieved.clone())
-        if within is not None:
+        if search is not None and within is not None:
             rows = every[~best.achieved]
             near = within.distance[rows] <= torch.maximum(_NEAR * radii[rows], radii[rows] + 1)
-            finish(problem, within, rows[near], losses, steps, restarts * MOST_STEPS)
+            search.finish(rows[near])
     return report(problem, best.x)
 
 
