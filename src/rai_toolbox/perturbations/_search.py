@@ -1,4 +1,4 @@
-"""The local searches for near points that change a decision: in which order they are run, and from where each starts."""
+"""The local searches for near points that change a decision: in which order they run, and where each starts."""
 
 from __future__ import annotations
 
