@@ -128,7 +128,7 @@ def test_what_a_time_limit_leaves_nothing_of_is_not_in_the_result(blobs, tmp_pat
 def test_an_unfinished_run_is_neither_lost_nor_mixed_up(half_plane, blobs, tmp_path):
     options = {**QUICK, "folder": tmp_path, "epsilons": [0.5]}
     evaluate(half_plane, blobs, **options)
-    with pytest.raises(InputError, match="--resume"):
+    with pytest.raises(InputError, match="resume=True"):
         evaluate(half_plane, blobs, **options)
     with pytest.raises(InputError, match="seed"):
         evaluate(half_plane, blobs, **options, resume=True, seed=1)

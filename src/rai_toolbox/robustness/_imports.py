@@ -31,7 +31,7 @@ def import_named(spec: str, what: str) -> Any:
     spec : str
         Where to find it.
     what : str
-        What it is for, to begin the error with: ``"--model"``.
+        What it is for, to begin the error with: ``arg("model")``.
 
     Raises
     ------

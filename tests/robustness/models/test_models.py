@@ -116,7 +116,7 @@ def test_pickles_are_refused_unread(place, net):
 
 def test_weights_without_their_model_say_what_is_missing(place, net):
     torch.save(net.state_dict(), "weights.pt")
-    with pytest.raises(InputError, match=r"is a state dict.*--weights weights\.pt"):
+    with pytest.raises(InputError, match=r"is a state dict.*weights='weights\.pt'"):
         load_model("weights.pt")
     torch.save(nn.Linear(2, 2).state_dict(), "other.pt")
     with pytest.raises(InputError, match="does not fit the model"):

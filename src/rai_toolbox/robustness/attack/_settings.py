@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._results import Task
 from rai_toolbox.robustness._text import did_you_mean
 from rai_toolbox.robustness.data._samples import Samples, Summary, kind_of
@@ -99,17 +99,17 @@ def make_settings(
         If one of them is not allowed; the message says what was given and what is.
     """
     if task not in ("classification", "regression"):
-        raise InputError(f"task must be 'classification' or 'regression', got {task!r}")
+        raise InputError(f"{arg('task')} must be 'classification' or 'regression', got {task!r}")
     named = (norms,) if isinstance(norms, str) else tuple(norms)
     for norm in named:
         if norm not in NORMS:
             raise InputError(
-                f"norm must be one of {', '.join(NORMS)}, got {norm!r}{did_you_mean(str(norm), list(NORMS))}"
+                f"{arg('norms')} must be one of {', '.join(NORMS)}, got {norm!r}{did_you_mean(str(norm), list(NORMS))}"
             )
     if not named:
-        raise InputError("norms is empty: name at least one of l1, l2, linf, l0")
+        raise InputError(f"{arg('norms')} is empty: name at least one of l1, l2, linf, l0")
     if task == "regression" and "l0" in named:
-        raise InputError("norm 'l0' is for classification only")
+        raise InputError(f"{arg('norms')}: 'l0' is for classification only")
     return Settings(
         task=cast(Task, task),
         norms=cast("tuple[Norm, ...]", tuple(dict.fromkeys(named))),
@@ -132,7 +132,7 @@ def _grids(
         epsilons = dict.fromkeys(norms, epsilons)
     for norm in epsilons:
         if norm not in norms:
-            raise InputError(f"epsilons are given for norm {norm!r}, but the norms are {', '.join(norms)}")
+            raise InputError(f"{arg('epsilons')} are given for norm {norm!r}, but the norms are {', '.join(norms)}")
     return {norm: _grid(norm, grid) for norm, grid in epsilons.items()}
 
 
@@ -140,21 +140,21 @@ def _grid(norm: str, grid: Sequence[float]) -> tuple[float, ...]:
     try:
         values = sorted({float(value) for value in grid})
     except (TypeError, ValueError):
-        raise InputError(f"epsilons must be numbers, got {grid!r}") from None
+        raise InputError(f"{arg('epsilons')} must be numbers, got {grid!r}") from None
     for value in values:
         if not math.isfinite(value) or value < 0:
-            raise InputError(f"epsilon must be a finite number that is not negative, got {value:g}")
+            raise InputError(f"{arg('epsilons')} must be a finite number that is not negative, got {value:g}")
         if norm == "l0" and value != int(value):
             raise InputError(f"epsilon of l0 is how many features may change, a whole number, got {value:g}")
     positive = tuple(value for value in values if value > 0)
     if not positive:
-        raise InputError("epsilons must hold at least one number above 0")
+        raise InputError(f"{arg('epsilons')} must hold at least one number above 0")
     return positive
 
 
 def _whole(name: str, value: Any, *, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least or value >= 2**63:
-        raise InputError(f"{name} must be a whole number, at least {least}, got {value!r}")
+        raise InputError(f"{arg(name)} must be a whole number, at least {least}, got {value!r}")
     return int(value)
 
 
@@ -229,10 +229,10 @@ def make_box(samples: Samples, summary: Summary, bounds: Any, mask: Any) -> Box:
     if mask is not None:
         movable = _of_sample_shape("the mask", mask, samples.shape).astype(bool)
         if not movable.any():
-            raise InputError("the mask is False everywhere: nothing may change")
+            raise InputError(f"{arg('mask')} is False everywhere: nothing may change")
     if isinstance(bounds, str):
         if bounds != "auto":
-            raise InputError(f"bounds must be 'auto', None or (lower, upper), got {bounds!r}")
+            raise InputError(f"{arg('bounds')} must be 'auto', None or (lower, upper), got {bounds!r}")
         limit = _natural_limit(samples, summary)
         chosen = "from the data"
         return Box(None, None, movable, chosen) if limit is None else Box(0.0, limit, movable, chosen)
@@ -241,7 +241,7 @@ def make_box(samples: Samples, summary: Summary, bounds: Any, mask: Any) -> Box:
     try:
         lower, upper = bounds
     except (TypeError, ValueError):
-        raise InputError(f"bounds must be two, (lower, upper), got {bounds!r}") from None
+        raise InputError(f"{arg('bounds')} must be two, (lower, upper), got {bounds!r}") from None
     lower, upper = (_bound(bound, samples.shape) for bound in (lower, upper))
     if np.any(np.asarray(lower) >= np.asarray(upper)):
         raise InputError(f"the lower bound must be less than the upper, got {_brief(lower)} and {_brief(upper)}")
@@ -262,7 +262,7 @@ def _natural_limit(samples: Samples, summary: Summary) -> float | None:
 def _bound(bound: Any, shape: tuple[int, ...]) -> float | NDArray:
     array = np.asarray(bound, dtype=np.float64) if not isinstance(bound, (str, bytes)) else np.array(np.nan)
     if np.isnan(array).any():
-        raise InputError(f"bounds must be numbers, got {_brief(bound)}")
+        raise InputError(f"{arg('bounds')} must be numbers, got {_brief(bound)}")
     return float(array) if array.ndim == 0 else _of_sample_shape("a bound", array, shape)
 
 

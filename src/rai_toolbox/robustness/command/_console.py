@@ -20,7 +20,6 @@ from rai_toolbox.robustness.command._job import Outcome
 from rai_toolbox.robustness.report._compare import Comparison
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.report._report import figure, percent
-from rai_toolbox.robustness.report._writing import FILES
 from rai_toolbox.robustness.run._run import Progress as Callback
 
 __all__ = ["progress", "report", "report_comparison"]
@@ -93,7 +92,7 @@ def report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
                 messages.print(f"[{color}]{word}[/]: {escape(finding.summary)} \\[{finding.check}]")
         if not evaluation.complete:
             messages.print("[yellow]partial[/]: the time limit ended the run; go on with --resume")
-        where = escape(str(outcome.folder / FILES[0]))
+        where = escape(str(outcome.folder / "report.html"))
         raised = any(finding.verdict in _RAISED for finding in evaluation.findings)
         messages.print(f"report: {where}{', with what each check means and what to do' if raised else ''}")
     for reason in outcome.reasons:

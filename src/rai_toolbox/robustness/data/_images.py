@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness.data._rows import Spool
 from rai_toolbox.robustness.data._samples import Samples
 
@@ -28,8 +28,8 @@ def load_images(path: Path) -> Samples:
         if file.suffix.lower() in _IMAGES and file.is_file()
     ]
     if not files:
-        raise InputError(f"--data {str(path)!r}: there are no images in folders of it, one folder per class")
-    spool = Spool(lambda message: InputError(f"--data {str(path)!r}: {message}; resize the images to one size"))
+        raise InputError(f"{arg('data')} {str(path)!r}: there are no images in folders of it, one folder per class")
+    spool = Spool(lambda message: InputError(f"{arg('data')} {str(path)!r}: {message}; resize the images to one size"))
     for image in _read_images(files):
         spool.append(image[None])
     rows = spool.rows()

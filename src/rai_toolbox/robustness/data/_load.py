@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._imports import call_named, names_function
 from rai_toolbox.robustness.data._digits import digits_samples
 from rai_toolbox.robustness.data._images import load_images
@@ -42,25 +42,25 @@ def load_data(spec: str, *, label_column: str | None = None, seed: int = 0) -> S
     if spec == "digits":
         return digits_samples(seed)
     if names_function(spec):
-        return as_samples(call_named(spec, "--data"), what=f"--data {spec}")
+        return as_samples(call_named(spec, arg("data")), what=f"{arg('data')} {spec}")
     path = Path(spec)
     kind = path.suffix.lower()
     if label_column is not None and kind not in (".csv", ".tsv", ".parquet"):
-        raise InputError(f"--label-column names a column of a table, but --data {spec!r} is none")
+        raise InputError(f"{arg('label_column')} names a column of a table, but {arg('data')} {spec!r} is none")
     if "\0" in spec or not path.exists():
-        raise InputError(f"--data: there is no file or folder {spec!r}; {_FORMS}")
+        raise InputError(f"{arg('data')}: there is no file or folder {spec!r}; {_FORMS}")
     if path.is_dir():
         return load_images(path)
     if kind in _PICKLES:
         raise InputError(
-            f"--data {spec!r} is a pickle, which could run code when read; save the arrays with"
+            f"{arg('data')} {spec!r} is a pickle, which could run code when read; save the arrays with"
             " numpy.savez('data.npz', x=x, y=y)"
         )
     if kind in (".csv", ".tsv", ".parquet"):
         return load_table(path, label_column)
     if kind == ".npz":
         return _npz_samples(path)
-    raise InputError(f"--data {spec!r} is of no known kind; {_FORMS}")
+    raise InputError(f"{arg('data')} {spec!r} is of no known kind; {_FORMS}")
 
 
 def _npz_samples(path: Path) -> Samples:

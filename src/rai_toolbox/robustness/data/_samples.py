@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._results import Task
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.data._rows import ArrayRows, Rows, Spool, as_bytes
@@ -231,7 +231,7 @@ def targets_for(samples: Samples, task: Task) -> NDArray:
     if targets.ndim != 1:
         raise InputError(
             f"y must hold one label per sample, shape (samples,), got {targets.shape};"
-            " for values to predict give --task regression"
+            f" for values to predict give {arg('task', 'regression')}"
         )
     if targets.dtype.kind == "f":
         whole = np.isfinite(targets) & (targets == np.round(targets)) & (np.abs(targets) < 2**53)
@@ -239,7 +239,7 @@ def targets_for(samples: Samples, task: Task) -> NDArray:
             index = int(np.argmin(whole))
             raise InputError(
                 f"the label of sample {index} is {targets[index]}, expected a class number from 0;"
-                " for values to predict give --task regression"
+                f" for values to predict give {arg('task', 'regression')}"
             )
     labels = targets.astype(np.int64)
     if labels.min() < 0:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._text import did_you_mean, one_line
 from rai_toolbox.robustness.data._rows import Spool
 from rai_toolbox.robustness.data._samples import Samples
@@ -59,7 +59,7 @@ def _label_index(path: Path, names: Sequence[str], wanted: str | None) -> int:
     found = [name for name in names if name.lower() in _LABELS]
     if len(found) != 1:
         raise InputError(
-            f"{str(path)!r}: say which column holds the label with --label-column; the columns are"
+            f"{str(path)!r}: say which column holds the label with {arg('label_column')}; the columns are"
             f" {', '.join(names[:20])}"
         )
     return names.index(found[0])

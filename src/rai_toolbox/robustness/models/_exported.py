@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._text import one_line
 
 __all__ = ["load_exported"]
@@ -69,7 +69,9 @@ def load_exported(path: Path, device: torch.device) -> nn.Module:
         # Its guards are source text; a wrong shape is told by the operators.
         module = program.module(check_guards=False)
     except Exception as error:
-        raise InputError(f"--model {str(path)!r} cannot be loaded by torch.export.load: {one_line(error)}") from None
+        raise InputError(
+            f"{arg('model')} {str(path)!r} cannot be loaded by torch.export.load: {one_line(error)}"
+        ) from None
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return _Exported(module)
@@ -90,7 +92,9 @@ def _refuse_code(path: Path) -> None:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"--model {str(path)!r} is not an archive of torch.export.save: {one_line(error)}") from None
+        raise InputError(
+            f"{arg('model')} {str(path)!r} is not an archive of torch.export.save: {one_line(error)}"
+        ) from None
 
 
 def _check_tensors(path: Path, name: str, content: bytes) -> None:
@@ -130,7 +134,7 @@ def _pairs(content: Any) -> Iterator[tuple[str, Any]]:
 
 def _refusal(path: Path, what: str) -> InputError:
     return InputError(
-        f"--model {str(path)!r} holds {what}: a model file may hold a graph and tensors only, because reading"
+        f"{arg('model')} {str(path)!r} holds {what}: a model file may hold a graph and tensors only, because reading"
         " more could run code;"
-        " give the model as a function, --model file.py:function"
+        f" give the model as a function, {arg('model', 'file.py:function')}"
     )

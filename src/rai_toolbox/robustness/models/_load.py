@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._imports import call_named, guarded, import_named, names_function
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.models._digits import digits_model
@@ -111,12 +111,14 @@ def load_model(
     elif names_function(spec):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = call_named(spec, "--model")
+            model = call_named(spec, arg("model"))
         if not callable(model):
-            raise InputError(f"--model {spec} returned {type(model).__name__}, expected an nn.Module")
+            raise InputError(f"{arg('model')} {spec} returned {type(model).__name__}, expected an nn.Module")
     else:
         if weights is not None:
-            raise InputError("--weights goes with a function that builds the model: --model file.py:function")
+            raise InputError(
+                f"{arg('weights')} goes with a function that builds the model: {arg('model', 'file.py:function')}"
+            )
         return _load_file(spec, device)
     if weights is not None:
         _load_weights(model, weights)
@@ -138,18 +140,18 @@ def load_preprocess(spec: str, device: torch.device | str = "cpu") -> Callable[[
             )
         except ValueError:
             raise InputError(
-                f"--preprocess {spec!r}: expected normalize:MEAN/STD, as in normalize:0.5,0.5,0.5/0.25,0.25,0.25"
+                f"{arg('preprocess')} {spec!r}: expected normalize:MEAN/STD, as in normalize:0.5,0.5,0.5/0.25,0.25,0.25"
             ) from None
         if not bool((std > 0).all()) or len(mean) not in (1, len(std)):
-            raise InputError(f"--preprocess {spec!r}: expected as many positive deviations as means")
+            raise InputError(f"{arg('preprocess')} {spec!r}: expected as many positive deviations as means")
         return _Normalize(mean, std).to(device)
     if not names_function(spec):
-        raise InputError(f"--preprocess {spec!r}: expected normalize:MEAN/STD, or file.py:function of a batch")
-    function = import_named(spec, "--preprocess")
+        raise InputError(f"{arg('preprocess')} {spec!r}: expected normalize:MEAN/STD, or file.py:function of a batch")
+    function = import_named(spec, arg("preprocess"))
     if isinstance(function, type):
-        function = guarded(function, f"--preprocess: {spec}() raised")
+        function = guarded(function, f"{arg('preprocess')}: {spec}() raised")
     if not callable(function):
-        raise InputError(f"--preprocess {spec} is {type(function).__name__}, expected a function of a batch")
+        raise InputError(f"{arg('preprocess')} {spec} is {type(function).__name__}, expected a function of a batch")
     return function.to(device).eval() if isinstance(function, nn.Module) else function  # pyright: ignore[reportReturnType]
 
 
@@ -168,24 +170,24 @@ class _Normalize(nn.Module):
 def _load_file(spec: str, device: torch.device) -> nn.Module:
     path = Path(spec)
     if "\0" in spec or not path.is_file():
-        raise InputError(f"--model: there is no file {spec!r}; {_FORMS}")
+        raise InputError(f"{arg('model')}: there is no file {spec!r}; {_FORMS}")
     if path.suffix == ".pt2":
         return load_exported(path, device)
     if path.suffix == ".onnx":
         return load_onnx(path, device)
     if path.suffix == ".safetensors":
         raise InputError(
-            f"--model {spec!r} holds tensors only; give the function that builds the model too:"
-            f" --model file.py:function --weights {spec}"
+            f"{arg('model')} {spec!r} holds tensors only; give the function that builds the model too:"
+            f" {arg('model', 'file.py:function')} {arg('weights', spec)}"
         )
     kind = _archive_kind(path)
     if kind == "torchscript":
         return load_torchscript(path, device)
     if path.suffix == ".py":
-        raise InputError(f"--model {spec!r}: name the function in it, as in {spec}:make_model")
+        raise InputError(f"{arg('model')} {spec!r}: name the function in it, as in {spec}:make_model")
     if kind == "torch" or path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"):
         raise InputError(_about_pickle(path))
-    raise InputError(f"--model {spec!r} is of no known kind; {_FORMS}")
+    raise InputError(f"{arg('model')} {spec!r} is of no known kind; {_FORMS}")
 
 
 def _about_pickle(path: Path) -> str:
@@ -193,12 +195,13 @@ def _about_pickle(path: Path) -> str:
         torch.load(path, weights_only=True, map_location="cpu")
     except Exception:
         return (
-            f"--model {str(path)!r} is a pickle, which could run any code when read, so it is not; save"
-            " model.state_dict() and give --model file.py:function --weights FILE, or use torch.export.save"
+            f"{arg('model')} {str(path)!r} is a pickle, which could run any code when read, so it is not; save"
+            f" model.state_dict() and give {arg('model', 'file.py:function')} {arg('weights', 'FILE')}, or use"
+            " torch.export.save"
         )
     return (
-        f"--model {str(path)!r} is a state dict; give the function that builds the model too:"
-        f" --model file.py:function --weights {path}"
+        f"{arg('model')} {str(path)!r} is a state dict; give the function that builds the model too:"
+        f" {arg('model', 'file.py:function')} {arg('weights', str(path))}"
     )
 
 
@@ -215,22 +218,26 @@ def _archive_kind(path: Path) -> str:
 
 def _load_weights(model: Any, weights: str) -> None:
     if not isinstance(model, nn.Module):
-        raise InputError(f"--weights needs an nn.Module to load into, the function returned {type(model).__name__}")
+        raise InputError(
+            f"{arg('weights')} needs an nn.Module to load into, the function returned {type(model).__name__}"
+        )
     path = Path(weights)
     if "\0" in weights or not path.is_file():
-        raise InputError(f"--weights: there is no file {weights!r}")
+        raise InputError(f"{arg('weights')}: there is no file {weights!r}")
     if path.suffix == ".safetensors":
         try:
             from safetensors.torch import load_file  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise InputError("--weights: reading .safetensors needs safetensors: pip install safetensors") from None
-        state: Any = guarded(lambda: load_file(weights), f"--weights {weights!r} cannot be read:")
+            raise InputError(
+                f"{arg('weights')}: reading .safetensors needs safetensors: pip install safetensors"
+            ) from None
+        state: Any = guarded(lambda: load_file(weights), f"{arg('weights')} {weights!r} cannot be read:")
     else:
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
         except Exception:
             raise InputError(
-                f"--weights {weights!r} is not a state dict of tensors only; a pickle could run code when"
+                f"{arg('weights')} {weights!r} is not a state dict of tensors only; a pickle could run code when"
                 " read, so it is not:"
                 " save it with torch.save(model.state_dict(), file)"
             ) from None
@@ -239,4 +246,4 @@ def _load_weights(model: Any, weights: str) -> None:
     try:
         model.load_state_dict(state)
     except Exception as error:
-        raise InputError(f"--weights {weights!r} does not fit the model: {one_line(error)}") from None
+        raise InputError(f"{arg('weights')} {weights!r} does not fit the model: {one_line(error)}") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._text import one_line
 
 __all__ = ["is_torchscript", "load_torchscript"]
@@ -45,12 +45,14 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
             entries = [entry for entry in archive.infolist() if entry.filename.endswith(".py")]
             sources = [archive.read(entry).decode("utf-8") for entry in entries]
     except Exception as error:
-        raise InputError(f"--model {str(path)!r} is not an archive of torch.jit.save: {one_line(error)}") from None
+        raise InputError(
+            f"{arg('model')} {str(path)!r} is not an archive of torch.jit.save: {one_line(error)}"
+        ) from None
     for source in sources:
         if found := _REACHES_OUT.search(source) or re.search(r"\bgetattr\b", _spelled_out(source)):
             raise InputError(
-                f"--model {str(path)!r} calls {found[0]!r}: a model file may compute, and reach no file and"
-                " no process; give the model as a function, --model file.py:function"
+                f"{arg('model')} {str(path)!r} calls {found[0]!r}: a model file may compute, and reach no file and"
+                f" no process; give the model as a function, {arg('model', 'file.py:function')}"
             )
     try:
         with warnings.catch_warnings():
@@ -58,7 +60,9 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
             warnings.simplefilter("ignore", DeprecationWarning)
             return torch.jit.load(path, map_location=device).eval()
     except Exception as error:
-        raise InputError(f"--model {str(path)!r} cannot be loaded by torch.jit.load: {one_line(error)}") from None
+        raise InputError(
+            f"{arg('model')} {str(path)!r} cannot be loaded by torch.jit.load: {one_line(error)}"
+        ) from None
 
 
 def _spelled_out(source: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rai_toolbox.robustness._errors import InputError
-from rai_toolbox.robustness._files import atomic_write, prepare_folder, write_text
+from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._results import jsonable
 from rai_toolbox.robustness._statistics import McNemar, mcnemar, wilson_interval
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.report._pictures import curve_drawing, plot_curves
 from rai_toolbox.robustness.report._report import render
-from rai_toolbox.robustness.report._writing import csv_text
+from rai_toolbox.robustness.report._writing import csv_text, figure_png, write_files
 
 __all__ = ["ComparedPoint", "Comparison", "compare"]
 
@@ -72,14 +71,9 @@ class Comparison:
         }
         return jsonable({"schema": "rai-toolbox/comparison", "schema_version": 1, "names": self.names, "norms": points})
 
-    def _csv(self) -> str:
-        rows = [["norm", "epsilon", *self.names, "only_first", "only_second", "p_value"]]
-        rows += [
-            [norm, point.epsilon, point.first, point.second, *vars(point.test).values()]
-            for norm, points in self.norms.items()
-            for point in points
-        ]
-        return csv_text(rows)
+    def by_name(self) -> dict[str, Evaluation]:
+        """Return the evaluations by their names."""
+        return dict(zip(self.names, self.evaluations, strict=True))
 
     def save(self, folder: str | Path) -> Path:
         """Write comparison.html, comparison.png, comparison.csv and comparison.json; return the folder.
@@ -89,17 +83,31 @@ class Comparison:
         InputError
             If the folder cannot be made or written to.
         """
-        folder = Path(folder)
-        prepare_folder(folder)
-        both = dict(zip(self.names, self.evaluations, strict=True))
-        page = render("comparison.html.j2", c=self, drawings={norm: curve_drawing(both, norm) for norm in self.norms})
-        figure = plot_curves(both)
-        write_text(folder / "comparison.html", page)
-        with atomic_write(folder / "comparison.png") as file:
-            figure.savefig(file, format="png", dpi=160)
-        write_text(folder / "comparison.csv", self._csv())
-        write_text(folder / "comparison.json", json.dumps(self.to_dict(), allow_nan=False))
-        return folder
+        return write_files(Path(folder), COMPARISON_FILES, self)
+
+
+def _html(comparison: Comparison) -> str:
+    drawings = {norm: curve_drawing(comparison.by_name(), norm) for norm in comparison.norms}
+    return render("comparison.html.j2", c=comparison, drawings=drawings)
+
+
+def _csv(comparison: Comparison) -> str:
+    rows = [["norm", "epsilon", *comparison.names, "only_first", "only_second", "p_value"]]
+    rows += [
+        [norm, point.epsilon, point.first, point.second, *vars(point.test).values()]
+        for norm, points in comparison.norms.items()
+        for point in points
+    ]
+    return csv_text(rows)
+
+
+#: The files of a comparison's folder.
+COMPARISON_FILES: Mapping[str, Callable[[Comparison], bytes | str | None]] = {
+    "comparison.html": _html,
+    "comparison.png": lambda comparison: figure_png(plot_curves(comparison.by_name())),
+    "comparison.csv": _csv,
+    "comparison.json": lambda comparison: json.dumps(comparison.to_dict(), allow_nan=False),
+}
 
 
 def compare(first: Evaluation | str | Path, second: Evaluation | str | Path) -> Comparison:
@@ -125,7 +133,7 @@ def compare(first: Evaluation | str | Path, second: Evaluation | str | Path) -> 
         if one.task != "classification":
             raise InputError(f"{name!r} is a regression; classifiers are compared")
         if not one.complete:
-            raise InputError(f"{name!r} is a partial result; finish it with --resume first")
+            raise InputError(f"{name!r} is a partial result; finish it with {arg('resume', True)} first")
     a, b = pair
     if a.data["fingerprint"] != b.data["fingerprint"]:
         raise InputError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rai_toolbox.robustness._results import Results
 from rai_toolbox.robustness.report._pictures import plot_curves
 from rai_toolbox.robustness.report._schema import read, to_dict, to_json
-from rai_toolbox.robustness.report._writing import write_results
+from rai_toolbox.robustness.report._writing import EVALUATION_FILES, write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +85,7 @@ class Evaluation(Results):
         InputError
             If the folder cannot be made or written to.
         """
-        return write_results(self, Path(folder))
+        return write_files(Path(folder), EVALUATION_FILES, self)
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:

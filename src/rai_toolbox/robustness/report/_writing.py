@@ -1,43 +1,47 @@
-"""The files of a report's folder: all of them, each whole."""
+"""The files of an evaluation's folder: a table from name to writer."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from rai_toolbox.robustness._files import atomic_write, prepare_folder, write_text
+from rai_toolbox.robustness._files import prepare_folder, write_bytes
 from rai_toolbox.robustness._results import Results
 from rai_toolbox.robustness.report._pictures import plot_curves
 from rai_toolbox.robustness.report._report import render_report
 from rai_toolbox.robustness.report._schema import to_json
 
-__all__ = ["FILES", "csv_text", "write_results"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-FILES = ("report.html", "curve.png", "curve.csv", "classes.csv", "samples.csv", "examples.npz", "results.json")
+__all__ = ["EVALUATION_FILES", "csv_text", "figure_png", "write_files"]
+
+T = TypeVar("T")
 
 
-def write_results(evaluation: Results, folder: Path) -> Path:
-    """Write the files of an evaluation; results.json comes last, so that where it is the others are."""
+def write_files(folder: Path, writers: Mapping[str, Callable[[T], bytes | str | None]], result: T) -> Path:
+    """Write a file per writer, in their order; a writer that returns None has nothing to write.
+
+    Every content is made before the first file is written: a result that cannot be drawn leaves no half a report.
+    """
     prepare_folder(folder)
-    # All is made before the first is written: what cannot be drawn leaves no half a report.
-    report = render_report(evaluation)
-    figure = plot_curves({"": evaluation})
-    write_text(folder / "report.html", report)
-    with atomic_write(folder / "curve.png") as file:
-        figure.savefig(file, format="png", dpi=160)
-    write_text(folder / "curve.csv", _curve_csv(evaluation))
-    if evaluation.task == "classification":
-        write_text(folder / "classes.csv", _classes_csv(evaluation))
-    write_text(folder / "samples.csv", _samples_csv(evaluation))
-    with atomic_write(folder / "examples.npz") as file:
-        np.savez_compressed(file, **_examples(evaluation))  # type: ignore[arg-type]
-    write_text(folder / "results.json", to_json(evaluation))
+    contents = {name: write(result) for name, write in writers.items()}
+    for name, content in contents.items():
+        if content is not None:
+            write_bytes(folder / name, content.encode("utf-8") if isinstance(content, str) else content)
     return folder
+
+
+def figure_png(figure: Figure) -> bytes:
+    """Return a figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160)
+    return buffer.getvalue()
 
 
 def _curve_csv(evaluation: Results) -> str:
@@ -52,7 +56,9 @@ def _curve_csv(evaluation: Results) -> str:
     return csv_text(rows)
 
 
-def _classes_csv(evaluation: Results) -> str:
+def _classes_csv(evaluation: Results) -> str | None:
+    if evaluation.task != "classification":
+        return None
     rows = [["norm", "label", "class", "samples", "epsilon", "accuracy"]]
     rows += [
         [norm, row.label, row.name, row.samples, point.epsilon, value]
@@ -75,8 +81,24 @@ def csv_text(rows: Iterable[Iterable[Any]]) -> str:
     return buffer.getvalue()
 
 
-def _examples(evaluation: Results) -> dict[str, Any]:
-    arrays = {}
-    for norm, examples in evaluation.examples.items():
-        arrays |= {f"{norm}_{name}": values for name, values in vars(examples).items()}
-    return arrays
+def _examples_npz(evaluation: Results) -> bytes:
+    arrays = {
+        f"{norm}_{name}": values
+        for norm, examples in evaluation.examples.items()
+        for name, values in vars(examples).items()
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+#: The files of an evaluation's folder. results.json comes last: where it is, the others are.
+EVALUATION_FILES: Mapping[str, Callable[[Results], bytes | str | None]] = {
+    "report.html": render_report,
+    "curve.png": lambda evaluation: figure_png(plot_curves({"": evaluation})),
+    "curve.csv": _curve_csv,
+    "classes.csv": _classes_csv,
+    "samples.csv": _samples_csv,
+    "examples.npz": _examples_npz,
+    "results.json": to_json,
+}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rai_toolbox import evaluating
-from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness.attack._settings import make_settings
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.run._preparation import prepare, run_key
@@ -125,7 +125,7 @@ def evaluate(
         batch_size=batch_size, seed=seed, diagnostics=diagnostics,
     )  # fmt: skip
     if time_limit is not None and not time_limit > 0:
-        raise InputError(f"time_limit must be a number of seconds above 0, got {time_limit!r}")
+        raise InputError(f"{arg('time_limit')} must be a number of seconds above 0, got {time_limit!r}")
     deadline = None if time_limit is None else time.monotonic() + time_limit
     team = join()
     try:

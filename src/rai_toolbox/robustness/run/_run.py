@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rai_toolbox.robustness._errors import EvaluationFailed, InputError
+from rai_toolbox.robustness._errors import EvaluationFailed, InputError, arg
 from rai_toolbox.robustness._results import Finding
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.attack._grid import grid_for_distances, grid_for_spread, widest_radius
@@ -83,7 +83,9 @@ class Run:
         outcomes = {norm: measure(norm, clean_pieces) for norm in context.settings.norms}
         by_norm = {norm: measured for norm, measured in outcomes.items() if measured is not None}
         if not by_norm:
-            raise EvaluationFailed("the time limit came before the first batch was done; go on with --resume")
+            raise EvaluationFailed(
+                f"the time limit came before the first batch was done; go on with {arg('resume', True)}"
+            )
         findings = self._checks(by_norm, clean_pieces) if context.settings.diagnostics else ()
         return assemble(
             context, self.summary, clean_pieces, by_norm, findings,
@@ -210,7 +212,7 @@ def _guarded(work: Callable[[], Mapping[str, Any] | None]) -> Mapping[str, Any] 
     except (InputError, EvaluationFailed):
         raise
     except Exception as error:
-        advice = "; lower --batch-size" if "memory" in str(error).lower() else ""
+        advice = f"; lower {arg('batch_size')}" if "memory" in str(error).lower() else ""
         raise EvaluationFailed(
             f"the model or a solver raised {one_line(error)}{advice}; finished batches are kept"
         ) from error

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._files import prepare_folder, write_bytes, write_text
 
 __all__ = ["FOLDER", "MODEL_OUTPUT", "Journal"]
@@ -65,8 +65,8 @@ class Journal:
         if head.exists() and not overwrite:
             if not resume:
                 raise InputError(
-                    f"{str(self._folder.parent)!r} holds an unfinished run: add --resume to go on with it, or"
-                    " --overwrite to start again"
+                    f"{str(self._folder.parent)!r} holds an unfinished run: add {arg('resume', True)} to go on"
+                    f" with it, or {arg('overwrite', True)} to start again"
                 )
             _check_key(_read_head(head), json.loads(json.dumps(key)), self._folder.parent)
             return
@@ -123,7 +123,7 @@ def _read_head(head: Path) -> Any:
     try:
         return json.loads(head.read_text("utf-8"))
     except (OSError, ValueError):
-        raise InputError(f"{str(head)!r} is damaged: add --overwrite to start again") from None
+        raise InputError(f"{str(head)!r} is damaged: add {arg('overwrite', True)} to start again") from None
 
 
 def _same(name: str, before: Any, now: Any) -> bool:
@@ -145,5 +145,5 @@ def _check_key(before: Any, now: Mapping[str, Any], folder: Path) -> None:
         detail = f" ({was} then, {now[name]} now)" if len(f"{was}{now[name]}") < 80 else ""
         raise InputError(
             f"the unfinished run in {str(folder)!r} had another {name.replace('_', ' ')}{detail}:"
-            " give what it had, or add --overwrite to start again"
+            f" give what it had, or add {arg('overwrite', True)} to start again"
         )

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from rai_toolbox.robustness._errors import EvaluationFailed, InputError
+from rai_toolbox.robustness._errors import EvaluationFailed, InputError, arg
 
 __all__ = ["Team", "join"]
 
@@ -51,7 +51,8 @@ class Team:
             dist.all_gather_object(values, value)
         except (RuntimeError, dist.DistError) as error:
             raise EvaluationFailed(
-                f"another of the {self.size} processes ended; finished batches are kept, run again with --resume"
+                f"another of the {self.size} processes ended; finished batches are kept, run again with"
+                f" {arg('resume', True)}"
             ) from error
         return values
 
@@ -62,7 +63,7 @@ class Team:
         try:
             result = function()
         except InputError as error:
-            refusal = str(error)
+            refusal = error.message
         for message in self.gather(refusal):
             if message is not None:
                 raise InputError(message)
