@@ -13,6 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from rai_toolbox.functional._closed_form import closed_form
 from rai_toolbox.functional._multipliers import (
     level_for_sum,
     poured,
@@ -45,6 +46,12 @@ def clip(x: Tensor, low: Bound, high: Bound, *, in_place: bool = False) -> Tenso
     """`x` itself without bounds; NaN stays NaN."""
     if low is None and high is None:
         return x
+    if _needs_grad(x) and low is not None and high is not None and not in_place:
+        # torch passes the gradient of an entry that is at a bound: right, unless it cannot leave it
+        pinned = torch.as_tensor(low, dtype=x.dtype, device=x.device) == torch.as_tensor(
+            high, dtype=x.dtype, device=x.device
+        )
+        x = torch.where(pinned, x.detach(), x)
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         low = None if low is None else torch.as_tensor(low, dtype=x.dtype, device=x.device)
         high = None if high is None else torch.as_tensor(high, dtype=x.dtype, device=x.device)
@@ -116,9 +123,12 @@ def nearest_on_simplex(rows: Tensor, total: Number) -> Tensor:
     least = x.amin(1, keepdim=True)
     inside = ((x.sum(1, keepdim=True) - s).abs() <= s * relative + absolute) & (least >= 0)
     inside = inside | least.isnan()  # as the balls: there is no nearest point
-    if may_look(x) and bool(inside.all()):
-        return rows
-    return torch.where(inside, x, _with_sum(x, s))
+    if may_look(x) and not _needs_grad(rows, total):
+        return rows if bool(inside.all()) else torch.where(inside, x, _with_sum(x, s))
+    # a point of the simplex is its own nearest one, but does not follow every change of x
+    z = _with_sum(x, s)
+    stays = inside & z.isfinite()
+    return torch.where(stays, x.detach() + (z - z.detach()), torch.where(inside, x, z))
 
 
 def _norms(rows: Tensor, p: int) -> Tensor:
@@ -280,7 +290,7 @@ def _with_sum(y: Tensor, total: Tensor) -> Tensor:
     shared = torch.where(y == infinity, zero, infinity)
     depth = torch.where(top == infinity, shared, top - y)
     with torch.no_grad():
-        active = depth < level_for_sum(depth.detach(), total.detach())
+        active = (depth < level_for_sum(depth.detach(), total.detach())) | (depth == 0)
     count = active.sum(1, keepdim=True).clamp_min(1)
     level = (total + torch.where(active, depth, zero).sum(1, keepdim=True)) / count
     z = torch.where(active, (level - depth).clamp_min(0), zero)
@@ -305,37 +315,30 @@ def _nearest_anywhere(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p:
         norm = plain_norm(clipped / unit, p, 1) * unit
         relative, absolute = slack(rows.dtype, rows.shape[1], p)
         outside = norm > eps * (1 + relative) + absolute
+    # rows that stay take a harmless stand-in, so that no gradient passes through 0/0 or ∞ - ∞
+    eps = torch.where(outside, eps, torch.ones_like(eps))
     if low is None and high is None:
         if p == 1:
-            z = _with_sum(x.abs(), eps).copysign(x)
+            # not copysign: its gradient at zero is zero
+            z = _with_sum(x.abs(), eps) * torch.where(x < 0, -torch.ones_like(x), torch.ones_like(x))
         else:
-            # rows that stay take a harmless stand-in, so that no gradient passes through 0/0
             z = _l2_scaled(torch.where(outside, x, torch.ones_like(x)), eps)
         return torch.where(outside, z, clipped)
-    sign, l, h = folded(x, low, high, lasting=True)
-    h = torch.minimum(h, eps if l is None else torch.maximum(eps, l))
-    y = x * sign
     with torch.no_grad():
-        safe_l = None if l is None else l.detach()
         nearest, _ = _boxed(x.detach(), eps.detach(), _detached(low), _detached(high), norm, p)
-        magnitude = nearest * sign
-        free = (magnitude < h) & (magnitude > (0 if safe_l is None else safe_l)) & y.isfinite()
-    held = torch.where(
-        free, torch.zeros_like(y), torch.where(magnitude >= h, h, torch.zeros_like(h) if l is None else l)
-    )
-    moving = torch.where(free, y, torch.zeros_like(y))
-    if p == 1:
-        count = free.sum(1, keepdim=True).clamp_min(1)
-        theta = (moving.sum(1, keepdim=True) + held.sum(1, keepdim=True) - eps) / count
-        exact = moving - theta
-    else:
-        room = (eps.square() - held.square().sum(1, keepdim=True)).clamp_min(0)
-        squares = moving.square().sum(1, keepdim=True)
-        exact = moving * (room / torch.where(squares > 0, squares, torch.ones_like(squares))).sqrt()
+    sign, l, h = folded(x, low, high, lasting=True)
+    least = torch.zeros_like(h) if l is None else l
+    z = closed_form(x * sign, least, h, eps, nearest * sign, _has_inside(x, low, high), p) * sign
     # the value that was solved for (exact over the whole range), the gradient of the closed form
-    z = torch.where(free, exact, held) * sign
     z = nearest + (z - z.detach()) if z.requires_grad else nearest
     return torch.where(outside, z, clipped)
+
+
+def _has_inside(x: Tensor, low: Bound, high: Bound) -> Tensor:
+    """Where zero lies between the bounds and at neither."""
+    return (torch.zeros_like(x) > (-torch.inf if low is None else low)) & (
+        torch.zeros_like(x) < (torch.inf if high is None else high)
+    )
 
 
 def _detached(bound: Bound) -> Bound:
