@@ -106,6 +106,8 @@ def gradient_ascent(
 
     Notes
     -----
+    A model may work in place on its input: it gets a copy.
+
     Gradients that are NaN count as zero. Where the loss of an iterate is NaN, that iterate is never the best.
 
     Examples
@@ -155,7 +157,7 @@ def gradient_ascent(
         last = None
         for step in range(steps):
             perturbed = pmodel(data)
-            output = model(perturbed)
+            output = model(perturbed.clone())
             losses = criterion(output, target)
             if best is not None:
                 best.see(perturbed, losses, stop_when and stop_when(output.detach(), target), use_best)
@@ -171,7 +173,7 @@ def gradient_ascent(
             if samples > 1:
 
                 def once_more(reduce: bool = reduction_fn is not torch.sum) -> Tensor:
-                    losses = criterion(model(pmodel(data)), target)
+                    losses = criterion(model(pmodel(data).clone()), target)
                     return reduction_fn(losses) if reduce else losses
 
                 grads = _accumulate(grads, params, seed, samples, once_more)
@@ -188,10 +190,10 @@ def gradient_ascent(
                 # data + (upper - data) may round to beyond upper.
                 last = last.clamp(*box)
             if best is not None:
-                output = model(last)
+                output = model(last.clone())
                 best.see(last, criterion(output, target), stop_when and stop_when(output, target), use_best)
                 last = best.perturbed if box is None else best.perturbed.clamp(*box)
-            return last, criterion(model(last), target).detach()
+            return last, criterion(model(last.clone()), target).detach()
 
 
 class _Best:
@@ -232,7 +234,8 @@ class _Best:
 
 
 def _detached(x: Any) -> Tensor:
-    x = torch.as_tensor(x).detach()
+    # as_tensor would move a tensor to the default device
+    x = (x if isinstance(x, Tensor) else torch.as_tensor(x)).detach()
     return x.clone() if x.is_inference() else x
 
 

@@ -78,8 +78,8 @@ def minimum_norm(
     Returns
     -------
     Solution
-        Where no success was found, `distances` is infinite, `success` False, and `perturbed` the datum itself. Where
-        the decision was wrong from the start, the distance is 0.
+        Where no success was found (as for a datum with a NaN), `distances` is infinite, `success` False, and
+        `perturbed` the datum itself. Where the decision was wrong from the start, the distance is 0.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def _solve(problem: Problem, steps: int, restarts: int, callback: Callable[[int,
     if len(every):
         score, achieved, output = look(problem)
         nearest.see(every, problem.data, score, achieved)
-        rows = every[~achieved]
+        rows = every[~achieved & problem.movable()]
         losses = ClassLosses.after(problem, output)
         searches = Search(problem, nearest, losses, steps, restarts)
         for number in range(restarts if len(rows) else 0):

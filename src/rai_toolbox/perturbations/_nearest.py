@@ -31,8 +31,10 @@ class Nearest:
         """Where nothing is known yet, no gradient led anywhere: try points at random, anywhere in the box."""
         problem = self._problem
         rows = rows[self.distance[rows].isinf()]
+        if not len(rows):
+            return
         low, high = (bound.double() for bound in problem.room(rows))
-        for number in range(times if len(rows) else 0):
+        for number in range(times):
             x = problem.put(
                 rows, torch.lerp(low, high, problem.noise.uniform(rows, stream + number)) - problem.data[rows]
             )

@@ -62,6 +62,12 @@ class Problem:
             answer.grad[dead] = self.noise.normal(rows[dead], stream).to(answer.grad.dtype)
         return answer
 
+    def movable(self) -> Tensor:
+        """Which data a search can start from, (N,): nothing is near a NaN or infinity, or without entries."""
+        if not self.data.shape[1]:
+            return torch.zeros(len(self.data), dtype=torch.bool, device=self.data.device)
+        return self.data.isfinite().all(1)
+
     def put(self, rows: Tensor, delta: Tensor) -> Tensor:
         """The stored points nearest to data + delta within the box."""
         return replace(self.ball(self.data.new_zeros(len(self.data)))[rows], norm="l0").land(delta)
@@ -134,7 +140,8 @@ def solving(model: Any, criterion: Any, device: torch.device, seed: int) -> Iter
 
 
 def as_data(data: Any) -> Tensor:
-    data = torch.as_tensor(data).detach()
+    # as_tensor would move a tensor to the default device
+    data = (data if isinstance(data, Tensor) else torch.as_tensor(data)).detach()
     if not data.is_floating_point():
         raise TypeError(f"data must be floating point, for they are perturbed continuously; got {data.dtype}")
     if data.ndim == 0:

@@ -99,7 +99,8 @@ class Query:
         self._samples = samples
 
     def output(self, x: Tensor) -> Tensor:
-        output = self._model(x.reshape(len(x), *self._shape))
+        # A copy, not a leaf: a model may work in place on its input.
+        output = self._model(x.reshape(len(x), *self._shape).clone())
         if not isinstance(output, Tensor):
             raise TypeError(f"the model must return a tensor; it returned {type(output).__name__}")
         if output.ndim == 0 or len(output) != len(x):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -104,7 +104,7 @@ def universal(
     run = _Run(model, data, target, norm, epsilon, bounds, targeted, criterion, margin, samples)
     with solving(model, criterion, run.device, seed):
         for epoch in range(epochs + 1):
-            if epoch:
+            if epoch and run.delta.shape[1]:  # data without entries cannot change
                 run.ascend(loader, 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs)))
             found = run.measure(loader)
             key = (found.success_rate, run.objective.sign * found.loss)
@@ -131,8 +131,18 @@ def _first_batch(loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
         if iterator is loader:
             raise TypeError("loader must be something that can be gone through more than once, not an iterator")
         for batch in iterator:
-            return _pair(batch)
-    raise ValueError("the loader is empty: it must yield at least one batch (data, target)")
+            data, target = _pair(batch)
+            if len(data):
+                return data, target
+    raise ValueError("the loader is empty: it must yield at least one batch (data, target) with data in it")
+
+
+def _batches(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Those with data in them."""
+    for batch in loader:
+        data, target = _pair(batch)
+        if len(data):
+            yield data, target
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
@@ -170,7 +180,7 @@ class _Run:
         self._query = Query(model, data.shape[1:], self.objective, samples)
         zero = torch.zeros(1, self._shape.numel(), dtype=data.dtype, device=data.device)
         radius = as_epsilon(epsilon, 1, data.device, norm)[:, None]
-        self._width = data.abs().amax()
+        self._width = data.abs().amax() if data.numel() else data.new_zeros(())
         self._ball = Ball(norm, zero, radius, None, None)
         self.delta = zero
 
@@ -182,8 +192,7 @@ class _Run:
         return matrix.reshape(data.shape).clamp(*box).reshape(matrix.shape)
 
     def ascend(self, loader: Iterable[Any], shrink: float) -> None:
-        for batch in loader:
-            data, target = _pair(batch)
+        for data, target in _batches(loader):
             answer = self._query.ask(self._perturbed(data), target, self.objective.score)
             grad = answer.grad.mean(dim=0, keepdim=True)
             epsilon = self._ball.epsilon.to(grad.dtype)
@@ -199,8 +208,7 @@ class _Run:
 
     def measure(self, loader: Iterable[Any]) -> UniversalSolution:
         total, changed, count = 0.0, 0, 0
-        for batch in loader:
-            data, target = _pair(batch)
+        for data, target in _batches(loader):
             losses, achieved = self._query.evaluate(self._perturbed(data), target, firmly=False)
             total += losses.double().sum().item()
             changed += int(achieved.sum())

@@ -184,8 +184,9 @@ def _solve(
         within = _Within(problem, best, radii) if stop and problem.norm in ("l0", "l1") else None
         search = None if within is None else Search(problem, within, losses, steps, restarts)
         blind = torch.zeros_like(best.achieved)
+        movable = problem.movable()
         for number in range(restarts):
-            rows = every[~best.achieved] if stop else every
+            rows = every[movable & ~best.achieved] if stop else every[movable]
             if not len(rows):
                 break
             if stop and number % 3 and bool(blind[rows].any()):
@@ -205,7 +206,7 @@ def _solve(
             if callback is not None:
                 callback(number, best.achieved.clone())
         if search is not None and within is not None:
-            rows = every[~best.achieved]
+            rows = every[movable & ~best.achieved]
             near = within.distance[rows] <= torch.maximum(_NEAR * radii[rows], radii[rows] + 1)
             search.finish(rows[near])
     return report(problem, best.x)

@@ -52,6 +52,8 @@ class Evaluated(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.forwards += len(x)
+        # A copy, not a leaf: a model may work in place on its input.
+        x = x.clone()
         inputs = x if self.preprocess is None else self.preprocess(x)
         output = self.model(inputs)
         if not isinstance(output, torch.Tensor):
