@@ -6,7 +6,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Many small tensors: more threads than processes only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: help bench bench-solvers demo test test-fast check format docs readme-picture clean
+# Another torch, beside the pinned one. NUMPY is one of its constraints too, where it is given.
+TORCH ?= 2.6.0
+OTHER := .venv-torch-$(TORCH)
+OTHER_PIP = . $(OTHER)/pip.sh && $(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check \
+	-c $(OTHER)/constraints.txt
+
+.PHONY: help bench bench-solvers demo test test-torch test-fast check format docs readme-picture clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +36,25 @@ demo: $(VENV)/.demo  ## train a digit classifier, measure its robustness, write 
 
 test: $(VENV)/.dev  ## every test and every docstring example
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+# A configuration of pip may have no such version, or an upper bound below it: then its index is asked without one.
+$(OTHER)/.torch:
+	$(PYTHON) -m venv $(OTHER)
+	printf '%s\n' torch==$(TORCH) $(if $(NUMPY),numpy==$(NUMPY)) > $(OTHER)/constraints.txt
+	: > $(OTHER)/pip.sh
+	$(OTHER_PIP) torch==$(TORCH) numpy || { \
+		echo "torch $(TORCH) is not to be had as pip is configured: trying without its configuration"; \
+		echo "export PIP_CONFIG_FILE=/dev/null" > $(OTHER)/pip.sh; \
+		$(OTHER_PIP) torch==$(TORCH) numpy; }
+	$(OTHER_PIP) 'torchvision>=0.21' || echo "no torchvision fits torch $(TORCH): tests that use it are skipped"
+	@touch $@
+
+$(OTHER)/.dev: $(OTHER)/.torch pyproject.toml
+	$(OTHER_PIP) -e '.[cli,demo,dev]'
+	@touch $@
+
+test-torch: $(OTHER)/.dev  ## every test with another torch: make test-torch TORCH=2.6.0
+	$(TEST_ENV) $(OTHER)/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 test-fast: $(VENV)/.dev  ## all but the slow ones
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not distributed and not browser" $(ARGS)
@@ -57,8 +82,8 @@ docs: $(VENV)/.docs  ## build the site: docs/_build/html/index.html
 readme-picture: demo  ## draw the picture of the README from what the demo has found
 	$(BIN)/python docs/readme_picture.py demo-report docs/_static/demo.png
 
-clean:  ## remove the environment and what runs have left
-	rm -rf $(VENV) demo-report .pytest_cache .ruff_cache .hypothesis docs/_build docs/reference/generated
+clean:  ## remove the environments and what runs have left
+	rm -rf $(VENV) .venv-torch-* demo-report .pytest_cache .ruff_cache .hypothesis docs/_build docs/reference/generated
 
 bench: $(VENV)/.dev  ## what a step costs, as ratios to plain SGD; OLDER=DIR for another version beside it
 	$(BIN)/python bench/optimizers.py $(if $(OLDER),--older $(OLDER))

@@ -27,8 +27,12 @@ from rai_toolbox.optim import (
     TopQGradientOptimizer,
 )
 
-# raised by torch's compiler when it is imported
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+pytestmark = [
+    # raised by torch's compiler when it is imported
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    # raised by Inductor of torch 2.6
+    pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles_inline_module_allowlist:UserWarning"),
+]
 
 SHAPES = [(4, 3, 2, 2), (5, 7), (3, 4)]
 BUILD: dict[str, Callable[..., Any]] = {
@@ -246,6 +250,15 @@ def test_parameters_of_another_shape_or_dtype_are_compiled_anew():
         x.grad = torch.ones_like(new)
         optim.step()
         assert torch.allclose(x.float().norm(dim=1), torch.tensor(0.5), rtol=1e-2)
+
+
+def test_compilations_of_one_optimizer_do_not_count_against_those_of_another():
+    graphs = []
+    for i in range(1, 11):  # torch's limit for one function is 8
+        backend, x = Counting(), torch.zeros(i, 2, requires_grad=True)
+        stepped_once(SignedGradientOptim, x, torch.ones(i, 2), backend)
+        graphs.append(backend.graphs)
+    assert graphs == [1] * 10
 
 
 def test_a_compiler_that_fails_leaves_a_whole_step_and_says_so():

@@ -129,11 +129,25 @@ def test_what_the_inner_optimizer_refuses_is_still_refused(info: OptimizerInfo) 
             ParamTransformingOptimizer(params, info.optim_cls, param_ndim=None, **error_input.kwargs)
 
 
+def _adagrad_takes_a_later_group() -> bool:
+    late = torch.ones(1, requires_grad=True)
+    optim = torch.optim.Adagrad([torch.ones(1, requires_grad=True)])
+    optim.add_param_group({"params": [late]})
+    late.grad = torch.ones(1)
+    try:
+        optim.step()
+    except KeyError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("info", [i for i in optim_db if i.supports_param_groups], ids=lambda i: i.optim_cls.__name__)
 def test_groups_reach_every_inner_optimizer(info: OptimizerInfo) -> None:
     shape = (3, 4)
     groups = [{"params": [torch.ones(shape, requires_grad=True)], "lr": lr} for lr in (0.1, 0.2)]
     optim = ParamTransformingOptimizer(groups, info.optim_cls, grad_scale=2.0)
+    if info.optim_cls is torch.optim.Adagrad and not _adagrad_takes_a_later_group():
+        pytest.skip("this torch's own Adagrad fails with a group that was added later")
     optim.add_param_group({"params": [torch.ones(shape, requires_grad=True)], "lr": 0.3})
     for group in optim.param_groups:
         for p in group["params"]:

@@ -68,6 +68,8 @@ def run(optim: torch.optim.Optimizer, schedule: Any, x: torch.Tensor, normalise:
     return torch.stack(path)
 
 
+# SequentialLR of torch 2.6 uses what it deprecates.
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step:UserWarning")
 @pytest.mark.parametrize("on", ["outer", "inner"])
 @pytest.mark.parametrize("make", SCHEDULERS, ids=lambda s: getattr(s, "func", s).__name__)
 def test_a_scheduler_on_the_wrapper_or_on_the_inner_optimizer_works(make: Any, on: str) -> None:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from optimizer_cases import ALL_CASES, Case
 from torch.optim import SGD, Adam
-from torch.optim._stateless import swap_in_optimizer_params_and_state
 
 from rai_toolbox import optim as rai
 from rai_toolbox.optim import (
@@ -179,12 +178,13 @@ def test_a_generator_survives_copies_and_the_default_one_stays_the_default_one()
 
 
 def test_parameters_and_state_may_be_swapped_in_and_back() -> None:
+    stateless = pytest.importorskip("torch.optim._stateless", reason="this torch has no stateless optimizers")
     x, y = parameter(2, 3), parameter(2, 3)
     optim, other = L2NormedGradientOptim([x], Adam, lr=0.1), L2NormedGradientOptim([y], Adam, lr=0.1)
     step(optim)
     step(other)
     z, saved, state = x.detach().clone().requires_grad_(), copy.deepcopy(optim.state_dict()), optim.state
-    with swap_in_optimizer_params_and_state(optim, {"z": z}, saved):
+    with stateless.swap_in_optimizer_params_and_state(optim, {"z": z}, saved):
         step(optim)
     assert optim.state is state
     assert_same_objects(optim)

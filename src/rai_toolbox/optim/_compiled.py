@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import math
 import operator
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -128,10 +129,9 @@ class CompiledStep:
                     new = [_shifted(_changed(x, s), s) for x, s in zip(new, stages, strict=True)]
             _write(old, new)
 
-        # Isolated: graphs of one optimizer do not count against those of another. Full: a part is done or it is not.
-        options = {"isolate_recompiles": True, "fullgraph": True, **options}
-        measure_: Any = torch.compile(measure, **options)
-        change_: Any = torch.compile(change, **options)
+        options = {"fullgraph": True, **options}  # a part is done or it is not
+        measure_: Any = torch.compile(_with_own_code(measure), **options)
+        change_: Any = torch.compile(_with_own_code(change), **options)
 
         def run(grads: list[Any]) -> bool:
             factors = None
@@ -192,6 +192,17 @@ def _kind(stage: Stage) -> type | None:
 
 def _is_by_norm(op: tuple[Stage, ...] | None) -> bool:
     return bool(op) and isinstance(op[0].transform, ByNorm)
+
+
+def _with_own_code(function: Callable[..., Any]) -> types.FunctionType:
+    """Return a copy of `function` whose compilations do not count against those of other optimizers.
+
+    torch counts them for each code object, up to a limit.
+    """
+    code = function.__code__.replace()
+    return types.FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
 
 
 # What is traced.

@@ -55,7 +55,7 @@ def saved(net, kind):
         return export(net), None
     if kind == "torchscript":
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore")  # that TorchScript is deprecated
             torch.jit.trace(net, torch.rand(4, 1, 8, 8)).save("model.ts")
         return "model.ts", None
     if kind == "safetensors":
@@ -245,6 +245,20 @@ def test_an_exported_archive_that_could_run_code_is_refused(place, net, change):
     assert not Path("was-run").exists()
 
 
+def test_reading_a_torchscript_file_warns_of_nothing_and_a_broken_one_names_torch_export(place, net):
+    spec, _ = saved(net, "torchscript")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_model(spec)(torch.rand(2, 1, 8, 8))
+    with zipfile.ZipFile(spec) as archive:
+        members = [(entry, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile("broken.pt", "w") as archive:
+        for entry, content in members:
+            archive.writestr(entry.filename, content.replace(b"forward", b"for ward"))
+    with pytest.raises(InputError, match=r"cannot be loaded.*torch\.export\.save"):
+        load_model("broken.pt")
+
+
 class Writes(nn.Module):
     """What TorchScript lets a model do beside computing."""
 
@@ -266,7 +280,7 @@ class Writes(nn.Module):
 )
 def test_a_torchscript_file_that_reaches_out_is_refused(place, call):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # that TorchScript is deprecated
         torch.jit.script(Writes()).save("model.pt")
     with zipfile.ZipFile("model.pt") as archive:
         members = [(entry, archive.read(entry)) for entry in archive.infolist()]

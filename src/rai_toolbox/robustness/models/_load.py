@@ -94,7 +94,8 @@ def load_model(
     ----------
     spec : str
         ``"digits"``; ``file.py:function`` or ``package.module:function`` that returns an `nn.Module`; a .pt2 file of
-        `torch.export.save`; a TorchScript file; an ONNX file, where onnx2pytorch is installed.
+        `torch.export.save`; a TorchScript file, which torch deprecates in favor of `torch.export`; an ONNX file, where
+        onnx2pytorch is installed.
     weights : str, optional
         A .safetensors file, or a state dict of `torch.save`, to load into what the function returned.
     device : torch.device or str

@@ -3,6 +3,8 @@
 TorchScript is a language of its own, without files, processes and imports, but for a few operators: a model in it
 could save a tensor under any name, map a file into memory or call another process. Its source lies in the archive
 as text, so that it is inspected before any of it is compiled; loading alone can run parts of it.
+
+torch deprecates TorchScript and still reads such files; `torch.export` replaces it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ __all__ = ["is_torchscript", "load_torchscript"]
 
 # Compiled source spells every operator out: a word of these is one that is called, or a user's function of that name.
 _REACHES_OUT = re.compile(r"\b(save|from_file|rpc_\w+|dist_\w+|_?c10d\w*|symm_mem|debugprims)\b")
+_INSTEAD = "torch deprecates TorchScript: export the model by torch.export.export, and save it by torch.export.save"
 # How the compiler writes a part whose name is a number, as those of nn.Sequential are.
 _PART = re.compile(r'getattr\(([\w.]+), "(\w+)"\)')
 
@@ -39,6 +42,8 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
     InputError
         If it cannot be loaded, or calls what reaches out of the model.
     """
+    if not hasattr(torch, "jit") or not hasattr(torch.jit, "load"):
+        raise InputError(f"{arg('model')} {str(path)!r}: torch {torch.__version__} reads no TorchScript files; {_INSTEAD}")
     try:
         with zipfile.ZipFile(path) as archive:
             # By entry, not by name: of two entries of one name, another reader may take the other.
@@ -56,12 +61,13 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
             )
     try:
         with warnings.catch_warnings():
-            # That TorchScript is deprecated concerns who writes such files.
+            # The docs say that TorchScript is deprecated. torch warns of it, in one category or the other.
             warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
             return torch.jit.load(path, map_location=device).eval()
     except Exception as error:
         raise InputError(
-            f"{arg('model')} {str(path)!r} cannot be loaded by torch.jit.load: {one_line(error)}"
+            f"{arg('model')} {str(path)!r} cannot be loaded by torch.jit.load ({_INSTEAD}): {one_line(error)}"
         ) from None
 
 
