@@ -43,7 +43,9 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
         If it cannot be loaded, or calls what reaches out of the model.
     """
     if not hasattr(torch, "jit") or not hasattr(torch.jit, "load"):
-        raise InputError(f"{arg('model')} {str(path)!r}: torch {torch.__version__} reads no TorchScript files; {_INSTEAD}")
+        raise InputError(
+            f"{arg('model')} {str(path)!r}: torch {torch.__version__} reads no TorchScript files; {_INSTEAD}"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             # By entry, not by name: of two entries of one name, another reader may take the other.
