@@ -60,7 +60,7 @@ def test_the_three_part_step_costs_no_more_calls_for_more_tensors_either(build):
 
 def test_a_large_tensor_is_read_and_written_once_per_block():
     calls = calls_of_a_step(ro.L2NormedGradientOptim, [(64, 3, 224, 224)])
-    blocks = -(-64 // (2**21 // (3 * 224 * 224)))
+    blocks = -(-64 // (2**20 // (3 * 224 * 224)))
     norms, scalings = calls["aten.linalg_vector_norm.out"], calls["aten._foreach_mul_.List"]
     updates = calls["aten._foreach_add_.List"]
     assert (norms, scalings, updates) == (2 * blocks, blocks, blocks)  # pieces, then their norm

@@ -280,3 +280,8 @@ def safe_range(dtype: torch.dtype, p: float) -> tuple[float, float]:
     if p == math.inf:
         return 10.0**-decades, 10.0**decades
     return 10 ** (6 - decades / p), 10 ** (decades / p)
+
+
+def safe_factors(dtype: torch.dtype) -> tuple[float, float]:
+    """Between which magnitudes a factor of data of this dtype keeps its digits, in the dtype that it is used in."""
+    return (1e-290, 1e290) if dtype == torch.float64 else (1e-36, 1e36)

@@ -47,11 +47,12 @@ def scratch(like: Tensor, slot: int, dtype: torch.dtype | None = None) -> Tensor
     dtype = dtype or like.dtype
     if like.numel() > WORK_NUMEL or not may_look(like):
         return torch.empty(like.shape, dtype=dtype, device=like.device)
-    return _memory(like.shape, slot, dtype)
+    return kept_memory(like.shape, slot, dtype)
 
 
-def _memory(shape: Sequence[int], slot: int, dtype: torch.dtype) -> Tensor:
-    slots: dict[tuple[int, torch.dtype], Tensor] | None = getattr(_kept_memory, "slots", None)
+def kept_memory(shape: Sequence[int], slot: int | str, dtype: torch.dtype) -> Tensor:
+    """Uninitialized memory of this thread; see `scratch`."""
+    slots: dict[tuple[int | str, torch.dtype], Tensor] | None = getattr(_kept_memory, "slots", None)
     if slots is None:
         slots = _kept_memory.slots = {}
     numel = math.prod(shape)
@@ -243,7 +244,7 @@ def _map_together_(function: RowFunction, parts: Sequence[Tensor]) -> None:
             parts[0].copy_(result)
         return
     counts = list(map(len, parts))
-    rows = _memory((sum(counts), parts[0].shape[1]), -1, parts[0].dtype)
+    rows = kept_memory((sum(counts), parts[0].shape[1]), "together", parts[0].dtype)
     result = function(torch.cat(list(parts), out=rows))
     torch._foreach_copy_(list(parts), list(result.split(counts)))  # pyright: ignore[reportPrivateImportUsage]
 

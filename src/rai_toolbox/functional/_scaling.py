@@ -21,16 +21,20 @@ from rai_toolbox.functional._norms import (
     TINY,
     check_floating,
     check_order,
+    direct_norms,
     is_summed,
     normalize,
     piece_length,
     plain_norm,
+    safe_factors,
     safe_range,
     scratch_dtype,
     summed_norms,
 )
+from rai_toolbox.functional._per_datum import kept_memory
 from rai_toolbox.functional._projections import project_l2_ball
 from rai_toolbox.kernels._factors import NormFactor
+from rai_toolbox.kernels._threads import share_out
 
 # Up to so many entries, norms are computed in float64 from the start.
 _LITTLE_NUMEL = 2**14
@@ -38,6 +42,9 @@ _LITTLE_NUMEL = 2**14
 # Tensors of at most so many entries are stacked when there are several of one shape: beyond, a copy costs more than
 # the calls that it saves.
 _STACKED_NUMEL = 2**12
+
+# A datum larger than a block is shared out in pieces of so many entries.
+_PIECE_NUMEL = 2**19
 
 
 def normalize_(
@@ -142,13 +149,10 @@ class ScalingPlan:
             step = BLOCK_NUMEL // shape.numel()
             for a in range(0, len(indices), step):
                 add(_Member(indices[a : a + step], (), shape, dtype, k, p))
-        scratch: dict[torch.dtype, Tensor] = {}
-        for dtype in {bundle.dtype for bundle in self._bundles}:
-            if is_summed(dtype, p):
-                numel = max(m.numel for bundle in self._bundles if bundle.dtype == dtype for m in bundle.members)
-                scratch[dtype] = _buffer(min(numel, SUM_SCRATCH_NUMEL), dtype=scratch_dtype(dtype, p))
         for bundle in self._bundles:
-            bundle.lay_out(scratch.get(bundle.dtype))
+            bundle.lay_out()
+        self._shared_out = [bundle for bundle in self._bundles if not bundle.is_large]
+        self._large = [bundle for bundle in self._bundles if bundle.is_large]
 
     def __call__(self, xs: Sequence[Tensor], factor: NormFactor) -> None:
         for i, k in self._elsewhere:
@@ -157,7 +161,8 @@ class ScalingPlan:
                     _scale_large_datum_(block, factor)
                 else:
                     block.copy_(scaled_exactly(block, k, factor))
-        for bundle in self._bundles:
+        share_out(lambda bundle: bundle.run(xs, factor), self._shared_out)
+        for bundle in self._large:  # each is shared out by itself
             bundle.run(xs, factor)
 
 
@@ -186,21 +191,21 @@ class _Member:
         self.piece = piece_length(self.length)
         self.summed = is_summed(dtype, p)
         self.direct = self.piece == self.length and not self.summed
+        self.is_large = self.length > BLOCK_NUMEL
 
-    def lay_out(self, p: float, measured: Tensor, norms: Tensor, factors: Tensor, scratch: Tensor | None) -> None:
+    def lay_out(self, p: float, measured: Tensor, norms: Tensor, factors: Tensor) -> None:
         """Take places in the buffers of the bundle: for norms as they are measured, norms in float64, and factors."""
         accumulate = measured.dtype
         self._p = p
         self._norms = norms
         self._measured = measured
-        self._scratch = scratch
         # One factor is better a 0-d tensor: it does not promote a half, which would cost a temporary.
         batch = self.shape[: len(self.shape) - self.k]
         self.factors = factors.view((*batch, *(1,) * self.k) if self.count > 1 else ())
         if self.stacked:
             self.buffer = _buffer(self.shape, dtype=self.dtype)
             self.unstacked = self.buffer.unbind(0)
-        if not (self.direct or self.summed):
+        if not (self.direct or self.summed or self.is_large):
             whole = self.length // self.piece
             self._cut = whole * self.piece
             self._parts = _buffer(self.count, whole + (self._cut < self.length), dtype=accumulate)
@@ -220,8 +225,12 @@ class _Member:
         if rows is None:
             rows = x.reshape(self.count, -1)
         accumulate = self._measured.dtype
-        if self.summed:
-            self._norms.copy_(summed_norms(rows, self._p, self._scratch))
+        if self.is_large:
+            self._norms.copy_(large_norm(rows[0], self._p))
+        elif self.summed:
+            dtype = scratch_dtype(self.dtype, self._p)
+            scratch = kept_memory((min(self.numel, SUM_SCRATCH_NUMEL),), "powers", dtype)
+            self._norms.copy_(summed_norms(rows, self._p, scratch))
         elif self.direct:
             torch.linalg.vector_norm(rows, self._p, 1, dtype=accumulate, out=self._measured)
         else:
@@ -242,14 +251,15 @@ class _Bundle:
         self.dtype = dtype
         self._p = p
 
-    def lay_out(self, scratch: Tensor | None) -> None:
+    def lay_out(self) -> None:
         """Make the buffers for norms and factors, and give every member its place in them."""
         self.members.sort(key=lambda m: (not m.direct, m.stacked))
+        self.is_large = self.members[0].is_large  # then it is the only one
         self._counts = [m.count for m in self.members]
         dtype = torch.promote_types(self.dtype, torch.float32)
         self._asked_about: NormFactor | None = None
         self._safe_norms = safe_range(self.dtype, self._p)
-        self._safe_factors = (1e-290, 1e290) if dtype == torch.float64 else (1e-36, 1e36)
+        self._safe_factors = safe_factors(self.dtype)
         directs = sum(m.count for m in self.members if m.direct)
         self._norms = _buffer(sum(self._counts), dtype=torch.float64)
         self._factors = _buffer(sum(self._counts), dtype=dtype)
@@ -268,7 +278,7 @@ class _Bundle:
         for member, count in zip(self.members, self._counts, strict=True):
             place = slice(start, start + count)
             measured = self._measured[place] if member.direct else self._measured[:0]
-            member.lay_out(self._p, measured, self._norms[place], self._factors[place], scratch)
+            member.lay_out(self._p, measured, self._norms[place], self._factors[place])
             start += count
         self._single = [i for i, m in enumerate(self.members) if not m.stacked]
         self._stacks = [i for i, m in enumerate(self.members) if m.stacked]
@@ -310,12 +320,35 @@ class _Bundle:
             for member, part, rows in zip(self.members, parts, suspicious.split(self._counts), strict=True):
                 _redo(part, member.k, rows, factor)
         self._factors.copy_(factors)
-        if self._single:
+        if self.is_large:
+            multiply_large_(parts[0], self._single_factors[0])
+        elif self._single:
             torch._foreach_mul_([parts[i] for i in self._single], self._single_factors)  # pyright: ignore
         if self._stacks:
             for i in self._stacks:
                 parts[i].mul_(self.members[i].factors)
             torch._foreach_copy_(self._take_stacked(xs), self._unstacked)  # pyright: ignore
+
+
+def large_norm(x: Tensor, p: float) -> Tensor:
+    """The norm of a 1-D tensor of any size, float64, shape (1,): `direct_norms` of pieces that threads share out."""
+    return norm_of_parts(share_out(lambda piece: direct_norms(piece, 1, p), pieces_of(x)), p)
+
+
+def norm_of_parts(norms: Sequence[Tensor], p: float) -> Tensor:
+    """The norm of a datum, of whose `pieces_of` these are the norms; float64, shape (1,)."""
+    return direct_norms(torch.cat(list(norms)), 1, p)
+
+
+def pieces_of(x: Tensor) -> Sequence[Tensor]:
+    """Cut a large tensor into pieces of bounded size, in the order of its memory where that is dense."""
+    rows = as_rows(x, x.ndim)
+    return [x] if rows is None else rows[0].split(_PIECE_NUMEL)
+
+
+def multiply_large_(x: Tensor, factor: Tensor) -> None:
+    """Multiply a large tensor by a 0-d one."""
+    share_out(lambda piece: piece.mul_(factor), pieces_of(x))
 
 
 def _extremes(x: Tensor) -> tuple[float, float]:

@@ -1,8 +1,8 @@
 """Transform, update and transform again, block by block, where the inner optimizer is plain SGD on a CPU.
 
 A step is memory traffic: three separate passes read each gradient and parameter from memory three times, one pass over
-blocks that fit the cache reads them once. What is computed is the same, bit for bit: SGD's update of a block is
-`p.add_(g, alpha=-lr)`.
+blocks that fit the cache reads them once. Threads share out the blocks. What is computed is the same, bit for bit:
+SGD's update of a block is `p.add_(g, alpha=-lr)`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from rai_toolbox.functional._layout import as_rows, block_indices, datum_ndim
-from rai_toolbox.functional._norms import direct_norms, safe_range
-from rai_toolbox.functional._scaling import ScalingPlan
+from rai_toolbox.functional._layout import BLOCK_NUMEL, block_indices, datum_ndim
+from rai_toolbox.functional._norms import direct_norms, safe_factors, safe_range
+from rai_toolbox.functional._scaling import ScalingPlan, large_norm, multiply_large_, norm_of_parts, pieces_of
+from rai_toolbox.kernels._threads import share_out
 from rai_toolbox.optim import _engine
 from rai_toolbox.optim._inner import bare_step, is_unobserved
 from rai_toolbox.optim._transforms import ByNorm, Entrywise, PerDatum, Transform
-
-# Of a gradient and of a parameter each: larger leaves the cache, smaller costs calls (2**18 to 2**22 were tried).
-_BLOCK_NUMEL = 2**21
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +78,11 @@ class OnePass:
         if self.possible:
             self._dtypes = list(map(_dtype_of, params))
             self._shapes = list(map(_shape_of, params))
-            self._bundles = _bundles(params, stages)
+            bundles = _bundles(params, stages)
+            self._is_cut = len(bundles) > 1
+            self._bundles = [b for b in bundles if not b.large]
+            self._large = [b for b in bundles if b.large]
+            self._addresses: list[int] = []
 
     def holds_for(self, params: Sequence[Tensor], stages: Sequence[Stage]) -> bool:
         """Whether these are the parameters and the kinds of transforms that it was made for."""
@@ -99,12 +101,35 @@ class OnePass:
             and all(map(_is_on_cpu, grads))  # a model may have been moved
             and not any(map(_is_sparse, grads))
             and all(map(Tensor.is_contiguous, grads))
+            and (not self._is_cut or self._share_no_memory(grads))
         )
+
+    def _share_no_memory(self, grads: Sequence[Tensor]) -> bool:
+        """Whether no block of a gradient or parameter is changed by the work on another."""
+        tensors = [*grads, *self._params]
+        addresses = list(map(Tensor.data_ptr, tensors))
+        if addresses != self._addresses:
+            end = 0
+            for address, x in sorted(zip(addresses, tensors, strict=True), key=operator.itemgetter(0)):
+                if x.numel():
+                    if address < end:
+                        return False
+                    end = address + _extent(x)
+            self._addresses = addresses
+        return True
 
     def step(self, grads: Sequence[Tensor], lr: float, before: Sequence[Stage], after: Sequence[Stage]) -> None:
         """Change the gradients by the stages `before`, update, and change the parameters by the stages `after`."""
-        for bundle in self._bundles:
+        share_out(lambda bundle: bundle.step(grads, self._params, lr, before, after), self._bundles)
+        for bundle in self._large:  # each is shared out by itself
             bundle.step(grads, self._params, lr, before, after)
+
+
+def _extent(x: Tensor) -> int:
+    """How many bytes of memory a tensor reaches over, from its first entry on."""
+    if x.is_contiguous():
+        return x.numel() * x.element_size()
+    return (1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))) * x.element_size()
 
 
 def _signature(stages: Sequence[Stage]) -> tuple[Any, ...]:
@@ -123,14 +148,14 @@ def _bundles(params: Sequence[Tensor], stages: Sequence[Stage]) -> list[_Bundle]
         if p.numel() == 0:
             continue
         uncut = max((datum_ndim(p.ndim, s.param_ndim) for s in acting), default=0)
-        for index in block_indices(p.shape, uncut, _BLOCK_NUMEL):
+        for index in block_indices(p.shape, uncut, BLOCK_NUMEL):
             block = p[index] if index else p
             if block.numel() > room.get(p.dtype, 0):
                 current[p.dtype] = _Bundle()
                 bundles.append(current[p.dtype])
-                room[p.dtype] = _BLOCK_NUMEL
+                room[p.dtype] = BLOCK_NUMEL
             current[p.dtype].add(i, index, [datum_ndim(p.ndim, s.param_ndim) for s in stages])
-            current[p.dtype].large = block.numel() > _BLOCK_NUMEL and block.is_contiguous()
+            current[p.dtype].large = block.numel() > BLOCK_NUMEL and block.is_contiguous()
             room[p.dtype] -= block.numel()
     return bundles
 
@@ -187,18 +212,14 @@ class _Bundle:
             self._apply_(before[n], n, [g])
         factor = None
         if whole >= 0:
-            transform = before[whole].transform
-            factor = (
-                _factor(transform, direct_norms(g, self._ks[0][whole], transform.p), g)
-                if isinstance(transform, ByNorm)
-                else None
-            )
+            factor = _large_factor(before[whole].transform, g)
             if factor is None:
                 self._apply_(dataclasses.replace(before[whole], scale=1.0, bias=0.0), whole, [g])
         by_piece = next((n for n, stage in enumerate(after) if not _by_piece(stage)), len(after))
         measured = after[by_piece].transform if by_piece < len(after) else None
-        norms: list[Tensor] = []
-        for g_piece, p_piece in zip(_pieces(g), _pieces(p), strict=True):
+
+        def update(both: tuple[Tensor, Tensor]) -> Tensor:
+            g_piece, p_piece = both
             if factor is not None:
                 g_piece.mul_(factor)
             if whole >= 0:
@@ -208,15 +229,15 @@ class _Bundle:
             p_piece.add_(g_piece, alpha=-lr)
             for stage in after[:by_piece]:
                 _piece_stage_(stage, p_piece)
-            if isinstance(measured, ByNorm):
-                norms.append(direct_norms(p_piece, 1, measured.p))
+            return direct_norms(p_piece, 1, measured.p) if isinstance(measured, ByNorm) else p_piece
+
+        norms = share_out(update, list(zip(pieces_of(g), pieces_of(p), strict=True)))
         rest = by_piece
         if isinstance(measured, ByNorm):
-            norm = torch.linalg.vector_norm(torch.stack(norms), measured.p).reshape(1)
-            factor = _factor(measured, norm, p)
+            factor = _large_factor(measured, p, norm_of_parts(norms, measured.p))
             if factor is not None:
                 if factor.item() != 1:
-                    p.mul_(factor)
+                    multiply_large_(p, factor)
                 rest += 1
         for n in range(rest, len(after)):
             self._apply_(after[n], len(before) + n, [p])
@@ -232,16 +253,16 @@ def _piece_stage_(stage: Stage, piece: Tensor) -> None:
     _engine.scale_and_shift_([piece], stage.scale, stage.bias)
 
 
-def _factor(transform: ByNorm, norm: Tensor, datum: Tensor) -> Tensor | None:
-    """The one factor of a datum, 0-d, or None where its norm is such that only the exact formula will do."""
+def _large_factor(transform: Transform | None, datum: Tensor, norm: Tensor | None = None) -> Tensor | None:
+    """The one factor of a datum, 0-d, or None where only the exact formula will do."""
+    if not isinstance(transform, ByNorm):
+        return None
+    norm = large_norm(datum.view(-1), transform.p) if norm is None else norm
     low, high = safe_range(datum.dtype, transform.p)
     if not low <= norm.item() <= high:
         return None
     factor = transform.factor.of_(norm, datum.dtype, datum.numel())
+    low, high = safe_factors(datum.dtype)
+    if not low <= abs(factor.item()) <= high:
+        return None
     return factor.to(torch.promote_types(datum.dtype, torch.float32)).view(())
-
-
-def _pieces(x: Tensor) -> Sequence[Tensor]:
-    rows = as_rows(x, x.ndim)
-    assert rows is not None  # it is contiguous
-    return rows[0].split(_BLOCK_NUMEL // 2)

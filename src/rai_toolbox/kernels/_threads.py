@@ -1,0 +1,235 @@
+"""Share out pieces of data among threads, each with torch's operators on one thread.
+
+An operator that all threads share is a parallel region: it ends with its slowest thread, and where another process has
+taken a core, each of a step's dozens of operators waits for it. A thread that has its own data waits for nobody, and
+the data stay in its core's cache from one operator to the next.
+
+What a piece is must not depend on the number of threads: then neither does any result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+_lock = threading.Lock()
+_pool: tuple[int, ThreadPoolExecutor] | None = None  # and how many threads it may have
+_is_fork = False  # then OpenMP's threads are gone without its knowing, and it would wait for them
+
+# Not a product of literals, which the compiler would compute.
+_least_normal, _half = sys.float_info.min, 0.5
+
+
+def thread_count() -> int:
+    """How many threads `share_out` would use here and now: 1 is none but the caller's own.
+
+    They are torch's (`torch.get_num_threads`), where nothing that only the caller's thread knows about has to see the
+    operators: a mode, a transform of `torch.func`, a compiler, autocast.
+    """
+    if torch.compiler.is_compiling():
+        return 1
+    count = torch.get_num_threads()
+    return count if count > 1 and not _is_watched() else 1
+
+
+def share_out(function: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list[Result]:
+    """`[function(piece) for piece in pieces]`, the pieces shared out among threads.
+
+    Parameters
+    ----------
+    function : callable
+        Called once for each piece, in this thread or another, in any order, several at a time. It runs in the grad and
+        inference mode of the caller.
+    pieces : sequence
+        Pieces of work that share nothing that is written to. How they are cut must not depend on the number of threads.
+
+    Returns
+    -------
+    list
+        The results, in the order of the pieces.
+
+    Raises
+    ------
+    BaseException
+        What `function` raised, for the first of the pieces that it raised for; pieces not begun by then are left out.
+        No thread works on any piece once this function has returned or raised.
+    """
+    count = min(thread_count(), len(pieces)) if len(pieces) > 1 else 1
+    if count == 1:
+        return [function(piece) for piece in pieces]
+    return _Work(function, pieces).done_by(count)
+
+
+class _Work:
+    """Pieces that several threads take one after the other."""
+
+    def __init__(self, function: Callable[[Any], Any], pieces: Sequence[Any]) -> None:
+        self._function = function
+        self._pieces = pieces
+        self._to_do = deque(range(len(pieces)))
+        self._results: list[Any] = [None] * len(pieces)
+        self._errors: list[tuple[int, BaseException]] = []
+        self._begun: list[None] = []
+        self._ended: list[None] = []
+        self._grad = torch.is_grad_enabled()
+        self._inference = torch.is_inference_mode_enabled()
+        self._flushes = _flushes_denormals()
+
+    def done_by(self, count: int) -> list[Any]:
+        """Have `count` threads do it, this one among them, wait for the others, and return the results."""
+        futures: list[Future[None]] = []
+        threads_of_operators = torch.get_num_threads()
+        try:
+            _end_openmp_threads()
+            helps = _use_one_thread()
+            with contextlib.suppress(RuntimeError), _lock:  # the interpreter may be about to end, or no thread be left
+                pool = _pool_of(count)
+                futures.extend(pool.submit(self._take_pieces) for _ in range(count - helps))
+            if helps or not futures:
+                self._take_pieces()
+        except BaseException as error:
+            self._stop(error)
+        while not all(map(Future.done, futures)) or len(self._begun) > len(self._ended):
+            try:
+                self._wait_for(futures)
+            except BaseException as error:  # noqa: PERF203 - an interrupt: the others must not write on behind its back
+                self._stop(error)
+        if _set_openmp_threads is not None:
+            _set_openmp_threads(threads_of_operators)
+        if self._errors:
+            try:
+                raise min(self._errors, key=lambda entry: entry[0])[1]
+            finally:
+                self._errors.clear()  # they hold this frame, and all its tensors
+        return self._results
+
+    def _wait_for(self, futures: list[Future[None]]) -> None:
+        if not self._to_do:  # a thread that did not begin until now has nothing to do
+            for future in futures:
+                future.cancel()
+        wait(futures)
+        if len(self._begun) > len(self._ended):  # one that could not be had, as it was said, was there all the same
+            time.sleep(1e-3)
+
+    def _take_pieces(self) -> None:
+        self._begun.append(None)
+        try:
+            with self._as_the_caller():
+                while True:
+                    try:
+                        i = self._to_do.popleft()
+                    except IndexError:
+                        return
+                    try:
+                        self._results[i] = self._function(self._pieces[i])
+                    except BaseException as error:
+                        self._stop(error, i)
+        except BaseException as error:
+            self._stop(error)
+        finally:
+            self._ended.append(None)
+
+    def _stop(self, error: BaseException, i: int = -1) -> None:
+        self._errors.append((i, error))
+        self._to_do.clear()
+
+    @contextlib.contextmanager
+    def _as_the_caller(self) -> Iterator[None]:
+        if self._flushes != _flushes_denormals():
+            torch.set_flush_denormal(self._flushes)  # of this thread
+        with torch.inference_mode(self._inference), torch.set_grad_enabled(self._grad):
+            yield
+
+
+def _is_watched() -> bool:
+    """Whether somebody looks at the operators of this thread, and would not see those of another."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+        or torch.is_autocast_enabled("cpu")
+        or not all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
+    )
+
+
+def _flushes_denormals() -> bool:
+    return _least_normal * _half == 0
+
+
+def _torch_function(name: str) -> Callable[[int], int] | None:
+    """A function of the libraries that torch was linked with, or None where they cannot be looked into."""
+    try:
+        return getattr(ctypes.CDLL(torch._C.__file__), name)
+    except (OSError, AttributeError):
+        return None
+
+
+_pause_openmp = _torch_function("omp_pause_resource_all")
+_set_openmp_threads = _torch_function("omp_set_num_threads")
+_set_mkl_threads = _torch_function("MKL_Set_Num_Threads_Local")
+
+
+def _end_openmp_threads() -> None:
+    """End the threads of this thread's earlier parallel regions, 20 µs; the next one starts anew, 40 µs.
+
+    After a region they wait for the next by spinning, for 6 ms and more: a core less for us (an L2 step on images right
+    after one of SGD took twice the time).
+    """
+    if _pause_openmp is not None and not _is_fork:
+        _pause_openmp(1)  # omp_pause_soft
+
+
+def _prepare_thread() -> None:
+    """Have torch's operators in this thread use no other, and change nothing of any other thread's.
+
+    `torch.set_num_threads` sets the number of this thread, but also that with which threads to come start.
+    """
+    count = torch.get_num_threads()  # torch sets it when first asked, and not again
+    if _set_mkl_threads is not None:
+        _set_mkl_threads(1)
+    if not _use_one_thread():
+        torch.set_num_threads(1)
+        restoring = threading.Thread(target=torch.set_num_threads, args=(count,))
+        restoring.start()
+        restoring.join()
+
+
+def _use_one_thread() -> bool:
+    """Have OpenMP use one thread for what this thread asks of it, and return whether torch's operators follow."""
+    if _set_openmp_threads is not None:
+        _set_openmp_threads(1)
+    return torch.get_num_threads() == 1
+
+
+def _pool_of(count: int) -> ThreadPoolExecutor:
+    """Threads, at least `count`; they are started when there is work for them. Asked for with the lock held."""
+    global _pool
+    if _pool is None or _pool[0] < count:
+        if _pool is not None:
+            _pool[1].shutdown(wait=False)  # which does what it was given
+        room = max(count, os.cpu_count() or 1)
+        _pool = room, ThreadPoolExecutor(room, "rai_toolbox", _prepare_thread)
+    return _pool[1]
+
+
+def _forget_pool() -> None:
+    global _lock, _pool, _is_fork
+    _lock, _pool, _is_fork = threading.Lock(), None, True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)  # a fork has one thread
