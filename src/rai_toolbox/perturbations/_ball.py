@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,11 +13,22 @@ from rai_toolbox.functional._projections import project_l1_ball, project_l2_ball
 
 NORMS = ("l1", "l2", "linf", "l0")
 
+# As users name a norm: those, in capitals too, or by their order.
+Norm: TypeAlias = Literal["l1", "l2", "linf", "l0", "L1", "L2", "Linf", "L0", "inf"] | float
 
-def check_norm(norm: str) -> str:
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {', '.join(map(repr, NORMS))}; got {norm!r}")
-    return norm
+
+def check_norm(norm: object) -> str:
+    """Return one of `NORMS` for what a user calls a norm."""
+    if isinstance(norm, str):
+        name = norm.lower()
+        name = name if name.startswith("l") else f"l{name}"
+    elif isinstance(norm, int | float) and not isinstance(norm, bool):
+        name = f"l{norm:g}"
+    else:
+        name = ""
+    if name not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(map(repr, NORMS))}, or an order: 1, 2, inf, 0; got {norm!r}")
+    return name
 
 
 def distances(perturbed: Tensor, data: Tensor, norm: str) -> Tensor:

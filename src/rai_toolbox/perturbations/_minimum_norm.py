@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.perturbations._attack_losses import ClassLosses
+from rai_toolbox.perturbations._ball import Norm
 from rai_toolbox.perturbations._bounds import Bounds
 from rai_toolbox.perturbations._nearest import Nearest
 from rai_toolbox.perturbations._problem import MOST_STEPS, Problem, batches, look, positive_int, report, setup, solving
@@ -26,7 +27,7 @@ def minimum_norm(
     data: Any,
     target: Any,
     *,
-    norm: str,
+    norm: Norm,
     bounds: Bounds = None,
     targeted: bool = False,
     margin: Loss | None = None,
@@ -49,7 +50,7 @@ def minimum_norm(
         Floating point, in any range.
     target : Tensor or array-like, shape (N,)
         The true class of each datum (or, if `targeted`, the one to reach). With a `margin`, whatever that takes.
-    norm : {"l1", "l2", "linf", "l0"}
+    norm : {"l1", "l2", "linf", "l0"}, or an order: 1, 2, inf, 0
         L0 counts changed entries.
     bounds : (lower, upper), optional
         Numbers or tensors that broadcast to `data`, in the units of the data. An entry whose bounds are equal

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rai_toolbox._freezing import evaluating, frozen
 from rai_toolbox.perturbations import losses as L
-from rai_toolbox.perturbations._ball import Ball, check_norm, distances, rows_of
+from rai_toolbox.perturbations._ball import Ball, Norm, check_norm, distances, rows_of
 from rai_toolbox.perturbations._bounds import Bounds, check_bounds
 from rai_toolbox.perturbations._noise import Noise, draw_seed, seeded
 from rai_toolbox.perturbations._query import Answer, Loss, Objective, Query, make_objective
@@ -167,7 +167,8 @@ def as_epsilon(epsilon: Any, n: int, device: torch.device, norm: str) -> Tensor:
         radii = radii.reshape(n)
     if radii.ndim > 1 or radii.numel() not in (1, n):
         raise ValueError(
-            f"epsilon must be a number or have one entry per datum, shape ({n},); got shape {tuple(radii.shape)}"
+            f"epsilon must be a number or have one entry per datum, shape ({n},); got shape {tuple(radii.shape)}. For "
+            f"several radii, ask for the nearest error of each datum: minimum_norm(...).robust_accuracy(radii)"
         )
     if not bool((radii >= 0).all()):
         raise ValueError(f"epsilon must be ≥ 0 and not NaN; got {epsilon!r}")
@@ -205,7 +206,7 @@ def setup(
     data: Any,
     target: Any,
     *,
-    norm: str,
+    norm: Norm,
     bounds: Bounds,
     targeted: bool,
     criterion: Loss | None,
@@ -288,4 +289,4 @@ def report(problem: Problem, x: Tensor, never: Tensor | None = None) -> Solution
     if never is not None:
         achieved = achieved & ~never
         distance = torch.where(never, torch.inf, distance)
-    return Solution(x.reshape(problem.shape), losses, achieved, distance)
+    return Solution(x.reshape(problem.shape), losses, achieved, distance, problem.objective.achieved is not None)

@@ -26,12 +26,16 @@ class Solution:
     distances : Tensor of float64, shape (N,)
         The norm of `perturbed - data`, computed in float64 from the stored values. 0 where the decision was wrong
         from the start; from `minimum_norm`, infinite where no success was found.
+    has_decision : bool
+        The model decides something that a perturbation can change. False for floating-point targets without a margin:
+        `success` is then False everywhere, and means nothing.
     """
 
     perturbed: Tensor
     losses: Tensor
     success: Tensor
     distances: Tensor
+    has_decision: bool = True
 
     def robust_accuracy(self, epsilons: float | Sequence[float] | Tensor) -> Tensor:
         """The share of data whose decision no perturbation found changes within each radius.
@@ -47,6 +51,11 @@ class Solution:
         -------
         Tensor of float64, shape (...)
 
+        Raises
+        ------
+        ValueError
+            The targets were floating point and no margin was given: there is no decision to count.
+
         Examples
         --------
         >>> import torch
@@ -58,6 +67,11 @@ class Solution:
         >>> solution.robust_accuracy([0.0, 0.2, 0.4])
         tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64)
         """
+        if not self.has_decision:
+            raise ValueError(
+                "the targets were floating point, so there is no decision that could be right or wrong: give a "
+                "classifier's targets as class indices (`target.argmax(1)` of one-hot rows), or give a `margin`"
+            )
         radii = torch.as_tensor(epsilons, dtype=torch.float64, device=self.distances.device)
         beaten = self.success & (self.distances <= radii[..., None])
         return 1 - beaten.double().mean(dim=-1)
@@ -93,4 +107,5 @@ def concatenate(parts: Sequence[Solution]) -> Solution:
         losses=torch.cat([part.losses for part in parts]),
         success=torch.cat([part.success for part in parts]),
         distances=torch.cat([part.distances for part in parts]),
+        has_decision=all(part.has_decision for part in parts),
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rai_toolbox.perturbations import losses as L
 from rai_toolbox.perturbations._auto_pgd import sparse_direction
-from rai_toolbox.perturbations._ball import Ball, check_norm, distances
+from rai_toolbox.perturbations._ball import Ball, Norm, check_norm, distances
 from rai_toolbox.perturbations._bounds import Bounds, check_bounds
 from rai_toolbox.perturbations._noise import draw_seed
 from rai_toolbox.perturbations._problem import as_data, as_epsilon, as_target, positive_int, solving
@@ -25,7 +25,7 @@ def universal(
     model: Callable[[Tensor], Tensor],
     loader: Iterable[Any],
     *,
-    norm: str,
+    norm: Norm,
     epsilon: float,
     bounds: Bounds = None,
     targeted: bool = False,
@@ -47,7 +47,7 @@ def universal(
         As for `worst_case`.
     loader : iterable of (data, target)
         A `DataLoader`, or a list of batches: anything that can be gone through more than once.
-    norm : {"linf", "l2", "l1", "l0"}
+    norm : {"linf", "l2", "l1", "l0"}, or an order: inf, 2, 1, 0
     epsilon : float
         The radius of the perturbation.
     bounds : (lower, upper), optional
@@ -95,13 +95,13 @@ def universal(
     >>> found.delta, found.success_rate
     (tensor([-0.6000,  0.6000]), 1.0)
     """
-    check_norm(norm)
+    name = check_norm(norm)
     positive_int("epochs", epochs)
     positive_int("samples", samples)
     seed = draw_seed(generator)
     best: tuple[tuple[float, float], UniversalSolution] | None = None
     data, target = _first_batch(loader)
-    run = _Run(model, data, target, norm, epsilon, bounds, targeted, criterion, margin, samples)
+    run = _Run(model, data, target, name, epsilon, bounds, targeted, criterion, margin, samples)
     with solving(model, criterion, run.device, seed):
         for epoch in range(epochs + 1):
             if epoch and run.delta.shape[1]:  # data without entries cannot change

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rai_toolbox.perturbations._attack_losses import ClassLosses, LossOfRows
 from rai_toolbox.perturbations._auto_pgd import auto_pgd
-from rai_toolbox.perturbations._ball import Ball, distances
+from rai_toolbox.perturbations._ball import Ball, Norm, distances
 from rai_toolbox.perturbations._bounds import Bounds
 from rai_toolbox.perturbations._nearest import Nearest
 from rai_toolbox.perturbations._problem import (
@@ -44,7 +44,7 @@ def worst_case(
     data: Any,
     target: Any,
     *,
-    norm: str,
+    norm: Norm,
     epsilon: float | Tensor,
     bounds: Bounds = None,
     targeted: bool = False,
@@ -71,7 +71,7 @@ def worst_case(
     target : Tensor or array-like, shape (N, ...)
         Class indices, shape (N,): the true class of each datum (or, if `targeted`, the one to reach). Floating point:
         the values that a regression should return.
-    norm : {"l1", "l2", "linf", "l0"}
+    norm : {"l1", "l2", "linf", "l0"}, or an order: 1, 2, inf, 0
         L0 counts changed entries.
     epsilon : float or Tensor, shape (N,)
         The radius, in the units of the data. One for all, or one per datum.
@@ -154,7 +154,7 @@ def worst_case(
         model, data, target, norm=norm, bounds=bounds, targeted=targeted, criterion=criterion, margin=margin,
         samples=samples, batch_size=batch_size, generator=generator,
     )  # fmt: skip
-    radii = as_epsilon(epsilon, len(settings.data), settings.data.device, norm)
+    radii = as_epsilon(epsilon, len(settings.data), settings.data.device, settings.norm)
     positive_int("steps", steps)
     positive_int("restarts", restarts)
     with solving(model, criterion, settings.data.device, settings.seed):
