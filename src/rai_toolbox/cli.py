@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     except _Interrupted:
         return _fail("interrupted; finished batches are kept, run again with --resume", ExitCode.INTERRUPTED)
     except _Terminated:
-        # torchrun says which process died, in many lines, but not what to do. Two speak: one of them may be the dead.
+        # torchrun names the process that died, but not the remedy. Two processes print it: one of them may be dead.
         message = "terminated from outside, or because another process died; finished batches are kept, run again with"
         return _fail(f"{message} --resume", ExitCode.TERMINATED, ranks=("0", "1"))
     except (KeyboardInterrupt, typer.Abort):

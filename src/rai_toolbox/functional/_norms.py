@@ -1,4 +1,4 @@
-"""Norms and normalisation per datum, right over the whole range of every dtype.
+"""Norms and normalization per datum, right over the whole range of every dtype.
 
 The one formula is scale-free: with a the largest magnitude of a datum and y = x / a,
 

@@ -1,4 +1,4 @@
-"""Frank-Wolfe: steps towards the point of a ball that a linear minimisation oracle names.
+"""Frank-Wolfe: steps towards the point of a ball that a linear minimization oracle names.
 
 References
 ----------
@@ -31,7 +31,7 @@ from rai_toolbox.optim._wrapper import OptimGroup, OptimParams, ParamTransformin
 
 @documented
 class FrankWolfe(Optimizer):
-    """Step towards the point that a linear minimisation oracle has left, negated, in the gradient.
+    """Step towards the point that a linear minimization oracle has left, negated, in the gradient.
 
     With s the oracle, `param.grad` = -s, the k-th update (from 0) of a parameter x is
 
@@ -214,7 +214,7 @@ class _OnBall(ParamTransformingOptimizer):
 
 @documented
 class L1FrankWolfe(_OnBall):
-    """Minimise over an L1 ball: each step moves one entry of each datum.
+    """Minimize over an L1 ball: each step moves one entry of each datum.
 
     The oracle is ±epsilon on the one entry of largest magnitude of each datum of the gradient.
 
@@ -245,7 +245,7 @@ class L1FrankWolfe(_OnBall):
 
 @documented
 class L2FrankWolfe(_OnBall):
-    """Minimise over an L2 ball: each step moves along the normalised gradient.
+    """Minimize over an L2 ball: each step moves along the normalized gradient.
 
     The oracle is -epsilon·g/‖g‖2 for each datum g of the gradient.
 
@@ -281,7 +281,7 @@ class L2FrankWolfe(_OnBall):
 
 @documented
 class LinfFrankWolfe(_OnBall):
-    """Minimise over an Linf ball: each step moves every entry towards a corner.
+    """Minimize over an Linf ball: each step moves every entry towards a corner.
 
     The oracle is -epsilon·sign(g).
 
@@ -312,7 +312,7 @@ class LinfFrankWolfe(_OnBall):
 
 @documented
 class L1qFrankWolfe(_OnBall):
-    """Minimise over an L1 ball in steps that move several entries: less sparse than `L1FrankWolfe`.
+    """Minimize over an L1 ball in steps that move several entries: less sparse than `L1FrankWolfe`.
 
     The oracle is ±epsilon/k on the k entries of largest magnitude of each datum of the gradient.
 

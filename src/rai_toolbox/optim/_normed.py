@@ -1,4 +1,4 @@
-"""Optimizers that step along a normalised gradient: steepest descent under a norm."""
+"""Optimizers that step along a normalized gradient: steepest descent under a norm."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ class L2NormedGradientOptim(_FixedOrder):
     >>> x.grad # the un-normed gradient
     tensor([2., 2.])
 
-    The step normalises the gradient in place, and then takes the step of SGD:
+    The step normalizes the gradient in place, and then takes the step of SGD:
 
     >>> optim.step()
     >>> x.grad # the normalized gradient

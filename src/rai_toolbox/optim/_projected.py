@@ -1,6 +1,6 @@
 """Optimizers whose parameters stay in a convex set: projected gradient steps.
 
-`L*ProjectedOptim` normalise the gradient *and* project; `L*BallOptim` and `SimplexOptim` project and leave the
+`L*ProjectedOptim` normalize the gradient *and* project; `L*BallOptim` and `SimplexOptim` project and leave the
 gradient alone.
 """
 
@@ -36,7 +36,7 @@ class _InBall(ParamTransformingOptimizer):
 
 
 class _Normed(_InBall):
-    """The options of the optimizers that normalise by an L1 or L2 norm and project."""
+    """The options of the optimizers that normalize by an L1 or L2 norm and project."""
 
     _p: int
 

@@ -22,7 +22,7 @@ _copies_of_rank_0s: ContextVar[Mapping[int, Generator]] = ContextVar(
 def independent_draws() -> Iterator[None]:
     """Let this process draw random options by itself, without asking the other ranks.
 
-    Where `torch.distributed` is initialised, an optimizer with `dq > 0` takes what rank 0 draws, so that replicas of a
+    Where `torch.distributed` is initialized, an optimizer with `dq > 0` takes what rank 0 draws, so that replicas of a
     model stay alike: each of its steps is a collective of the default process group, which all ranks must take part
     in. Within this context they need not, and each draws from its own generator. The solvers of
     `rai_toolbox.perturbations` use it, since their optimizers change data, which differ between ranks.

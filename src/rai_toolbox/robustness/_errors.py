@@ -50,7 +50,7 @@ class _Named(Exception):
 
 
 class InputError(_Named, ValueError):
-    """What the user gave cannot be used; the message is one line that says what to give instead."""
+    """An argument cannot be used; the message is one line that says what to give instead."""
 
 
 class EvaluationFailed(_Named, RuntimeError):

@@ -45,7 +45,7 @@ def write_text(path: Path, content: str) -> None:
 
 
 def prepare_folder(path: Path) -> None:
-    """Make the folder, see that files can be written in it, and clear what a killed run left half-written.
+    """Make the folder, test that it is writable, and remove half-written files of a killed run.
 
     Raises
     ------

@@ -99,7 +99,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one diagnostic check found.
+    """The finding of one check.
 
     Attributes
     ----------
@@ -174,7 +174,7 @@ class Results:
 
     @property
     def measure(self) -> str:
-        """What the curves are of."""
+        """The quantity of the curves: accuracy, or mean absolute error."""
         return "accuracy" if self.task == "classification" else "mean absolute error"
 
     def columns(self) -> dict[str, NDArray]:
@@ -198,7 +198,7 @@ def _flat(name: str, values: NDArray) -> dict[str, NDArray]:
 
 
 def jsonable(value: Any) -> Any:
-    """Return what json can write: lists for arrays, None for what is not finite."""
+    """Return a value that json can write: lists for arrays, None for numbers that are not finite."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     elif isinstance(value, np.generic):

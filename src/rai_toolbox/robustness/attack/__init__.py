@@ -1,1 +1,1 @@
-"""Settings and radii, and what is computed for one batch of samples."""
+"""Settings, radii, and the computations on one batch of samples."""

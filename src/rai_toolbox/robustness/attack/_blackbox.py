@@ -1,4 +1,4 @@
-"""Attacks that need no gradient: what a gradient-based search should beat, and does not where gradients mislead."""
+"""Attacks without gradients. A gradient-based search that is worse than these follows misleading gradients."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Settings:
     Attributes
     ----------
     task : {"classification", "regression"}
-        What the model predicts.
+        The kind of prediction.
     norms : tuple of str
         The norms to measure perturbations in.
     epsilons : dict of str to tuple of float
@@ -269,7 +269,7 @@ def _bound(bound: Any, shape: tuple[int, ...]) -> float | NDArray:
 def _of_sample_shape(what: str, value: Any, shape: tuple[int, ...]) -> NDArray:
     array = np.asarray(value)
     try:
-        # A copy: what came from a file may not be written to, which torch warns of.
+        # A copy: an array of a file may be read-only, and torch warns of these.
         return np.array(np.broadcast_to(array, shape))
     except ValueError:
         raise InputError(f"{what} has shape {array.shape}, expected that of one sample, {shape}") from None

@@ -33,12 +33,12 @@ _ORDER = {"l1": 1.0, "l2": 2.0, "linf": float("inf"), "l0": 0.0}
 
 @dataclass
 class AttackContext:
-    """Everything that the work on a batch needs.
+    """The inputs of the work on a batch.
 
     Attributes
     ----------
     model, samples, targets, box, settings
-        What is evaluated, on what, how.
+        The model, its data, the bounds and the settings.
     device : torch.device
         Where.
     shown : frozenset of int
@@ -65,7 +65,7 @@ class AttackContext:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """What of the user's has a training mode."""
+        """The user's modules: those with a training mode."""
         return [part for part in (self.model.model, self.model.preprocess) if isinstance(part, nn.Module)]
 
     def span(self, batch: int) -> tuple[int, int]:
@@ -91,7 +91,7 @@ class AttackContext:
 
 
 def clean(context: AttackContext, batch: int) -> dict[str, Any]:
-    """Return what the model says to the unperturbed inputs."""
+    """Return the model's predictions on the unperturbed inputs."""
     begun = time.perf_counter()
     x, target = context.batch(*context.span(batch))
     with torch.no_grad():
@@ -141,7 +141,7 @@ def search(context: AttackContext, norm: Norm, batch: int, correct: NDArray) -> 
 def confirm(
     context: AttackContext, norm: Norm, batch: int, grid: Sequence[float], open_below: NDArray | None
 ) -> dict[str, Any]:
-    """Return what the fixed-budget solver finds at each radius.
+    """Return the result of the fixed-budget solver at each radius.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def confirm(
         x, target = context.batch(start, stop)
         for level, epsilon in enumerate(grid):
             found = attack(context, x, target, norm=norm, epsilon=epsilon, purpose=("confirm", norm, level))
-            # What a smaller radius allows, a larger one does.
+            # A larger radius allows every change that a smaller one does.
             error[level] = found.error if level == 0 else np.maximum(error[level - 1], found.error)
             rejected += found.rejected
             if level == len(grid) // 2:
@@ -233,7 +233,7 @@ def attack(
     steps: int | None = None,
     restarts: int | None = None,
 ) -> Attacked:
-    """Run a solver on some samples, the minimum-norm one where no radius is given, and look at what it returns.
+    """Run a solver on some samples, the minimum-norm one where no radius is given, and check its result.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a check of an evaluation is, and how one is run; the checks themselves are in `_model_checks` and
+"""The interface of a check, and how it is run; the checks are in `_model_checks` and
 `_search_checks`.
 """
 
@@ -27,7 +27,7 @@ _SUBSET = 64
 
 @dataclass
 class CheckContext:
-    """What a check can look at.
+    """The input of a check.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class CheckContext:
     clean : NDArray
         Whether each sample is right unperturbed (classification), or its error (regression).
     rejected : int
-        How many points a solver returned that were none when looked at again.
+        How many points of a solver failed the second look of `attack`.
     """
 
     attack: AttackContext
@@ -65,7 +65,7 @@ class CheckContext:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check saw: its verdict, one sentence, and the numbers."""
+    """The result of a check: its verdict, one sentence, and the numbers."""
 
     verdict: Verdict
     summary: str
@@ -107,7 +107,7 @@ def worst(seen: Mapping[str, CheckResult]) -> CheckResult:
 
 
 def run_check(check: Check, context: CheckContext, journal: Journal, *, skip: bool) -> Finding:
-    """Return what a check finds, from the journal where it has run already."""
+    """Run a check, or read its finding from the journal."""
     name = f"check-{check.name}"
     if check.classification_only and not context.attack.classifies:
         return Finding(check.name, check.title, "not run", "It is for classification.")

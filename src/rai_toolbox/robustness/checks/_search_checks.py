@@ -254,7 +254,7 @@ def _error_grows(context: CheckContext, norm: Norm, indices: NDArray, widest: fl
 
 
 def _middle(context: CheckContext, norm: Norm) -> float:
-    """Return the reported epsilon at which about half of what the model can do is left."""
+    """Return the reported epsilon at which about half of the accuracy is left."""
     points = context.curves[norm].points
     if not context.attack.classifies:
         return points[max(1, len(points) // 2)].epsilon

@@ -1,4 +1,4 @@
-"""What the command shows on a terminal."""
+"""The output of the command on a terminal."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _lines() -> Callback:
 
 
 def report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
-    """Print the result: a table and what the checks say, or JSON on standard output and the rest on standard error."""
+    """Print the result: a table and the findings; or JSON on standard output, the rest on standard error."""
     evaluation = outcome.evaluation
     if as_json:
         print(evaluation.to_json())

@@ -91,7 +91,7 @@ def _run(job: Job, team: Team, progress: Progress | None) -> Outcome:
     )
     preprocess = load_preprocess(job.preprocess, _device(device)) if job.preprocess else None
     samples = team.together(lambda: _samples(job, data_spec))
-    # An option that is an argument of `evaluate` is handed on as it is; the others are made into arguments here.
+    # Options that are arguments of `evaluate` are passed on; the others become arguments here.
     passed = {name: getattr(job, name) for name in signature(evaluate).parameters if hasattr(job, name)}
     passed |= {
         "norms": job.norm,

@@ -113,7 +113,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Job:
-    """What to evaluate and how; a field is a flag, and an entry of a config file, of its name."""
+    """One evaluation, as the user asks for it; each field is a flag and an entry of the config file."""
 
     model: Annotated[
         str | None,

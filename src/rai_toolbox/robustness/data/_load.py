@@ -1,4 +1,4 @@
-"""From what `--data` names to samples."""
+"""Load the samples that `--data` names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load_data(spec: str, *, label_column: str | None = None, seed: int = 0) -> S
     Raises
     ------
     InputError
-        If there is no such data or it cannot be used, in one line.
+        If there is no such data, or it cannot be used.
     """
     if spec == "digits":
         return digits_samples(seed)

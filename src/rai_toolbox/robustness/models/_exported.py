@@ -2,7 +2,7 @@
 
 `torch.export.load` unpickles parts of the archive without ``weights_only``, parses strings of it with sympy,
 which evaluates them, and turns names of it into Python source. An archive that came from `torch.export.save`
-of a plain model has none of what could do harm there, so such an archive is inspected first, and
+of a plain model needs none of that, so this file inspects an archive first, and
 anything else is refused.
 """
 

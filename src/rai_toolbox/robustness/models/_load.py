@@ -1,4 +1,4 @@
-"""From what `--model`, `--weights` and `--preprocess` name to a model that the evaluation can call."""
+"""Load the model that `--model`, `--weights` and `--preprocess` name."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Evaluated(nn.Module):
         self.forwards = 0
         tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
         floating = [tensor for tensor in tensors if tensor.is_floating_point()]
-        #: What the inputs are given as: the dtype of the model.
+        #: The dtype of the model, and of its inputs.
         self.dtype = floating[0].dtype if floating else torch.float32
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -97,7 +97,7 @@ def load_model(
         `torch.export.save`; a TorchScript file, which torch deprecates in favor of `torch.export`; an ONNX file, where
         onnx2pytorch is installed.
     weights : str, optional
-        A .safetensors file, or a state dict of `torch.save`, to load into what the function returned.
+        A .safetensors file, or a state dict of `torch.save`, to load into the model of the function.
     device : torch.device or str
         Where it goes.
     seed : int
@@ -106,7 +106,7 @@ def load_model(
     Raises
     ------
     InputError
-        If there is no such model or it cannot be used, in one line.
+        If there is no such model, or it cannot be used.
     """
     device = torch.device(device)
     if spec == "digits":

@@ -53,7 +53,7 @@ class Comparison:
     Attributes
     ----------
     names : tuple of str
-        What the two are called.
+        The names of the two.
     evaluations : tuple of Evaluation
         The two.
     norms : dict of str to tuple of ComparedPoint
@@ -170,7 +170,7 @@ def _interval(standing: NDArray) -> tuple[float, float]:
 
 
 def _names(first: object, second: object, pair: tuple[Evaluation, ...]) -> tuple[str, str]:
-    """Return what to call them: the models, or where they lie if the models are called the same."""
+    """Return their names: of the models, or of the folders if the models have the same name."""
     models = tuple(str(one.settings.get("model", "")) for one in pair)
     if models[0] and models[0] != models[1] and models[1]:
         return models[0], models[1]

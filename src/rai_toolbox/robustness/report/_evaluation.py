@@ -1,4 +1,4 @@
-"""`Evaluation`: a result with what can be done with it."""
+"""`Evaluation`: a result that can be shown, saved and loaded."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Evaluation(Results):
     Attributes
     ----------
     task : {"classification", "regression"}
-        What the model predicts.
+        The kind of prediction.
     complete : bool
         Whether everything was done; a time limit leaves False.
     curves : dict of str to Curve
         By norm.
     findings : tuple of Finding
-        What the diagnostic checks found.
+        The findings of the checks.
     index, label, prediction : NDArray
         Of every evaluated sample: its number, its label (or target values), the model's answer to it unperturbed.
     correct : NDArray of bool
@@ -42,9 +42,9 @@ class Evaluation(Results):
     error : dict of str to NDArray
         By norm, shape (points, samples): the absolute error at each point of the curve (regression).
     class_names : tuple of str
-        What the classes are called.
+        The names of the classes.
     settings, data, environment, timings : dict
-        What was asked for, what it was asked of, with which versions, how long it took in seconds.
+        The arguments, a summary of the data, versions and hardware, seconds per stage.
     examples : dict of str to Examples
         By norm, for the gallery.
     feature_names : tuple of str or None

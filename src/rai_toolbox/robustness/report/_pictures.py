@@ -1,4 +1,4 @@
-"""Pictures: the curve for curve.png, and what the report draws itself."""
+"""Pictures: curve.png, and the drawings of the report."""
 
 from __future__ import annotations
 

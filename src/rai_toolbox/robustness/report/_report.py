@@ -24,7 +24,7 @@ _TABLE_ROWS = 6
 _LEGENDS = {
     "image": "In the middle: red pixels become larger, blue ones smaller, and the strongest color is the largest change"
     " of that picture. In color images gray is unchanged.",
-    "series": "Solid: the series as it is. Dashed: changed.",
+    "series": "Solid: the original series. Dashed: the changed one.",
     "table": "The features that change most.",
 }
 
@@ -72,7 +72,7 @@ _GRAVITY = {"distrust": 0, "warning": 1, "not run": 2, "ok": 3}
 
 @cache
 def guidance() -> Mapping[str, str]:
-    """Return what each check means and what to do, as HTML, by its name; from the same text as the documentation."""
+    """Return the advice of trust.md as HTML, by the name of the check."""
     text = resources.files("rai_toolbox.robustness.checks").joinpath("trust.md").read_text("utf-8")
     sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
     return {heading.strip(): _markdown(body) for heading, _, body in (part.partition("\n") for part in sections)}
@@ -95,7 +95,7 @@ def percent(value: float) -> str:
 
 
 def figure(value: Any) -> str:
-    """Return a number with four digits, and what is no number as it is."""
+    """Return a number with four digits, anything else as text."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         return str(value)
     return f"{value:.4g}" if np.isfinite(value) else "none"

@@ -68,7 +68,7 @@ def total(name: str, pieces: Iterable[Piece | None]) -> float:
 
 
 def class_names(context: AttackContext) -> tuple[str, ...]:
-    """Return what to call the classes: the number of one that has no name."""
+    """Return the names of the classes; a class without one has its number."""
     if not context.classifies:
         return ()
     names = context.samples.class_names or ()
@@ -93,7 +93,7 @@ def assemble(
     Parameters
     ----------
     clean_pieces : sequence of Piece or None
-        What the model says to the unperturbed samples.
+        The model's outputs on the unperturbed samples, by batch.
     by_norm : dict of str to Measured
         By norm.
     """

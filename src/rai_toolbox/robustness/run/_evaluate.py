@@ -70,7 +70,7 @@ def evaluate(
     extra_epsilons : mapping from norm to sequence of float, optional
         Radii to report beside those, or beside the default grid.
     task : {"classification", "regression"}
-        What the model predicts.
+        The kind of prediction.
     bounds : "auto", None or (lower, upper)
         Where perturbed inputs may lie: numbers, or arrays in the shape of a sample. ``"auto"`` bounds images
         by [0, 1] or [0, 255].
@@ -97,7 +97,7 @@ def evaluate(
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
     described : mapping, optional
-        What to say of model and data in the report.
+        Entries for the settings in the report, such as the names of model and data.
 
     Returns
     -------

@@ -50,7 +50,7 @@ class Run:
     Attributes
     ----------
     context, summary
-        What is evaluated, and what one pass over the samples found.
+        The model, data and settings; statistics of the data.
     team, journal
         Who shares the work, and where finished pieces are kept.
     deadline : float or None
@@ -103,7 +103,7 @@ class Run:
             if self._late():
                 break
             if self.journal.get(names[batch]) is None:
-                # What a random model draws is the batch's own, whoever does it and after what.
+                # A random model draws the same numbers for a batch in any process and order.
                 torch.manual_seed(self.context.generator(names[batch]).initial_seed())
                 piece = _guarded(lambda batch=batch: work(batch))
                 if piece is None:

@@ -22,7 +22,7 @@ __all__ = ["FOLDER", "MODEL_OUTPUT", "Journal"]
 FOLDER = "unfinished"
 _HEAD = "run.json"
 
-#: The entry of a run's key that holds what the model says to a few samples: the same up to rounding.
+#: The entry of a run's key with the model's outputs on a few samples: compared up to rounding.
 MODEL_OUTPUT = "model_output"
 _OUTPUT_TOLERANCE = 1e-2
 

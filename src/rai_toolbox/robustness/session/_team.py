@@ -70,8 +70,8 @@ class Team:
         return result
 
     def leaders_first(self, function: Callable[[], T]) -> T:
-        """Call a function in the leader, then in the first process of every other machine, then in the rest: what it
-        caches, or begins in a folder, is then there for them.
+        """Call a function in the leader, then in the first process of every other machine, then in the rest, so
+        that they find the leader's caches and folders.
         """
         turn = 0 if self.leads else 1 if os.environ.get("LOCAL_RANK", "0") == "0" else 2
         result: Any = None
