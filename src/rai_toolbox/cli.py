@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import sys
@@ -68,7 +70,10 @@ def _evaluate(*, config: str | None, json: bool, quiet: bool, **flags: Any) -> N
     except KeyboardInterrupt:
         raise _Interrupted from None
     if outcome.leads:
-        _console.report(outcome, as_json=json, quiet=quiet)
+        # Who reads only the first lines still gets the exit code of the run.
+        with contextlib.suppress(BrokenPipeError):
+            _console.report(outcome, as_json=json, quiet=quiet)
+            sys.stdout.flush()
     raise typer.Exit(outcome.exit_code)
 
 
@@ -108,6 +113,21 @@ def main(arguments: list[str] | None = None) -> int:
     Whatever the user gave wrong is one line on standard error, never a traceback.
     """
     signal.signal(signal.SIGTERM, _terminated)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may have letters that the terminal's encoding has not
+            stream.reconfigure(errors="backslashreplace")
+    code = _main(arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _stop_printing()
+    except OSError as error:
+        _stop_printing()
+        return _fail(f"standard output cannot be written: {error.strerror or error}", ExitCode.FAILED)
+    return code
+
+
+def _main(arguments: list[str] | None) -> int:
     try:
         result = app(args=arguments, standalone_mode=False)
     except InputError as error:
@@ -124,7 +144,16 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", ExitCode.INTERRUPTED)
     except BrokenPipeError:
+        _stop_printing()
         return 0
+    except SystemExit as error:
+        return _fail(
+            f"the model, or the module it comes from, ended the program: SystemExit {error.code!r:.200}",
+            ExitCode.FAILED,
+        )
+    except OSError as error:
+        where = f"{error.filename!r}" if error.filename else "standard output"
+        return _fail(f"{where} cannot be written: {error.strerror or error}", ExitCode.FAILED)
     except Exception as error:
         # Wrong flags; the class is click's or typer's own, by their versions.
         if not hasattr(error, "format_message"):
@@ -136,8 +165,15 @@ def main(arguments: list[str] | None = None) -> int:
 def _fail(message: str, code: ExitCode, *, ranks: tuple[str, ...] | None = None) -> int:
     """Print the error, in the processes of these ranks or in all, and return the exit code."""
     if ranks is None or os.environ.get("RANK", "0") in ranks:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return int(code)
+
+
+def _stop_printing() -> None:
+    """Let nothing more be written to standard output: what is left in its buffer would fail again at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminated(*_: object) -> None:

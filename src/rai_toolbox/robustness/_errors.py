@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-__all__ = ["EvaluationFailed", "InputError", "arg", "spelled"]
+__all__ = ["EvaluationFailed", "InputError", "WriteFailed", "arg", "spelled"]
 
 # Around the name of an argument in a message: characters that no text uses.
 _ARGUMENT = re.compile("\ue000(\\w+)(?:=([^\ue000]*))?\ue000")
@@ -55,3 +55,7 @@ class InputError(_Named, ValueError):
 
 class EvaluationFailed(_Named, RuntimeError):
     """The evaluation began and could not go on; finished batches are kept for a later ``resume``."""
+
+
+class WriteFailed(EvaluationFailed):
+    """A file cannot be written, as on a full disk; what was finished before is kept."""

@@ -56,12 +56,15 @@ def call_named(spec: str, what: str) -> Any:
 
 
 def guarded(function: Callable[[], Any], message: str) -> Any:
-    """Call user code; what it raises becomes one line that quotes it."""
+    """Call user code; what it raises becomes one line that quotes it.
+
+    `SystemExit` too: a script that ends itself must not end the evaluation, least of all as if all were well.
+    """
     try:
         return function()
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{message} {one_line(error)}") from error
 
 
@@ -87,9 +90,9 @@ def _import_file(path: Path, what: str) -> Any:
         sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise InputError(f"{what}: importing {str(path)!r} raised {one_line(error)}") from error
+        raise InputError(f"{what}: importing {str(path)!r} raised {one_line(error)}{_advice(error)}") from error
     return module
 
 
@@ -102,5 +105,11 @@ def _import_module(name: str, what: str) -> Any:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             raise InputError(f"{what}: there is no module {name!r} in {os.getcwd()!r} or among the installed") from None
         raise InputError(f"{what}: importing {name!r} raised {one_line(error)}") from error
-    except Exception as error:
-        raise InputError(f"{what}: importing {name!r} raised {one_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{what}: importing {name!r} raised {one_line(error)}{_advice(error)}") from error
+
+
+def _advice(error: BaseException) -> str:
+    if not isinstance(error, SystemExit):
+        return ""
+    return "; put what runs as a script under if __name__ == '__main__'"

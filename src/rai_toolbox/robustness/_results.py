@@ -184,8 +184,13 @@ class Results:
             columns["correct"] = self.correct
             columns |= {f"distance_{norm}": values for norm, values in self.distance.items()}
         for norm, error in self.error.items():
-            for point, values in zip(self.curves[norm].points, error, strict=True):
-                columns[f"error_{norm}_{point.epsilon:g}"] = values
+            radii = [point.epsilon for point in self.curves[norm].points]
+            short = [f"{epsilon:g}" for epsilon in radii]
+            # radii that agree in six digits are told apart by all of theirs
+            names = [
+                repr(epsilon) if short.count(name) > 1 else name for epsilon, name in zip(radii, short, strict=True)
+            ]
+            columns |= {f"error_{norm}_{name}": values for name, values in zip(names, error, strict=True)}
         return columns
 
 

@@ -13,7 +13,7 @@ import torch
 from rai_toolbox.robustness import InputError, load_data
 from rai_toolbox.robustness.attack._settings import make_box
 from rai_toolbox.robustness.data._rows import FileRows, Spool
-from rai_toolbox.robustness.data._samples import as_samples, summarize
+from rai_toolbox.robustness.data._samples import as_samples, summarize, targets_for
 
 X = np.arange(24, dtype=np.float32).reshape(6, 4) / 24
 Y = np.array([0, 1, 0, 1, 0, 1])
@@ -243,3 +243,20 @@ def test_what_is_no_data_says_what_would_be(place, spec):
     Path("empty").mkdir()
     with pytest.raises(InputError):
         load_data(spec)
+
+
+@pytest.mark.parametrize(("first", "second"), [("01", "1"), ("+1", "1"), ("1", "001"), ("-0", "0")])
+def test_labels_that_are_written_differently_and_are_one_number_are_refused(tmp_path, first, second):
+    path = tmp_path / "table.csv"
+    path.write_text(f"a,label\n0.5,{first}\n0.25,{second}\n1,0\n" if "0" not in (first, second) else
+                    f"a,label\n0.5,{first}\n0.25,{second}\n1,1\n")  # fmt: skip
+    samples = load_data(str(path))
+    with pytest.raises(InputError, match="are the same number"):
+        targets_for(samples, "classification")
+    assert targets_for(samples, "regression").shape == (3, 1)
+
+
+def test_labels_that_are_written_as_whole_and_as_decimal_numbers_are_one_class(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("a,label\n0.5,1\n0.25,1.0\n1,0\n")
+    assert targets_for(load_data(str(path)), "classification").tolist() == [1, 1, 0]

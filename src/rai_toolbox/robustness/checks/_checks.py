@@ -120,7 +120,7 @@ def run_check(check: Check, context: CheckContext, journal: Journal, *, skip: bo
         seen = check.run(context)
     except (InputError, EvaluationFailed):
         raise
-    except Exception as error:  # the user's model, at an input of the check's making
+    except (Exception, SystemExit) as error:  # the user's model, at an input of the check's making
         seen = CheckResult("warning", f"The check could not be made: {one_line(error)}")
     finding = jsonable(vars(seen))
     journal.put(name, {"finding": json.dumps(finding)})

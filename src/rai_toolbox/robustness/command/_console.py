@@ -66,7 +66,8 @@ def _lines() -> Callback:
             return
         told = now
         left = datetime.timedelta(seconds=round((now - since) / (done - before) * (total - done)))
-        print(f"{stage}: {done} of {total}, about {left} left", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(f"{stage}: {done} of {total}, about {left} left", file=sys.stderr, flush=True)
 
     return advance
 
@@ -114,8 +115,8 @@ def report_comparison(comparison: Comparison, folder: Path, *, as_json: bool) ->
             test = point.test
             table.add_row(
                 f"{point.epsilon:g}",
-                percent(point.first),
-                percent(point.second),
+                _breakable(percent(point.first)),
+                _breakable(percent(point.second)),
                 str(test.only_first),
                 str(test.only_second),
                 f"{test.p_value:.2g}",
@@ -132,5 +133,12 @@ def _table(evaluation: Evaluation, curve: Curve) -> Table:
     table.add_column(evaluation.measure, justify="right")
     table.add_column("95 % interval", justify="right")
     for point in curve.points:
-        table.add_row(f"{point.epsilon:g}", shown(point.value), f"{shown(point.low)} to {shown(point.high)}")
+        table.add_row(
+            f"{point.epsilon:g}", *map(_breakable, (shown(point.value), f"{shown(point.low)} to {shown(point.high)}"))
+        )
     return table
+
+
+def _breakable(text: str) -> str:
+    """Return a text with ordinary spaces, which every encoding has."""
+    return text.replace("\u00a0", " ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rai_toolbox.robustness._errors import InputError
-from rai_toolbox.robustness._files import prepare_folder, write_text
+from rai_toolbox.robustness._errors import EvaluationFailed, InputError, WriteFailed, arg
+from rai_toolbox.robustness._files import as_folder, claimed, write_text
 from rai_toolbox.robustness._text import did_you_mean
 from rai_toolbox.robustness.command._config import to_toml
 from rai_toolbox.robustness.command._options import ExitCode, Job, Radii, Threshold, numbers
@@ -67,12 +68,17 @@ def run_job(job: Job, progress: Progress | None = None) -> Outcome:
     """
     team = join()
     try:
-        return _run(job, team, progress)
+        with contextlib.ExitStack() as stack:
+            return _run(job, team, progress, stack)
+    except WriteFailed as error:
+        raise EvaluationFailed(
+            f"{error}; finished batches are kept: make room, run again with {arg('resume', True)}"
+        ) from error
     finally:
         team.leave()
 
 
-def _run(job: Job, team: Team, progress: Progress | None) -> Outcome:
+def _run(job: Job, team: Team, progress: Progress | None, stack: contextlib.ExitStack) -> Outcome:
     if job.model is None or job.data is None:
         missing = " and ".join(f"--{name}" for name in ("model", "data") if getattr(job, name) is None)
         raise InputError(
@@ -80,11 +86,14 @@ def _run(job: Job, team: Team, progress: Progress | None) -> Outcome:
         )
     if job.strict and not job.diagnostics:
         raise InputError("--strict goes by the checks, which --no-diagnostics leaves out: give one of the two")
+    if not 0 <= job.seed < 2**63:
+        given = job.seed if abs(job.seed) < 10**40 else "a longer one"
+        raise InputError(f"--seed must be a whole number from 0 to 2**63 - 1, got {given}")
     model_spec, data_spec = job.model, job.data
     grids = _grids(job)
     _check_thresholds(job)
-    folder = Path(job.out)
-    team.together(lambda: prepare_folder(folder) if team.leads else None)
+    folder = as_folder(job.out)
+    team.together(lambda: stack.enter_context(claimed(folder)) if team.leads else None)
     device = job.device or "cpu"
     model = team.leaders_first(
         lambda: load_model(model_spec, weights=job.weights, device=_device(device), seed=job.seed)
@@ -167,6 +176,8 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"--device {name!r} cannot be used: {reason}") from None
+    if device.type == "meta":
+        raise InputError("--device 'meta' cannot be used: its tensors hold no numbers")
     return device
 
 

@@ -38,9 +38,9 @@ def numbers(flag: str, word: str, *, finite: bool = True) -> tuple[float, ...]:
     try:
         values = tuple(float(part) for part in word.split(","))
     except ValueError:
-        raise InputError(f"{flag} {word!r}: expected numbers separated by commas") from None
+        raise InputError(f"{flag} {reprlib.repr(word)}: expected numbers separated by commas") from None
     if any(math.isnan(value) or (finite and math.isinf(value)) for value in values):
-        raise InputError(f"{flag} {word!r}: expected finite numbers")
+        raise InputError(f"{flag} {reprlib.repr(word)}: expected finite numbers")
     return values
 
 
@@ -266,7 +266,14 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a value is a number that float64 has room for."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def typer_parameters() -> list[inspect.Parameter]:

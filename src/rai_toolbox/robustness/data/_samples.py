@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ class Samples:
         What stored inputs are multiplied by when read (1/255 for the pixels of image files).
     class_names, feature_names : tuple of str or None
         What to call the classes and, for tables, the features in the report.
+    one_number : tuple of str or None
+        Two labels of a table that are written differently, as 01 and 1, and are the same number.
     """
 
     rows: Rows
@@ -44,6 +47,7 @@ class Samples:
     scale: float = 1.0
     class_names: tuple[str, ...] | None = None
     feature_names: tuple[str, ...] | None = None
+    one_number: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         _check_samples(self)
@@ -60,7 +64,7 @@ class Samples:
         """Return the first `count` samples."""
         if count >= len(self):
             return self
-        return Samples(_First(self.rows, count), self.targets[:count], self.scale, self.class_names, self.feature_names)
+        return dataclasses.replace(self, rows=_First(self.rows, count), targets=self.targets[:count])
 
     def inputs(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return the inputs from `start` to before `stop` as a tensor of its own memory."""
@@ -220,6 +224,12 @@ def targets_for(samples: Samples, task: Task) -> NDArray:
         If labels are not whole numbers from 0, or values not finite.
     """
     targets = samples.targets
+    if samples.one_number is not None and task == "classification":
+        first, second = samples.one_number
+        raise InputError(
+            f"the labels {first!r} and {second!r} are the same number: write them alike if they are one class,"
+            " or with a letter if they are two"
+        )
     if task == "regression":
         values = targets.reshape(len(targets), -1).astype(np.float32)
         bad = ~np.isfinite(values).all(axis=1)
@@ -298,7 +308,7 @@ def _spooled(pairs: Iterator[tuple[NDArray, NDArray]], what: str) -> Samples:
             targets.append(y)
     except InputError:
         raise
-    except Exception as error:  # the user's own Dataset
+    except (Exception, SystemExit) as error:  # the user's own Dataset
         raise InputError(f"{what}: reading sample {inputs.count} raised {one_line(error)}") from error
     if not targets:
         raise InputError(f"{what}: there are no samples")

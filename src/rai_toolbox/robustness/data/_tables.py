@@ -45,7 +45,9 @@ def load_table(path: Path, label_column: str | None) -> Samples:
         spool.append(np.stack(block, axis=1))
     if not targets:
         raise InputError(f"{str(path)!r} has no rows")
-    return Samples(spool.rows(), _targets(path, names[label], targets), feature_names=features)
+    return Samples(
+        spool.rows(), _targets(path, names[label], targets), feature_names=features, one_number=_one_number(targets)
+    )
 
 
 def _label_index(path: Path, names: Sequence[str], wanted: str | None) -> int:
@@ -158,3 +160,12 @@ def _targets(path: Path, name: str, values: list[str]) -> np.ndarray:
         return np.array(values, dtype=np.float64)
     except ValueError:
         return np.array(values)
+
+
+def _one_number(labels: list[str]) -> tuple[str, str] | None:
+    """Return two whole numbers that are written differently and are the same, or None; 1 and 1.0 may be mixed."""
+    seen: dict[int, str] = {}
+    for word in dict.fromkeys(map(str.strip, labels)):
+        if word.lstrip("+-").isdecimal() and len(word) < 100 and seen.setdefault(int(word), word) != word:
+            return seen[int(word)], word
+    return None

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rai_toolbox.robustness._errors import InputError, arg
+from rai_toolbox.robustness._files import as_folder
 from rai_toolbox.robustness._results import jsonable
 from rai_toolbox.robustness._statistics import McNemar, mcnemar, wilson_interval
 from rai_toolbox.robustness.report._evaluation import Evaluation
-from rai_toolbox.robustness.report._pictures import curve_drawing, plot_curves
+from rai_toolbox.robustness.report._pictures import curve_drawing, curve_png
 from rai_toolbox.robustness.report._report import render
-from rai_toolbox.robustness.report._writing import csv_text, figure_png, write_files
+from rai_toolbox.robustness.report._writing import csv_text, write_files
 
 __all__ = ["ComparedPoint", "Comparison", "compare"]
 
@@ -83,7 +84,7 @@ class Comparison:
         InputError
             If the folder cannot be made or written to.
         """
-        return write_files(Path(folder), COMPARISON_FILES, self)
+        return write_files(as_folder(folder), COMPARISON_FILES, self)
 
 
 def _html(comparison: Comparison) -> str:
@@ -104,7 +105,7 @@ def _csv(comparison: Comparison) -> str:
 #: The files of a comparison's folder.
 COMPARISON_FILES: Mapping[str, Callable[[Comparison], bytes | str | None]] = {
     "comparison.html": _html,
-    "comparison.png": lambda comparison: figure_png(plot_curves(comparison.by_name())),
+    "comparison.png": lambda comparison: curve_png(comparison.by_name()),
     "comparison.csv": _csv,
     "comparison.json": lambda comparison: json.dumps(comparison.to_dict(), allow_nan=False),
 }

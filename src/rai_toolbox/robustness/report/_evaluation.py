@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rai_toolbox.robustness._files import as_folder
 from rai_toolbox.robustness._results import Results
 from rai_toolbox.robustness.report._pictures import plot_curves
 from rai_toolbox.robustness.report._schema import read, to_dict, to_json
@@ -83,9 +84,11 @@ class Evaluation(Results):
         Raises
         ------
         InputError
-            If the folder cannot be made or written to.
+            If the folder cannot be made or written to, or another run writes there.
+        WriteFailed
+            If the disk is full. The files of an earlier run are left as they are then.
         """
-        return write_files(Path(folder), EVALUATION_FILES, self)
+        return write_files(as_folder(folder), EVALUATION_FILES, self)
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 import itertools
 import math
 import struct
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,16 @@ from rai_toolbox.robustness._statistics import wilson_interval
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["curve_drawing", "data_uri", "encode_png", "image_of", "perturbation_of", "plot_curves", "series_path"]
+__all__ = [
+    "curve_drawing",
+    "curve_png",
+    "data_uri",
+    "encode_png",
+    "image_of",
+    "perturbation_of",
+    "plot_curves",
+    "series_path",
+]
 
 # Told apart with any color vision; also by the shape of their markers.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
@@ -27,6 +38,9 @@ _MARKERS = ("o", "s", "^", "D")
 
 # How many radii a curve is drawn at, beside the reported ones.
 _FINE = 241
+
+# How many letters of a model's name a legend has room for.
+_NAME = 60
 
 
 def plot_curves(evaluations: Mapping[str, Results]) -> Figure:
@@ -49,7 +63,7 @@ def plot_curves(evaluations: Mapping[str, Results]) -> Figure:
             panel.plot(epsilon, value, color=color)
             panel.fill_between(epsilon, low, high, color=color, alpha=0.15, linewidth=0)
             # The line of the legend, with the marker of the reported points.
-            panel.plot([], [], color=color, marker=marker, markersize=5, label=name or None)
+            panel.plot([], [], color=color, marker=marker, markersize=5, label=_called(name))
             reported = [point.epsilon for point in points], [point.value for point in points]
             panel.plot(*reported, color=color, marker=marker, markersize=5, linestyle="none")
         panel.set_xlabel(f"ε ({norm})")
@@ -59,8 +73,26 @@ def plot_curves(evaluations: Mapping[str, Results]) -> Figure:
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
         if any(evaluations):
-            panel.legend(frameon=False)
+            for text in panel.legend(frameon=False).get_texts():
+                text.set_parse_math(False)  # a name with two dollar signs is no formula
     return figure
+
+
+def curve_png(evaluations: Mapping[str, Results]) -> bytes:
+    """Return the picture of the curves as the content of a PNG file."""
+    content = io.BytesIO()
+    # It warns of letters that its font has not, of names too long for the panel, and of radii near the largest number.
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        plot_curves(evaluations).savefig(content, format="png", dpi=160)
+    return content.getvalue()
+
+
+def _called(name: str) -> str | None:
+    """Return a name for a legend: short, on one line, and not hidden by the underscore that it begins with."""
+    name = " ".join(name.split())
+    name = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+    return f" {name}" if name.startswith("_") else name or None
 
 
 def curve_drawing(evaluations: Mapping[str, Results], norm: str) -> dict[str, Any]:

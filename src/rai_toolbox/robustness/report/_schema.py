@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rai_toolbox.robustness._errors import InputError
 from rai_toolbox.robustness._results import ClassRow, Curve, Finding, Point, Results, jsonable
+from rai_toolbox.robustness.report._form import check_form
 
 __all__ = ["SCHEMA", "SCHEMA_VERSION", "read", "to_dict", "to_json"]
 
@@ -65,7 +66,7 @@ def read(path: Path) -> Results:
     """
     path = path / "results.json" if path.is_dir() else path
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"), parse_constant=_refused)
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
     except (ValueError, RecursionError):
@@ -76,10 +77,15 @@ def read(path: Path) -> Results:
         raise InputError(
             f"{str(path)!r} has schema version {content.get('schema_version')!r}, this release reads {SCHEMA_VERSION}"
         )
+    check_form(content, str(path))
     try:
         return _from_dict(content)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{str(path)!r} is damaged: {type(error).__name__} {error}") from None
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _curve_dict(curve: Curve) -> dict[str, Any]:
@@ -101,7 +107,7 @@ def _from_dict(content: dict[str, Any]) -> Results:
     curves = {}
     for norm, entry in content["curves"].items():
         points = tuple(
-            Point(**{**point, "high": math.inf if point["high"] is None else point["high"]})
+            Point(**point | {name: math.inf for name in ("value", "low", "high") if point[name] is None})
             for point in entry["points"]
         )
         classes = tuple(ClassRow(**{**row, "values": tuple(row["values"])}) for row in entry["classes"])

@@ -6,20 +6,17 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from rai_toolbox.robustness._files import prepare_folder, write_bytes
+from rai_toolbox.robustness._files import claimed, write_together
 from rai_toolbox.robustness._results import Results
-from rai_toolbox.robustness.report._pictures import plot_curves
+from rai_toolbox.robustness.report._pictures import curve_png
 from rai_toolbox.robustness.report._report import render_report
 from rai_toolbox.robustness.report._schema import to_json
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["EVALUATION_FILES", "csv_text", "figure_png", "write_files"]
+__all__ = ["EVALUATION_FILES", "csv_text", "write_files"]
 
 T = TypeVar("T")
 
@@ -29,19 +26,15 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[T], bytes | str | 
 
     Every content is made before the first file is written: a result that cannot be drawn leaves no half a report.
     """
-    prepare_folder(folder)
     contents = {name: write(result) for name, write in writers.items()}
-    for name, content in contents.items():
-        if content is not None:
-            write_bytes(folder / name, content.encode("utf-8") if isinstance(content, str) else content)
+    written = {
+        name: content.encode("utf-8") if isinstance(content, str) else content
+        for name, content in contents.items()
+        if content is not None
+    }
+    with claimed(folder):
+        write_together(folder, written)
     return folder
-
-
-def figure_png(figure: Figure) -> bytes:
-    """Return a figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160)
-    return buffer.getvalue()
 
 
 def _curve_csv(evaluation: Results) -> str:
@@ -75,10 +68,21 @@ def _samples_csv(evaluation: Results) -> str:
 
 
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:
-    """Return a table as CSV; numbers in full."""
+    """Return a table as CSV; numbers in full, and no text that a spreadsheet would take for a formula."""
     buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    csv.writer(buffer, lineterminator="\n").writerows(map(_cell, row) for row in rows)
     return buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Return a cell as it is, but for an apostrophe before a text that begins as formulas do."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def _examples_npz(evaluation: Results) -> bytes:
@@ -95,7 +99,7 @@ def _examples_npz(evaluation: Results) -> bytes:
 #: The files of an evaluation's folder. results.json comes last: where it is, the others are.
 EVALUATION_FILES: Mapping[str, Callable[[Results], bytes | str | None]] = {
     "report.html": render_report,
-    "curve.png": lambda evaluation: figure_png(plot_curves({"": evaluation})),
+    "curve.png": lambda evaluation: curve_png({"": evaluation}),
     "curve.csv": _curve_csv,
     "classes.csv": _classes_csv,
     "samples.csv": _samples_csv,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 
 from rai_toolbox import evaluating
 from rai_toolbox.robustness._errors import InputError, arg
+from rai_toolbox.robustness._files import as_folder, claimed
 from rai_toolbox.robustness.attack._settings import make_settings
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.run._preparation import prepare, run_key
@@ -89,7 +91,7 @@ def evaluate(
     diagnostics : bool
         Whether to check the evaluation itself.
     folder : path, optional
-        Where finished batches are kept, so that a run that was ended can go on.
+        Where finished batches are kept, so that a run that was ended can go on. One run at a time writes there.
     resume, overwrite : bool
         Whether to go on with an unfinished run in `folder`, or to throw it away.
     time_limit : float, optional
@@ -109,7 +111,8 @@ def evaluate(
     InputError
         If something given cannot be used; a `ValueError` whose message is one line.
     EvaluationFailed
-        If the model or another process failed in the middle; finished batches are kept in `folder`.
+        If the model or another process failed in the middle, or the disk is full; finished batches are kept in
+        `folder`.
 
     Examples
     --------
@@ -127,19 +130,21 @@ def evaluate(
     if time_limit is not None and not time_limit > 0:
         raise InputError(f"{arg('time_limit')} must be a number of seconds above 0, got {time_limit!r}")
     deadline = None if time_limit is None else time.monotonic() + time_limit
+    out = None if folder is None else as_folder(folder)
     team = join()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(team.leave)
+        if out is not None:
+            team.together(lambda: stack.enter_context(claimed(out)) if team.leads else None)
         with torch.random.fork_rng(devices=[]):
             context, summary = team.together(lambda: prepare(model, data, settings, bounds, mask, preprocess, device))
             key = run_key(context, summary)
         if len(set(team.gather(summary.fingerprint))) > 1:
             raise InputError("the processes were given different data: their functions must return the same in each")
-        journal = Journal(None if folder is None else Path(folder))
+        journal = Journal(out)
         begin = journal.begin if team.leads else journal.follow
         team.leaders_first(lambda: begin(key, resume=resume, overwrite=overwrite))
         run = Run(context, summary, team, journal, deadline, progress)
         devices = [context.device] if context.device.type == "cuda" else []
         with evaluating(*context.modules), torch.random.fork_rng(devices=devices):
             return run.all_stages(dict(described or {}))
-    finally:
-        team.leave()

@@ -12,6 +12,7 @@ from torch import nn
 from rai_toolbox import evaluating
 from rai_toolbox._version import __version__
 from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._imports import guarded
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.attack._settings import Settings, make_box
 from rai_toolbox.robustness.attack._stages import AttackContext
@@ -56,6 +57,8 @@ def _device(model: Any, device: torch.device | str | None) -> torch.device:
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {str(device)!r} cannot be used: {one_line(error)}") from None
+    if where.type == "meta":
+        raise InputError("device 'meta' cannot be used: its tensors hold no numbers")
     return where
 
 
@@ -65,7 +68,8 @@ def _try_model(context: AttackContext) -> None:
     with evaluating(*context.modules):
         outputs = context.model.outputs_for(x)
         with torch.enable_grad():
-            depends = context.model(x.clone().requires_grad_()).requires_grad
+            message = "the model works without gradients, but with them it raised"
+            depends = guarded(lambda: context.model(x.clone().requires_grad_()), message).requires_grad
     if not depends:
         raise InputError(
             "no gradient reaches the model's input: it computes under torch.no_grad(), detaches, or leaves torch;"
@@ -93,7 +97,7 @@ def run_key(context: AttackContext, summary: Summary) -> dict[str, Any]:
     devices = [context.device] if context.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), evaluating(*context.modules), torch.no_grad():
         torch.manual_seed(context.settings.seed)
-        output = context.model(x)
+        output = guarded(lambda: context.model(x), "the model raised")
     for name, tensor in context.model.state_dict().items():
         if isinstance(tensor, torch.Tensor):
             digest.update(name.encode())

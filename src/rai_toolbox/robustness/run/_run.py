@@ -211,7 +211,7 @@ def _guarded(work: Callable[[], Mapping[str, Any] | None]) -> Mapping[str, Any] 
         return work()
     except (InputError, EvaluationFailed):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         advice = f"; lower {arg('batch_size')}" if "memory" in str(error).lower() else ""
         raise EvaluationFailed(
             f"the model or a solver raised {one_line(error)}{advice}; finished batches are kept"
