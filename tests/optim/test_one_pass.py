@@ -70,6 +70,30 @@ def test_neither_the_threads_nor_the_passes_show_in_the_result(
     assert_same(after_two_steps(build, SHAPES, torch.float32, InnerOpt=separate, **options), one)
 
 
+ROW_BUILDERS: dict[str, Callable[..., optim.ParamTransformingOptimizer]] = {
+    "TopQ": functools.partial(optim.TopQGradientOptimizer, q=0.9),
+    "L1qNormed": functools.partial(optim.L1qNormedGradientOptim, q=0.9),
+    "L1Ball": functools.partial(optim.L1BallOptim, epsilon=0.7),
+    "Simplex": optim.SimplexOptim,
+}
+
+
+@pytest.mark.parametrize("build", ROW_BUILDERS.values(), ids=ROW_BUILDERS)
+def test_neither_shows_where_rows_are_searched(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: list[int] = []
+    done_by = _threads._Work.done_by
+    monkeypatch.setattr(_threads._Work, "done_by", lambda self, n: shared.append(n) or done_by(self, n))
+    shapes = [(1400, 3072), (40, 2**16)]
+    torch.set_num_threads(1)
+    one = after_two_steps(build, shapes, torch.float32)
+    for count in (2, 4):
+        torch.set_num_threads(count)
+        assert_same(after_two_steps(build, shapes, torch.float32), one)
+        separate = functools.partial(SGD, foreach=False)
+        assert_same(after_two_steps(build, shapes, torch.float32, InnerOpt=separate), one)
+    assert len(shared) >= 8
+
+
 @pytest.mark.parametrize("param_ndim", [-1, None], ids=["-1", "None"])
 def test_in_float64_one_pass_and_three_parts_agree_to_the_last_bit(param_ndim: int | None) -> None:
     torch.set_num_threads(2)

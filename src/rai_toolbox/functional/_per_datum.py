@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from rai_toolbox.functional._layout import as_rows, blocks, datum_ndim, write_through
+from rai_toolbox.kernels._threads import share_out
 
 RowFunction = Callable[..., Tensor]
+_Part: TypeAlias = tuple[Tensor, list[float | Tensor], list[float | Tensor | None]]
 
-# How many entries are worked on together, where several temporaries of that size are needed.
+# How many entries are worked on together at most, where several temporaries of that size are needed.
 WORK_NUMEL = 2**20
+
+# From so many blocks on threads share them out: a search is dozens of small operators, and the interpreter runs one
+# thread at a time between them (two blocks took 1.2 times as long as one after the other, twelve half as long).
+FEWEST_SHARED = 4
 
 # Tensors of at most so many entries are put together where their data are of one size: beyond, a copy costs more than
 # the calls that it saves.
@@ -202,18 +209,22 @@ def map_rows_(
         return x
     with torch.no_grad():
         write_through(x)
-        for block, cols, ents in _aligned_blocks(x, k, columns, entries):
-            rows = None
-            if block.is_contiguous() or (any_order and not any(isinstance(e, Tensor) for e in ents)):
-                rows = as_rows(block, k)
-            target = block if rows is None else rows
-            shape = (math.prod(block.shape[: block.ndim - k]), math.prod(block.shape[block.ndim - k :]))
-            matrix = block.reshape(shape) if rows is None else rows
-            others = [e.reshape(shape) if isinstance(e, Tensor) else e for e in ents]
-            result = function(matrix, *cols, *others)
-            if result is not target:
-                target.copy_(result.view(target.shape))
+        share_out(lambda part: _map_block_(function, part, k, any_order), list(_aligned_blocks(x, k, columns, entries)))
     return x
+
+
+def _map_block_(function: RowFunction, part: _Part, k: int, any_order: bool) -> None:
+    block, columns, entries = part
+    rows = None
+    if block.is_contiguous() or (any_order and not any(isinstance(e, Tensor) for e in entries)):
+        rows = as_rows(block, k)
+    target = block if rows is None else rows
+    shape = (math.prod(block.shape[: block.ndim - k]), math.prod(block.shape[block.ndim - k :]))
+    matrix = block.reshape(shape) if rows is None else rows
+    others = [e.reshape(shape) if isinstance(e, Tensor) else e for e in entries]
+    result = function(matrix, *columns, *others)
+    if result is not target:
+        target.copy_(result.view(target.shape))
 
 
 def map_rows_of_all_(function: RowFunction, xs: Sequence[Tensor], ks: Sequence[int]) -> None:
@@ -222,19 +233,21 @@ def map_rows_of_all_(function: RowFunction, xs: Sequence[Tensor], ks: Sequence[i
     Small tensors whose data are of one size are copied into one matrix: that costs less than the calls of a search.
     """
     alike: dict[tuple[torch.dtype, int], list[list[Tensor]]] = {}
+    work: list[Callable[[], Any]] = []
     for x, k in zip(xs, ks, strict=True):
-        if not (0 < x.numel() <= _TOGETHER_NUMEL and x.is_contiguous() and may_look(x)):
-            map_rows_(function, x, k)
-            continue
         length = math.prod(x.shape[x.ndim - k :])
+        if not (0 < x.numel() <= _TOGETHER_NUMEL and x.is_contiguous() and may_look(x)):
+            shared = length <= WORK_NUMEL and may_look(x)  # else it is shared out by itself, or not at all
+            some = blocks(write_through(x).detach(), k, WORK_NUMEL) if shared else [x]
+            work.extend(functools.partial(map_rows_, function, block, k) for block in some)
+            continue
         groups = alike.setdefault((x.dtype, length), [])
         if not groups or sum(map(Tensor.numel, groups[-1])) + x.numel() > WORK_NUMEL:
             groups.append([])
         groups[-1].append(x.detach().view(-1, length))
+    work.extend(functools.partial(_map_together_, function, parts) for groups in alike.values() for parts in groups)
     with torch.no_grad():
-        for groups in alike.values():
-            for parts in groups:
-                _map_together_(function, parts)
+        share_out(lambda call: call(), work, FEWEST_SHARED)
 
 
 def _map_together_(function: RowFunction, parts: Sequence[Tensor]) -> None:
@@ -251,7 +264,7 @@ def _map_together_(function: RowFunction, parts: Sequence[Tensor]) -> None:
 
 def _aligned_blocks(
     x: Tensor, k: int, columns: Sequence[float | Tensor], entries: Sequence[float | Tensor | None]
-) -> Iterator[tuple[Tensor, list[float | Tensor], list[float | Tensor | None]]]:
+) -> Iterator[_Part]:
     """`blocks(x, k)` with the parts of the columns and entries that belong to each."""
     iterators = [blocks(e, k, WORK_NUMEL) if isinstance(e, Tensor) else None for e in entries]
     row = 0

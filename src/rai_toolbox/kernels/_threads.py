@@ -47,7 +47,7 @@ def thread_count() -> int:
     return count if count > 1 and not _is_watched() else 1
 
 
-def share_out(function: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list[Result]:
+def share_out(function: Callable[[Piece], Result], pieces: Sequence[Piece], fewest: int = 2) -> list[Result]:
     """`[function(piece) for piece in pieces]`, the pieces shared out among threads.
 
     Parameters
@@ -57,6 +57,8 @@ def share_out(function: Callable[[Piece], Result], pieces: Sequence[Piece]) -> l
         inference mode of the caller.
     pieces : sequence
         Pieces of work that share nothing that is written to. How they are cut must not depend on the number of threads.
+    fewest : int
+        From how many pieces on it is worth it.
 
     Returns
     -------
@@ -69,8 +71,8 @@ def share_out(function: Callable[[Piece], Result], pieces: Sequence[Piece]) -> l
         What `function` raised, for the first of the pieces that it raised for; pieces not begun by then are left out.
         No thread works on any piece once this function has returned or raised.
     """
-    count = min(thread_count(), len(pieces)) if len(pieces) > 1 else 1
-    if count == 1:
+    count = min(thread_count(), len(pieces)) if len(pieces) >= fewest else 1
+    if count <= 1:
         return [function(piece) for piece in pieces]
     return _Work(function, pieces).done_by(count)
 

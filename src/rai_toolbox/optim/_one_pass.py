@@ -18,6 +18,7 @@ from torch.optim import SGD, Optimizer
 
 from rai_toolbox.functional._layout import BLOCK_NUMEL, block_indices, datum_ndim
 from rai_toolbox.functional._norms import direct_norms, safe_factors, safe_range
+from rai_toolbox.functional._per_datum import FEWEST_SHARED
 from rai_toolbox.functional._scaling import ScalingPlan, large_norm, multiply_large_, norm_of_parts, pieces_of
 from rai_toolbox.kernels._threads import share_out
 from rai_toolbox.optim import _engine
@@ -120,7 +121,8 @@ class OnePass:
 
     def step(self, grads: Sequence[Tensor], lr: float, before: Sequence[Stage], after: Sequence[Stage]) -> None:
         """Change the gradients by the stages `before`, update, and change the parameters by the stages `after`."""
-        share_out(lambda bundle: bundle.step(grads, self._params, lr, before, after), self._bundles)
+        fewest = FEWEST_SHARED if any(isinstance(s.transform, PerDatum) for s in (*before, *after)) else 2
+        share_out(lambda bundle: bundle.step(grads, self._params, lr, before, after), self._bundles, fewest)
         for bundle in self._large:  # each is shared out by itself
             bundle.step(grads, self._params, lr, before, after)
 
