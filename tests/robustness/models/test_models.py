@@ -44,7 +44,7 @@ def place(tmp_path, monkeypatch):
 
 
 def export(net, path="model.pt2", **options):
-    dynamic = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)} | options
+    dynamic = {"dynamic_shapes": ({0: torch.export.Dim("batch")},), "strict": False} | options
     torch.export.save(torch.export.export(net, (torch.rand(4, 1, 8, 8),), **dynamic), path)
     return path
 
@@ -171,15 +171,23 @@ def rewritten(path, change):
     """Write the archive again with `change(name, content)` applied to its members."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
+    changed = {name: change(name, content) for name, content in members.items()}
+    if changed == members:
+        pytest.skip("this torch writes no such member")
     with zipfile.ZipFile("changed.pt2", "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, change(name, content))
+        for name, content in changed.items():
+            archive.writestr(name, content)
     return "changed.pt2"
+
+
+# Where torch writes the graph and the inputs; the second name of each is that of torch 2.6.
+GRAPH = ("models/model.json", "serialized_exported_program.json")
+INPUTS = ("sample_inputs/model.pt", "serialized_example_inputs.pt")
 
 
 def with_graph(change):
     def apply(name, content):
-        if not name.endswith("models/model.json"):
+        if not name.endswith(GRAPH):
             return content
         graph = json.loads(content)
         change(graph)
@@ -189,7 +197,7 @@ def with_graph(change):
 
 
 def pickled_inputs(name, content):
-    if not name.endswith("sample_inputs/model.pt"):
+    if not name.endswith(INPUTS):
         return content
     torch.save((Evil(),), "inputs.pt")
     return Path("inputs.pt").read_bytes()
@@ -295,7 +303,7 @@ def test_a_torchscript_file_that_reaches_out_is_refused(place, call):
 def test_of_two_entries_of_one_name_both_are_looked_at(place, net):
     export(net)
     with zipfile.ZipFile("model.pt2") as archive:
-        name = next(name for name in archive.namelist() if name.endswith("models/model.json"))
+        name = next(name for name in archive.namelist() if name.endswith(GRAPH))
         good = archive.read(name)
     graph = json.loads(good)
     a_call(graph)

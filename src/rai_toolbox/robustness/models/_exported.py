@@ -8,6 +8,7 @@ anything else is refused.
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import re
@@ -66,8 +67,7 @@ def load_exported(path: Path, device: torch.device) -> nn.Module:
             from torch.export.passes import move_to_device_pass
 
             program = move_to_device_pass(program, device)
-        # Its guards are source text; a wrong shape is told by the operators.
-        module = program.module(check_guards=False)
+        module = _module_of(program)
     except Exception as error:
         raise InputError(
             f"{arg('model')} {str(path)!r} cannot be loaded by torch.export.load: {one_line(error)}"
@@ -75,6 +75,12 @@ def load_exported(path: Path, device: torch.device) -> nn.Module:
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return _Exported(module)
+
+
+def _module_of(program: torch.export.ExportedProgram) -> nn.Module:
+    # Its guards are source text; a wrong shape is told by the operators. torch below 2.9 has none.
+    guards = "check_guards" in inspect.signature(program.module).parameters
+    return program.module(check_guards=False) if guards else program.module()
 
 
 def _refuse_code(path: Path) -> None:
