@@ -25,6 +25,7 @@ from rai_toolbox.functional._per_datum import (
 )
 from rai_toolbox.functional._scaling import normalize_
 from rai_toolbox.functional._selection import count_of, signed_rows
+from rai_toolbox.functional._twins import twin_of
 
 Number: TypeAlias = float | Tensor
 
@@ -65,22 +66,14 @@ def lmo_l1_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) -> T
     return _oracle(map_rows, _l1_vertex, g.detach(), epsilon, param_ndim, -1.0)
 
 
+@twin_of(lmo_l1_ball)
 def lmo_l1_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, negated: bool = False) -> Tensor:
     """The in-place form of `lmo_l1_ball`; gives -s with `negated`.
 
     Parameters
     ----------
-    g : Tensor
-        Changed in place; any strides.
-    epsilon, param_ndim
-        As for `lmo_l1_ball`.
     negated : bool
         Give -s instead of s.
-
-    Returns
-    -------
-    Tensor
-        `g`.
 
     Examples
     --------
@@ -120,18 +113,14 @@ def lmo_l2_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) -> T
     return _oracle(map_rows, _l2_direction, g, epsilon, param_ndim, -1.0)
 
 
+@twin_of(lmo_l2_ball)
 def lmo_l2_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, negated: bool = False) -> Tensor:
     """The in-place form of `lmo_l2_ball`; gives -s with `negated`.
 
     Parameters
     ----------
-    g, epsilon, param_ndim, negated
-        As for `lmo_l1_ball_`.
-
-    Returns
-    -------
-    Tensor
-        `g`.
+    negated : bool
+        Give -s instead of s.
 
     Examples
     --------
@@ -178,18 +167,14 @@ def lmo_linf_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) ->
     return _oracle(map_rows, _linf_corner, g.detach(), epsilon, param_ndim, -1.0)
 
 
+@twin_of(lmo_linf_ball)
 def lmo_linf_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, negated: bool = False) -> Tensor:
     """The in-place form of `lmo_linf_ball`; gives -s with `negated`.
 
     Parameters
     ----------
-    g, epsilon, param_ndim, negated
-        As for `lmo_l1_ball_`.
-
-    Returns
-    -------
-    Tensor
-        `g`.
+    negated : bool
+        Give -s instead of s.
 
     Examples
     --------
@@ -235,6 +220,7 @@ def lmo_l1q_ball(g: Tensor, epsilon: Number, q: float, *, param_ndim: int | None
     return _oracle(map_rows, lambda rows: signed_rows(rows, count), g.detach(), epsilon, param_ndim, -1.0)
 
 
+@twin_of(lmo_l1q_ball)
 def lmo_l1q_ball_(
     g: Tensor, epsilon: Number, q: float, *, param_ndim: int | None = -1, negated: bool = False
 ) -> Tensor:
@@ -242,15 +228,8 @@ def lmo_l1q_ball_(
 
     Parameters
     ----------
-    g, epsilon, q, param_ndim
-        As for `lmo_l1q_ball`; `g` is changed in place, any strides.
     negated : bool
         Give -s instead of s.
-
-    Returns
-    -------
-    Tensor
-        `g`.
 
     Examples
     --------

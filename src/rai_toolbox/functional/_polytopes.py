@@ -23,6 +23,7 @@ from rai_toolbox.functional._per_datum import (
     per_entry,
     scratch,
 )
+from rai_toolbox.functional._twins import twin_of
 
 
 def project_box(x: Tensor, lower: Bound, upper: Bound) -> Tensor:
@@ -55,20 +56,9 @@ def project_box(x: Tensor, lower: Bound, upper: Bound) -> Tensor:
     return map_rows(clip, checked_float("x", x), 0, (), checked_bounds(x, lower, upper))
 
 
+@twin_of(project_box)
 def project_box_(x: Tensor, lower: Bound, upper: Bound) -> Tensor:
     """The in-place form of `project_box`.
-
-    Parameters
-    ----------
-    x : Tensor
-        Changed in place; any strides.
-    lower, upper
-        As for `project_box`.
-
-    Returns
-    -------
-    Tensor
-        `x`.
 
     Examples
     --------
@@ -111,20 +101,9 @@ def project_simplex(x: Tensor, total: Number = 1.0, *, param_ndim: int | None = 
     return _on_simplex(map_rows, x, total, param_ndim)
 
 
+@twin_of(project_simplex)
 def project_simplex_(x: Tensor, total: Number = 1.0, *, param_ndim: int | None = -1) -> Tensor:
     """The in-place form of `project_simplex`.
-
-    Parameters
-    ----------
-    x : Tensor
-        Changed in place; any strides.
-    total, param_ndim
-        As for `project_simplex`.
-
-    Returns
-    -------
-    Tensor
-        `x`.
 
     Examples
     --------

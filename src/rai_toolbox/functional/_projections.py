@@ -32,6 +32,7 @@ from rai_toolbox.functional._per_datum import (
     per_datum,
 )
 from rai_toolbox.functional._polytopes import checked_bounds
+from rai_toolbox.functional._twins import twin_of
 from rai_toolbox.kernels._factors import slack
 
 
@@ -83,22 +84,11 @@ def project_l1_ball(
     return _on_ball(map_rows, x, epsilon, param_ndim, lower, upper, 1)
 
 
+@twin_of(project_l1_ball)
 def project_l1_ball_(
     x: Tensor, epsilon: Number, *, param_ndim: int | None = -1, lower: Bound = None, upper: Bound = None
 ) -> Tensor:
     """The in-place form of `project_l1_ball`.
-
-    Parameters
-    ----------
-    x : Tensor
-        Changed in place; any strides.
-    epsilon, param_ndim, lower, upper
-        As for `project_l1_ball`.
-
-    Returns
-    -------
-    Tensor
-        `x`.
 
     Examples
     --------
@@ -143,22 +133,11 @@ def project_l2_ball(
     return _on_ball(map_rows, x, epsilon, param_ndim, lower, upper, 2)
 
 
+@twin_of(project_l2_ball)
 def project_l2_ball_(
     x: Tensor, epsilon: Number, *, param_ndim: int | None = -1, lower: Bound = None, upper: Bound = None
 ) -> Tensor:
     """The in-place form of `project_l2_ball`.
-
-    Parameters
-    ----------
-    x : Tensor
-        Changed in place; any strides.
-    epsilon, param_ndim, lower, upper
-        As for `project_l1_ball`.
-
-    Returns
-    -------
-    Tensor
-        `x`.
 
     Examples
     --------
@@ -201,22 +180,11 @@ def project_linf_ball(
     return _on_ball(map_rows, x, epsilon, param_ndim, lower, upper, torch.inf)
 
 
+@twin_of(project_linf_ball)
 def project_linf_ball_(
     x: Tensor, epsilon: Number, *, param_ndim: int | None = -1, lower: Bound = None, upper: Bound = None
 ) -> Tensor:
     """The in-place form of `project_linf_ball`.
-
-    Parameters
-    ----------
-    x : Tensor
-        Changed in place; any strides.
-    epsilon, param_ndim, lower, upper
-        As for `project_l1_ball`.
-
-    Returns
-    -------
-    Tensor
-        `x`.
 
     Examples
     --------
@@ -263,22 +231,11 @@ def project_l0_ball(
     return _on_sparse(map_rows, x, k, param_ndim, lower, upper)
 
 
+@twin_of(project_l0_ball)
 def project_l0_ball_(
     x: Tensor, k: int, *, param_ndim: int | None = -1, lower: Bound = None, upper: Bound = None
 ) -> Tensor:
     """The in-place form of `project_l0_ball`.
-
-    Parameters
-    ----------
-    x : Tensor
-        Changed in place; any strides.
-    k, param_ndim, lower, upper
-        As for `project_l0_ball`.
-
-    Returns
-    -------
-    Tensor
-        `x`.
 
     Examples
     --------

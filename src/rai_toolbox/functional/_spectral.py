@@ -16,6 +16,7 @@ from torch import Tensor
 from rai_toolbox.functional._layout import blocks, datum_ndim, write_through
 from rai_toolbox.functional._per_datum import WORK_NUMEL, checked_float, per_datum
 from rai_toolbox.functional._singular_values import newton_schulz, of_singular_values
+from rai_toolbox.functional._twins import twin_of
 
 Number = float | Tensor
 
@@ -71,20 +72,9 @@ def polar(x: Tensor, *, param_ndim: int | None = 2, steps: int | None = None, ro
     return _map_matrices(lambda a: of_singular_values(a, None), x, param_ndim, row_blocks)
 
 
+@twin_of(polar)
 def polar_(x: Tensor, *, param_ndim: int | None = 2, steps: int | None = None, row_blocks: int = 1) -> Tensor:
     """The in-place form of `polar`.
-
-    Parameters
-    ----------
-    x : Tensor
-        Changed in place; any strides.
-    param_ndim, steps, row_blocks
-        As for `polar`.
-
-    Returns
-    -------
-    Tensor
-        `x`.
 
     Examples
     --------
@@ -135,6 +125,7 @@ def lmo_spectral_ball(
     return polar(g, param_ndim=param_ndim, steps=steps, row_blocks=row_blocks) * -radius + 0.0
 
 
+@twin_of(lmo_spectral_ball)
 def lmo_spectral_ball_(
     g: Tensor,
     epsilon: Number,
@@ -148,17 +139,8 @@ def lmo_spectral_ball_(
 
     Parameters
     ----------
-    g : Tensor
-        Changed in place; any strides.
-    epsilon, param_ndim, steps, row_blocks
-        As for `lmo_spectral_ball`.
     negated : bool
         Give -s instead of s.
-
-    Returns
-    -------
-    Tensor
-        `g`.
 
     Examples
     --------
@@ -210,20 +192,9 @@ def project_spectral_ball(x: Tensor, epsilon: Number, *, param_ndim: int | None 
     return _map_matrices(of_singular_values, x, param_ndim, row_blocks, radius)
 
 
+@twin_of(project_spectral_ball)
 def project_spectral_ball_(x: Tensor, epsilon: Number, *, param_ndim: int | None = 2, row_blocks: int = 1) -> Tensor:
     """The in-place form of `project_spectral_ball`.
-
-    Parameters
-    ----------
-    x : Tensor
-        Changed in place; any strides.
-    epsilon, param_ndim, row_blocks
-        As for `project_spectral_ball`.
-
-    Returns
-    -------
-    Tensor
-        `x`.
 
     Examples
     --------

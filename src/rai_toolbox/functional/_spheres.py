@@ -12,6 +12,7 @@ from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._nearest import Number, slack
 from rai_toolbox.functional._norms import lp_norm, normalize
 from rai_toolbox.functional._per_datum import checked_float, is_large, map_rows, map_rows_, per_datum, pieces
+from rai_toolbox.functional._twins import twin_of
 
 
 def project_l2_sphere(x: Tensor, epsilon: Number = 1.0, *, param_ndim: int | None = -1) -> Tensor:
@@ -49,20 +50,9 @@ def project_l2_sphere(x: Tensor, epsilon: Number = 1.0, *, param_ndim: int | Non
     return _on_sphere(map_rows, x, epsilon, param_ndim)
 
 
+@twin_of(project_l2_sphere)
 def project_l2_sphere_(x: Tensor, epsilon: Number = 1.0, *, param_ndim: int | None = -1) -> Tensor:
     """The in-place form of `project_l2_sphere`.
-
-    Parameters
-    ----------
-    x : Tensor
-        Changed in place; any strides.
-    epsilon, param_ndim
-        As for `project_l2_sphere`.
-
-    Returns
-    -------
-    Tensor
-        `x`.
 
     Examples
     --------
