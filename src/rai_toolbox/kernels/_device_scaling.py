@@ -1,0 +1,257 @@
+"""Triton kernels: norms of data, and a gradient's change, the SGD update and a parameter's change in one pass.
+
+A table says what each program works on, one column per program; rows of it are the fields below. Addresses of tensors
+are in a table of their own, since they may change from step to step.
+
+Sums are float64: squares of a float32 stay in its range, whatever the float32 is, so nothing is rescaled.
+"""
+
+import triton
+import triton.language as tl
+
+# Fields of the table.
+TENSOR, OFFSET, COUNT, LENGTH, FIRST, PARTS, ROW = (tl.constexpr(i) for i in range(7))
+
+# What becomes of an entry. The numbers are those of `_changes.Kind`.
+NOTHING, NORMALIZE, BALL, SIGN, CLAMP = (tl.constexpr(i) for i in range(5))
+
+
+@triton.jit
+def field(table, n, which: tl.constexpr):
+    """An entry of this program's column of the table."""
+    return tl.load(table + which * n + tl.program_id(0))
+
+
+@triton.jit
+def number(x):
+    """A float64, of a number that the interpreter passes as Python's."""
+    return tl.zeros([], tl.float64) + x
+
+
+@triton.jit
+def address(addresses, i, T: tl.constexpr, ALIGNED: tl.constexpr):
+    """A pointer from a table of addresses."""
+    pointer = tl.load(addresses + i).to(tl.pointer_type(T))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
+def eights(x):
+    """x, a multiple of 8, in a way that shows the compiler that it is one."""
+    return x // 8 * 8
+
+
+@triton.jit
+def power(x, P: tl.constexpr):
+    """What is added up for a norm."""
+    if P == 2:
+        return x * x
+    else:
+        return tl.abs(x)
+
+
+@triton.jit
+def root(total, P: tl.constexpr):
+    """The norm, from what was added up."""
+    if P == 2:
+        return tl.sqrt(total)
+    else:
+        return total
+
+
+@triton.jit
+def is_infinite(x):
+    """1 where x is infinite."""
+    return (tl.abs(x) == float("inf")).to(tl.float64)
+
+
+@triton.jit
+def radius_of(radius, radii, row, mask, RADII: tl.constexpr):
+    """The bound of the factor: a number, or one for each datum (stride 1), or one on the device (stride 0)."""
+    if RADII < 0:
+        return number(radius)
+    else:
+        return tl.load(radii + row * RADII, mask=mask, other=0.0).to(tl.float64)
+
+
+@triton.jit
+def factor_of(norm, length, bound, factor_scale, slack, tiny, P: tl.constexpr, KIND: tl.constexpr):
+    """The factor of a datum with this norm; see `NormFactor`."""
+    if KIND == NORMALIZE:
+        return factor_scale / tl.maximum(norm, tl.maximum(bound, 1e-300))
+    else:
+        room = length.to(tl.float64)
+        limit = bound * (1 + slack) + 0.5 * root(room, P) * tiny
+        return tl.where(norm > limit, factor_scale * (bound / norm), factor_scale)
+
+
+@triton.jit
+def changed(x, factor, norm, infinite, bound, low, high, scale, bias, KIND: tl.constexpr, SHIFT: tl.constexpr):
+    """A tile after the change `KIND` and, with `SHIFT`, a scale and a bias; float32."""
+    if KIND == NORMALIZE or KIND == BALL:
+        y = x.to(tl.float64) * factor
+        if KIND == BALL:
+            # infinite entries share the radius, as if they had grown at the same pace
+            shared = tl.where(x > 0, 1.0, -1.0) * (bound / tl.sqrt(tl.maximum(infinite, 1.0)))
+            shared = tl.where(tl.abs(x) == float("inf"), shared, 0.0)
+            y = tl.where(norm == float("inf"), shared, y)
+        if SHIFT:
+            y = y * scale + bias
+        return y.to(tl.float32)
+    y = x
+    if KIND == SIGN:
+        y = tl.where(x > 0, 1.0, 0.0) - tl.where(x < 0, 1.0, 0.0)
+    if KIND == CLAMP:
+        low = number(low).to(tl.float32)
+        high = number(high).to(tl.float32)
+        y = tl.where(x > high, high, tl.where(x < low, low, x))
+    if SHIFT:
+        y = (y.to(tl.float64) * scale + bias).to(tl.float32)
+    return y
+
+
+@triton.jit
+def step_rows(
+    table, n: tl.int32, g_addresses, p_addresses, lr: tl.float64,
+    bound: tl.float64, factor_scale: tl.float64, g_low: tl.float64, g_high: tl.float64, scale: tl.float64, bias: tl.float64,
+    radius: tl.float64, radii, p_low: tl.float64, p_high: tl.float64, slack: tl.float64, tiny: tl.float64,
+    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr,
+    KIND: tl.constexpr, P: tl.constexpr, SHIFT: tl.constexpr, UPDATE: tl.constexpr, AFTER: tl.constexpr,
+    RADII: tl.constexpr,
+):  # fmt: skip
+    """Change data that fit a tile, step along them, and change the parameters: each is read and written once."""
+    tensor = field(table, n, TENSOR)
+    offset = field(table, n, OFFSET)
+    count = field(table, n, COUNT)
+    length = field(table, n, LENGTH)
+    if ALIGNED:
+        offset = eights(offset)
+        length = eights(length)
+    rows = tl.arange(0, ROWS)[:, None]
+    columns = tl.arange(0, COLUMNS)[None, :]
+    mask = (rows < count) & (columns < length)
+    places = offset + rows * length + columns
+    g_pointers = address(g_addresses, tensor, T, ALIGNED) + places
+    g = tl.load(g_pointers, mask=mask, other=0.0).to(tl.float32)
+    row = field(table, n, ROW) + rows
+    if KIND == NORMALIZE or KIND == BALL:
+        wide = g.to(tl.float64)
+        norm = root(tl.sum(power(wide, P), 1, keep_dims=True), P)
+        if KIND == BALL:
+            limit = radius_of(bound, radii, row, rows < count, RADII)
+            infinite = tl.sum(is_infinite(g), 1, keep_dims=True)
+        else:
+            limit = number(bound)
+            infinite = norm
+        factor = factor_of(norm, length, limit, factor_scale, slack, tiny, P, KIND)
+        g = changed(g, factor, norm, infinite, limit, g_low, g_high, scale, bias, KIND, SHIFT)
+    else:
+        g = changed(g, 1.0, 1.0, 1.0, 1.0, g_low, g_high, scale, bias, KIND, SHIFT)
+    g_rounded = g.to(T)
+    if KIND != NOTHING or SHIFT:
+        tl.store(g_pointers, g_rounded, mask=mask)
+    if UPDATE:
+        p_pointers = address(p_addresses, tensor, T, ALIGNED) + places
+        p = tl.load(p_pointers, mask=mask, other=0.0).to(tl.float32)
+        p = (p - number(lr).to(tl.float32) * g_rounded.to(tl.float32)).to(T).to(tl.float32)
+        if AFTER == BALL:
+            wide = tl.where(mask, p, 0.0).to(tl.float64)
+            norm = tl.sqrt(tl.sum(wide * wide, 1, keep_dims=True))
+            infinite = tl.sum(tl.where(mask, is_infinite(p), 0.0), 1, keep_dims=True)
+            limit = radius_of(radius, radii, row, rows < count, RADII)
+            factor = factor_of(norm, length, limit, 1.0, slack, tiny, 2, BALL)
+            p = changed(p, factor, norm, infinite, limit, p_low, p_high, 1.0, 0.0, BALL, False)
+        else:
+            p = changed(p, 1.0, 1.0, 1.0, 1.0, p_low, p_high, 1.0, 0.0, AFTER, False)
+        tl.store(p_pointers, p.to(T), mask=mask)
+
+
+@triton.jit
+def sums_of_parts(
+    table, n: tl.int32, addresses, parts, n_parts: tl.int32,
+    T: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """For a part of a datum: what is added up for its norm, and how many of its entries are infinite."""
+    tensor = field(table, n, TENSOR)
+    offset = field(table, n, OFFSET)
+    count = field(table, n, COUNT)
+    if ALIGNED:
+        offset = eights(offset)
+        count = eights(count)
+    pointer = address(addresses, tensor, T, ALIGNED) + offset
+    columns = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float64)
+    infinite = tl.zeros([BLOCK], tl.float64)
+    for start in range(0, count, BLOCK):
+        x = tl.load(pointer + start + columns, mask=start + columns < count, other=0.0).to(tl.float32)
+        total += power(x.to(tl.float64), P)
+        infinite += is_infinite(x)
+    tl.store(parts + tl.program_id(0), tl.sum(total, 0))
+    tl.store(parts + n_parts + tl.program_id(0), tl.sum(infinite, 0))
+
+
+@triton.jit
+def added_up(parts, first, count):
+    """The sum of some numbers in memory, in an order that is always the same."""
+    columns = tl.arange(0, 256)
+    total = tl.zeros([256], tl.float64)
+    for start in range(0, count, 256):
+        total += tl.load(parts + first + start + columns, mask=start + columns < count, other=0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def step_parts(
+    table, n: tl.int32, g_addresses, p_addresses, g_parts, p_parts, n_parts: tl.int32, lr: tl.float64,
+    bound: tl.float64, factor_scale: tl.float64, g_low: tl.float64, g_high: tl.float64, scale: tl.float64, bias: tl.float64,
+    radii, p_low: tl.float64, p_high: tl.float64, slack: tl.float64, tiny: tl.float64,
+    T: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
+    KIND: tl.constexpr, P: tl.constexpr, SHIFT: tl.constexpr, UPDATE: tl.constexpr, AFTER: tl.constexpr,
+    MEASURE: tl.constexpr, RADII: tl.constexpr,
+):  # fmt: skip
+    """For a part of a datum: change it by the norm of the whole, step along it, and measure the parameter."""
+    tensor = field(table, n, TENSOR)
+    offset = field(table, n, OFFSET)
+    count = field(table, n, COUNT)
+    if ALIGNED:
+        offset = eights(offset)
+        count = eights(count)
+    g_pointer = address(g_addresses, tensor, T, ALIGNED) + offset
+    if UPDATE:
+        p_pointer = address(p_addresses, tensor, T, ALIGNED) + offset
+    norm = number(0.0)
+    infinite = number(0.0)
+    factor = number(1.0)
+    limit = number(bound)
+    if KIND == NORMALIZE or KIND == BALL:
+        first = field(table, n, FIRST)
+        parts = field(table, n, PARTS)
+        norm = root(added_up(g_parts, first, parts), P)
+        if KIND == BALL:
+            limit = radius_of(bound, radii, field(table, n, ROW), True, RADII)
+            infinite = added_up(g_parts + n_parts, first, parts)
+        factor = factor_of(norm, field(table, n, LENGTH), limit, factor_scale, slack, tiny, P, KIND)
+    columns = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float64)
+    endless = tl.zeros([BLOCK], tl.float64)
+    for start in range(0, count, BLOCK):
+        mask = start + columns < count
+        g = tl.load(g_pointer + start + columns, mask=mask, other=0.0).to(tl.float32)
+        g = changed(g, factor, norm, infinite, limit, g_low, g_high, scale, bias, KIND, SHIFT)
+        g_rounded = g.to(T)
+        if KIND != NOTHING or SHIFT:
+            tl.store(g_pointer + start + columns, g_rounded, mask=mask)
+        if UPDATE:
+            p = tl.load(p_pointer + start + columns, mask=mask, other=0.0).to(tl.float32)
+            p = (p - number(lr).to(tl.float32) * g_rounded.to(tl.float32)).to(T).to(tl.float32)
+            p = changed(p, 1.0, 1.0, 1.0, 1.0, p_low, p_high, 1.0, 0.0, AFTER, False)
+            tl.store(p_pointer + start + columns, p.to(T), mask=mask)
+            if MEASURE:
+                p = tl.where(mask, p, 0.0)
+                total += p.to(tl.float64) * p.to(tl.float64)
+                endless += is_infinite(p)
+    if MEASURE:
+        tl.store(p_parts + tl.program_id(0), tl.sum(total, 0))
+        tl.store(p_parts + n_parts + tl.program_id(0), tl.sum(endless, 0))

@@ -1,0 +1,96 @@
+"""The one place that knows which machine a tensor is on, and so which form of a kernel works on it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+try:
+    import triton
+except ImportError:  # a CPU build of torch, Windows, macOS
+    triton = None
+
+_WITH_TRITON = ("cuda", "xpu")  # a ROCm device is a "cuda" to torch
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+# What tests set: "triton" or "portable", for tensors of a CPU.
+_forced: str | None = None
+_unusable: set[str] = set()  # devices whose kernels did not compile
+
+
+def may_look(x: Tensor) -> bool:
+    """Whether a branch on the values of `x` is free: an ordinary CPU tensor, neither traced nor vmapped."""
+    return (
+        x.device.type == "cpu"
+        and type(x) in (Tensor, Parameter)
+        and _forced is None
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Whether Triton's kernels work on this tensor: on its device, with its dtype, strided and real, not vmapped."""
+    return (
+        triton is not None
+        and (x.device.type in _WITH_TRITON or _forced == "triton")
+        and x.device.type not in _unusable
+        and _forced != "portable"
+        and x.dtype in _NARROW
+        and x.layout is torch.strided
+        and _is_plain(x)
+        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
+
+def all_have_kernels(xs: Sequence[Tensor]) -> bool:
+    """Whether Triton's kernels work on all of these together: of one dtype and on one device, each dense as it is."""
+    return (
+        bool(xs)
+        and has_kernels(xs[0])
+        and all(
+            x.dtype == xs[0].dtype
+            and x.device == xs[0].device
+            and x.layout is torch.strided
+            and _is_plain(x)
+            and x.is_contiguous()
+            for x in xs
+        )
+    )
+
+
+def _is_plain(x: Tensor) -> bool:
+    if type(x) in (Tensor, Parameter):
+        return True
+    fake = sys.modules.get("torch._subclasses.fake_tensor")
+    return fake is not None and type(x) is fake.FakeTensor
+
+
+def give_up(device: torch.device, error: Exception) -> None:
+    """Take the portable form on such devices from now on, and say so once."""
+    if device.type not in _unusable:
+        _unusable.add(device.type)
+        reason = str(error).strip().split("\n")[0][:300]
+        warnings.warn(
+            f"rai_toolbox's Triton kernels do not work on this {device.type} device, so that slower operators of torch "
+            f"take their place: {type(error).__name__}: {reason}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+@contextlib.contextmanager
+def forced(form: str | None) -> Iterator[None]:
+    """For tests: take this form, "triton" (in its interpreter) or "portable", also of tensors on a CPU."""
+    global _forced
+    before, _forced = _forced, form
+    try:
+        yield
+    finally:
+        _forced = before
