@@ -18,6 +18,7 @@ from torch import Tensor
 from rai_toolbox.functional._norms import divisor_near, row_sums
 from rai_toolbox.functional._per_datum import may_look, scratch
 from rai_toolbox.functional._selection import erfinv
+from rai_toolbox.kernels import _portable
 
 # Newton's steps end after 3 to 12 on these piecewise functions; halving, where they leave the bracket, after 75.
 _LOOKING_STEPS = 160
@@ -49,7 +50,9 @@ def level_for_sum(depth: Tensor, total: Tensor) -> Tensor:
     Tensor, shape (N, 1)
         In [0, total].
     """
-    return _descended(depth, total, _first_level(depth, total))[0] if may_look(depth) else _level_by_sort(depth, total)
+    if not may_look(depth):
+        return _portable.level_for_sum(depth, total)
+    return _descended(depth, total, _first_level(depth, total))[0]
 
 
 def poured(depth: Tensor, total: Tensor, top: Tensor, sums: Tensor) -> Tensor:
@@ -125,15 +128,6 @@ def _first_level(depth: Tensor, total: Tensor) -> Tensor:
     levels = (total + least.cumsum(1)) / torch.arange(1, _FEW + 1, dtype=depth.dtype, device=depth.device)
     wet = (least < levels).sum(1, keepdim=True).clamp_min_(1)
     return levels.gather(1, wet - 1).minimum(total)
-
-
-def _level_by_sort(depth: Tensor, total: Tensor) -> Tensor:
-    """`level_for_sum` in a fixed number of operations."""
-    floor = depth.minimum(total).sort(1).values
-    n = torch.arange(1, depth.shape[1] + 1, dtype=depth.dtype, device=depth.device)
-    levels = (total + floor.cumsum(1)) / n
-    last = (floor < levels).sum(1, keepdim=True).clamp_min(1)
-    return levels.gather(1, last - 1)
 
 
 class Shift(NamedTuple):

@@ -30,6 +30,7 @@ from rai_toolbox.functional._norms import (
 )
 from rai_toolbox.functional._per_datum import may_look, scratch
 from rai_toolbox.functional._selection import kept
+from rai_toolbox.kernels import _portable
 from rai_toolbox.kernels._factors import slack
 
 Number: TypeAlias = float | Tensor
@@ -325,7 +326,7 @@ def _nearest_anywhere(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p:
             z = _l2_scaled(torch.where(outside, x, torch.ones_like(x)), eps)
         return torch.where(outside, z, clipped)
     with torch.no_grad():
-        nearest, _ = _boxed(x.detach(), eps.detach(), _detached(low), _detached(high), norm, p)
+        nearest = _portable.boxed(x.detach(), eps.detach(), _detached(low), _detached(high), p)
     sign, l, h = folded(x, low, high, lasting=True)
     least = torch.zeros_like(h) if l is None else l
     z = closed_form(x * sign, least, h, eps, nearest * sign, _has_inside(x, low, high), p) * sign

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from rai_toolbox.functional._layout import as_rows, blocks, datum_ndim, write_through
+from rai_toolbox.kernels._machine import may_look
 from rai_toolbox.kernels._threads import share_out
 
 RowFunction = Callable[..., Tensor]
@@ -33,16 +33,6 @@ _TOGETHER_NUMEL = 2**18
 PIECE_NUMEL = 2**18
 
 _kept_memory = threading.local()
-
-
-def may_look(x: Tensor) -> bool:
-    """Whether a branch on the values of `x` is free: an ordinary CPU tensor, neither traced nor vmapped."""
-    return (
-        x.device.type == "cpu"
-        and type(x) in (Tensor, Parameter)
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
-    )
 
 
 def scratch(like: Tensor, slot: int, dtype: torch.dtype | None = None) -> Tensor:

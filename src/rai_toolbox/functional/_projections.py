@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rai_toolbox.functional import _on_device
 from rai_toolbox.functional._large_projection import project_large_
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._nearest import (
@@ -263,6 +264,13 @@ def _on_ball(
         _check_common_point(x, k, eps, low, high, p)
 
     in_place = mapper is map_rows_
+    if p != torch.inf:
+        if in_place and _on_device.project_(x, k, eps, low, high, int(p)):
+            return x
+        if not in_place and _on_device.has_kernels(x) and not _on_device.is_differentiated(x, eps, low, high):
+            z = x.clone(memory_format=torch.contiguous_format)
+            if _on_device.project_(z, k, eps, low, high, int(p)):
+                return z
 
     def rows_function(rows: Tensor, e: Number, lo: Bound, hi: Bound) -> Tensor:
         if p == torch.inf:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rai_toolbox.functional import _on_device
 from rai_toolbox.functional._layout import BLOCK_NUMEL, as_rows, block_indices, blocks, datum_ndim, write_through
 from rai_toolbox.functional._norms import (
     SUM_SCRATCH_NUMEL,
@@ -34,6 +35,7 @@ from rai_toolbox.functional._norms import (
 from rai_toolbox.functional._per_datum import kept_memory
 from rai_toolbox.functional._projections import project_l2_ball
 from rai_toolbox.kernels._factors import NormFactor
+from rai_toolbox.kernels._machine import is_on_cpu
 from rai_toolbox.kernels._threads import share_out
 
 # Up to so many entries, norms are computed in float64 from the start.
@@ -138,7 +140,7 @@ class ScalingPlan:
         for i, (x, k) in enumerate(zip(xs, ks, strict=True)):
             if x.numel() == 0:
                 continue
-            if x.device.type != "cpu" or x.is_complex():
+            if not is_on_cpu(x) or x.is_complex():
                 self._elsewhere.append((i, k))
             elif x.numel() <= _STACKED_NUMEL:
                 alike.setdefault((x.shape, x.dtype, k), []).append(i)
@@ -155,8 +157,11 @@ class ScalingPlan:
         self._large = [bundle for bundle in self._bundles if bundle.is_large]
 
     def __call__(self, xs: Sequence[Tensor], factor: NormFactor) -> None:
-        for i, k in self._elsewhere:
-            for block in blocks(xs[i], k):
+        elsewhere = [xs[i] for i, _ in self._elsewhere]
+        ks = [k for _, k in self._elsewhere]
+        for i in _on_device.scale_by_norm_(elsewhere, ks, factor):
+            x, k = elsewhere[i], ks[i]
+            for block in blocks(x, k):
                 if block.numel() > BLOCK_NUMEL and not block.is_complex():
                     _scale_large_datum_(block, factor)
                 else:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rai_toolbox.functional import _on_device
 from rai_toolbox.functional._large_selection import keep_largest_, signs_of_largest_
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._per_datum import (
@@ -27,6 +28,7 @@ from rai_toolbox.functional._per_datum import (
     may_look,
     scratch,
 )
+from rai_toolbox.kernels import _portable
 
 # How many entries a threshold may be off to be corrected by picking, and how many passes are made at most before.
 _PICKED = 12
@@ -105,6 +107,8 @@ def top_q_(x: Tensor, q: float, *, param_ndim: int | None = -1) -> Tensor:
     tensor([[ 0., -3.,  0.,  0.]])
     """
     count = count_of(x, q, param_ndim)
+    if _on_device.keep_largest_([x], [datum_ndim(x.ndim, param_ndim)], [count]):
+        return x
     return map_rows_(lambda rows: _keep_(rows, count), x, param_ndim)
 
 
@@ -165,16 +169,24 @@ def signed_top_q_(x: Tensor, q: float, *, param_ndim: int | None = -1, scale: fl
     tensor([[-0.0000,  0.5000, -0.5000, -0.0000]])
     """
     count = count_of(x, q, param_ndim)
+    if _on_device.signs_of_largest_([x], [datum_ndim(x.ndim, param_ndim)], [count], scale):
+        return x
     return map_rows_(lambda rows: signed_rows_(rows, count, scale), x, param_ndim)
 
 
 def top_q_of_all_(xs: Sequence[Tensor], ks: Sequence[int], q: float) -> None:
     """`top_q_` of every tensor of a list, whose last k dimensions are a datum."""
+    counts = [kept_count(_on_device.length_of(x, k), q) for x, k in zip(xs, ks, strict=True)]
+    if _on_device.keep_largest_(xs, ks, counts):
+        return
     map_rows_of_all_(lambda rows: _keep_(rows, kept_count(rows.shape[1], q)), xs, ks)
 
 
 def signed_top_q_of_all_(xs: Sequence[Tensor], ks: Sequence[int], q: float) -> None:
     """`signed_top_q_` of every tensor of a list, whose last k dimensions are a datum."""
+    counts = [kept_count(_on_device.length_of(x, k), q) for x, k in zip(xs, ks, strict=True)]
+    if _on_device.signs_of_largest_(xs, ks, counts, 1.0):
+        return
     map_rows_of_all_(lambda rows: signed_rows_(rows, kept_count(rows.shape[1], q), 1.0), xs, ks)
 
 
@@ -186,14 +198,12 @@ def count_of(x: Tensor, q: float, param_ndim: int | None) -> int:
 
 def kept(rows: Tensor, count: int) -> Tensor:
     """Mask of the `count` entries of largest magnitude of each row, the first among equals; any device, no sync."""
-    if count == 0 or count == rows.shape[1]:
-        return torch.full_like(rows, count > 0, dtype=torch.bool)
+    if count == 0 or count == rows.shape[1] or not may_look(rows):
+        return _portable.kept(rows, count)
     a = rows.abs()
     a = torch.where(a.isnan(), torch.inf, a)
-    if may_look(a):  # on a CPU half the time of the other
-        threshold = a.kthvalue(a.shape[1] - count + 1, 1, keepdim=True).values
-    else:
-        threshold = a.topk(count, dim=1, sorted=False).values.amin(1, keepdim=True)
+    # on a CPU half the time of `topk`
+    threshold = a.kthvalue(a.shape[1] - count + 1, 1, keepdim=True).values
     above = a > threshold
     tied = a == threshold
     room = count - above.sum(1, keepdim=True)

@@ -1,14 +1,28 @@
 """Triton kernels with one program for each datum: the largest entries, and nearest points of balls and of boxes.
 
 A program reads its datum several times; after the first, from the cache of the device. What a projection looks for is
-one number per datum: it is bracketed, and a pass over the datum tries two guesses, Newton's and the middle of the bracket,
-so that there are few passes when things go well and never many.
+one number per datum: it is bracketed, and a pass over the datum tries two guesses, Newton's and the middle of the
+bracket, so that there are few passes when things go well and never many.
 """
+
+# pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false
 
 import triton
 import triton.language as tl
 
-from rai_toolbox.kernels._device_scaling import COUNT, LENGTH, OFFSET, ROW, TENSOR, address, eights, field, radius_of
+from rai_toolbox.kernels._device_scaling import (
+    COUNT,
+    LENGTH,
+    OFFSET,
+    ROW,
+    TENSOR,
+    address,
+    eights,
+    field,
+    radius_of,
+    rounded,
+    widened,
+)
 
 # How near a sum has to come to the radius, in units of it: a float32 has no more than 2^-24.
 NEAR = tl.constexpr(2.0**-42)
@@ -49,7 +63,7 @@ def keep_largest(
         seen = tl.zeros([512], tl.int32)
         for start in range(0, length, BLOCK):
             mask = start + columns < length
-            bits = magnitude_bits(tl.load(pointer + start + columns, mask=mask, other=0.0).to(tl.float32))
+            bits = magnitude_bits(widened(tl.load(pointer + start + columns, mask=mask, other=0.0)))
             if step > 0:
                 mask = mask & ((bits >> (32 - 8 * step)) == prefix)
             seen += tl.histogram(tl.where(mask, (bits >> (24 - 8 * step)) & 255, 256), 512)
@@ -65,15 +79,15 @@ def keep_largest(
     ties = tl.zeros([], tl.int32)
     for start in range(0, length, BLOCK):
         mask = start + columns < length
-        x = tl.load(pointer + start + columns, mask=mask, other=0.0).to(tl.float32)
+        x = widened(tl.load(pointer + start + columns, mask=mask, other=0.0))
         bits = magnitude_bits(x)
         tied = ((bits == prefix) & mask).to(tl.int32)
         keep = (bits > prefix) | ((tied > 0) & (ties + tl.cumsum(tied, 0) <= room))
         ties += tl.sum(tied, 0)
         if SIGNED:
             sign = tl.where(x > 0, 1.0, 0.0) - tl.where(x < 0, 1.0, 0.0)
-            x = tl.where(x == x, (sign * each).to(tl.float32), x)
-        tl.store(pointer + start + columns, tl.where(keep, x, 0.0).to(T), mask=mask)
+            x = tl.where(x == x, (sign * each + 0.0).to(tl.float32), x)
+        tl.store(pointer + start + columns, rounded(tl.where(keep, x, 0.0), T), mask=mask)
 
 
 @triton.jit
@@ -98,7 +112,7 @@ def pour(
     infinite = tl.zeros([BLOCK], tl.float64)
     for start in range(0, length, BLOCK):
         mask = start + columns < length
-        y = tl.load(pointer + start + columns, mask=mask, other=0.0).to(tl.float32).to(tl.float64)
+        y = widened(tl.load(pointer + start + columns, mask=mask, other=0.0)).to(tl.float64)
         y = y if SIMPLEX else tl.abs(y)
         sums += y
         nans += (y != y).to(tl.int32)
@@ -128,7 +142,7 @@ def pour(
             wet_2 = tl.zeros([BLOCK], tl.float64)
             for start in range(0, length, BLOCK):
                 mask = start + columns < length
-                y = tl.load(pointer + start + columns, mask=mask, other=float("-inf")).to(tl.float32).to(tl.float64)
+                y = widened(tl.load(pointer + start + columns, mask=mask, other=float("-inf"))).to(tl.float64)
                 y = y if SIMPLEX else tl.where(mask, tl.abs(y), float("-inf"))
                 depth = top - y
                 water += tl.maximum(level - depth, 0.0)
@@ -148,13 +162,13 @@ def pour(
             passes += 1
         for start in range(0, length, BLOCK):
             mask = start + columns < length
-            x = tl.load(pointer + start + columns, mask=mask, other=0.0).to(tl.float32)
+            x = widened(tl.load(pointer + start + columns, mask=mask, other=0.0))
             y = x.to(tl.float64)
             y = y if SIMPLEX else tl.abs(y)
             z = tl.maximum(level - (top - y), 0.0)
             z = tl.where(endless, tl.where(y == float("inf"), goal / shares, 0.0), z)
             z = z if SIMPLEX else tl.where(x < 0, -z, z)
-            tl.store(pointer + start + columns, z.to(tl.float32).to(T), mask=mask)
+            tl.store(pointer + start + columns, rounded(z.to(tl.float32), T), mask=mask)
 
 
 @triton.jit
@@ -162,7 +176,7 @@ def bound_of(bounds, number, row, columns, mask, STRIDES: tl.constexpr, row_stri
     """A side of the box at some entries of a datum, rounded to the dtype of the data; float64."""
     if STRIDES:
         bound = tl.load(bounds + row * row_stride + columns * stride, mask=mask, other=0.0)
-        return bound.to(tl.float32).to(T).to(tl.float32).to(tl.float64)
+        return widened(rounded(widened(bound), T)).to(tl.float64)
     else:
         return tl.zeros_like(columns).to(tl.float64) + number
 
@@ -225,7 +239,8 @@ def finite(y, spread, unit, P: tl.constexpr):
 @triton.jit
 def nearest_in_box(
     table, n: tl.int32, addresses, radius: tl.float64, radii, slack: tl.float64, tiny: tl.float64,
-    lows, low_number: tl.float64, low_row: tl.int64, low_stride: tl.int64, highs, high_number: tl.float64, high_row: tl.int64, high_stride: tl.int64,
+    lows, low_number: tl.float64, low_row: tl.int64, low_stride: tl.int64,
+    highs, high_number: tl.float64, high_row: tl.int64, high_stride: tl.int64,
     T: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr, P: tl.constexpr, RADII: tl.constexpr,
     LOWS: tl.constexpr, HIGHS: tl.constexpr,
 ):  # fmt: skip
@@ -248,7 +263,7 @@ def nearest_in_box(
     for start in range(0, length, BLOCK):
         at = start + columns
         mask = at < length
-        x = tl.load(pointer + at, mask=mask, other=0.0).to(tl.float32).to(tl.float64)
+        x = widened(tl.load(pointer + at, mask=mask, other=0.0)).to(tl.float64)
         low = bound_of(lows, low_number, row, at, mask, LOWS, low_row, low_stride, T)
         high = bound_of(highs, high_number, row, at, mask, HIGHS, high_row, high_stride, T)
         z = tl.where(mask, clipped(x, low, high), 0.0)
@@ -293,7 +308,7 @@ def nearest_in_box(
         for start in range(0, length, BLOCK):
             at = start + columns
             mask = at < length
-            x = tl.load(pointer + at, mask=mask, other=0.0).to(tl.float32).to(tl.float64)
+            x = widened(tl.load(pointer + at, mask=mask, other=0.0)).to(tl.float64)
             low = bound_of(lows, low_number, row, at, mask, LOWS, low_row, low_stride, T)
             high = bound_of(highs, high_number, row, at, mask, HIGHS, high_row, high_stride, T)
             y, sign, least, most = folded(x, low, high, goal)
@@ -348,11 +363,11 @@ def nearest_in_box(
     for start in range(0, length, BLOCK):
         at = start + columns
         mask = at < length
-        x = tl.load(pointer + at, mask=mask, other=0.0).to(tl.float32).to(tl.float64)
+        x = widened(tl.load(pointer + at, mask=mask, other=0.0)).to(tl.float64)
         low = bound_of(lows, low_number, row, at, mask, LOWS, low_row, low_stride, T)
         high = bound_of(highs, high_number, row, at, mask, HIGHS, high_row, high_stride, T)
         z = clipped(x, low, high)
         y, sign, least, most = folded(x, low, high, goal)
         moved, is_free = tried(finite(y, spread, unit, P), least, most, best, best_offset, P)
         z = tl.where(outside, moved * sign, z)
-        tl.store(pointer + at, z.to(tl.float32).to(T), mask=mask)
+        tl.store(pointer + at, rounded(z.to(tl.float32), T), mask=mask)

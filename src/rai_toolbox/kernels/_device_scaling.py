@@ -6,8 +6,15 @@ are in a table of their own, since they may change from step to step.
 Sums are float64: squares of a float32 stay in its range, whatever the float32 is, so nothing is rescaled.
 """
 
+# pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false
+
+import os
+
 import triton
 import triton.language as tl
+
+# The interpreter converts bfloat16 its own way: it cuts digits off, and has no subnormal ones.
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 # Fields of the table.
 TENSOR, OFFSET, COUNT, LENGTH, FIRST, PARTS, ROW = (tl.constexpr(i) for i in range(7))
@@ -20,6 +27,27 @@ NOTHING, NORMALIZE, BALL, SIGN, CLAMP = (tl.constexpr(i) for i in range(5))
 def field(table, n, which: tl.constexpr):
     """An entry of this program's column of the table."""
     return tl.load(table + which * n + tl.program_id(0))
+
+
+@triton.jit
+def widened(x):
+    """x as float32."""
+    if INTERPRETED and x.dtype == tl.bfloat16:
+        return (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def rounded(x, T: tl.constexpr):
+    """The nearest number of dtype T to a float32, an even one if there are two."""
+    if INTERPRETED and tl.bfloat16 == T:
+        bits = x.to(tl.int32, bitcast=True)
+        near = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.int16)
+        nan = tl.zeros_like(near) + 0x7FC0
+        return tl.where(x == x, near, nan).to(tl.bfloat16, bitcast=True)
+    else:
+        return x.to(T)
 
 
 @triton.jit
@@ -115,7 +143,8 @@ def changed(x, factor, norm, infinite, bound, low, high, scale, bias, KIND: tl.c
 @triton.jit
 def step_rows(
     table, n: tl.int32, g_addresses, p_addresses, lr: tl.float64,
-    bound: tl.float64, factor_scale: tl.float64, g_low: tl.float64, g_high: tl.float64, scale: tl.float64, bias: tl.float64,
+    bound: tl.float64, factor_scale: tl.float64, g_low: tl.float64, g_high: tl.float64,
+    scale: tl.float64, bias: tl.float64,
     radius: tl.float64, radii, p_low: tl.float64, p_high: tl.float64, slack: tl.float64, tiny: tl.float64,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr,
     KIND: tl.constexpr, P: tl.constexpr, SHIFT: tl.constexpr, UPDATE: tl.constexpr, AFTER: tl.constexpr,
@@ -134,7 +163,7 @@ def step_rows(
     mask = (rows < count) & (columns < length)
     places = offset + rows * length + columns
     g_pointers = address(g_addresses, tensor, T, ALIGNED) + places
-    g = tl.load(g_pointers, mask=mask, other=0.0).to(tl.float32)
+    g = widened(tl.load(g_pointers, mask=mask, other=0.0))
     row = field(table, n, ROW) + rows
     if KIND == NORMALIZE or KIND == BALL:
         wide = g.to(tl.float64)
@@ -149,13 +178,13 @@ def step_rows(
         g = changed(g, factor, norm, infinite, limit, g_low, g_high, scale, bias, KIND, SHIFT)
     else:
         g = changed(g, 1.0, 1.0, 1.0, 1.0, g_low, g_high, scale, bias, KIND, SHIFT)
-    g_rounded = g.to(T)
+    g_rounded = rounded(g, T)
     if KIND != NOTHING or SHIFT:
         tl.store(g_pointers, g_rounded, mask=mask)
     if UPDATE:
         p_pointers = address(p_addresses, tensor, T, ALIGNED) + places
-        p = tl.load(p_pointers, mask=mask, other=0.0).to(tl.float32)
-        p = (p - number(lr).to(tl.float32) * g_rounded.to(tl.float32)).to(T).to(tl.float32)
+        p = widened(tl.load(p_pointers, mask=mask, other=0.0))
+        p = widened(rounded(p - number(lr).to(tl.float32) * widened(g_rounded), T))
         if AFTER == BALL:
             wide = tl.where(mask, p, 0.0).to(tl.float64)
             norm = tl.sqrt(tl.sum(wide * wide, 1, keep_dims=True))
@@ -165,7 +194,7 @@ def step_rows(
             p = changed(p, factor, norm, infinite, limit, p_low, p_high, 1.0, 0.0, BALL, False)
         else:
             p = changed(p, 1.0, 1.0, 1.0, 1.0, p_low, p_high, 1.0, 0.0, AFTER, False)
-        tl.store(p_pointers, p.to(T), mask=mask)
+        tl.store(p_pointers, rounded(p, T), mask=mask)
 
 
 @triton.jit
@@ -185,7 +214,7 @@ def sums_of_parts(
     total = tl.zeros([BLOCK], tl.float64)
     infinite = tl.zeros([BLOCK], tl.float64)
     for start in range(0, count, BLOCK):
-        x = tl.load(pointer + start + columns, mask=start + columns < count, other=0.0).to(tl.float32)
+        x = widened(tl.load(pointer + start + columns, mask=start + columns < count, other=0.0))
         total += power(x.to(tl.float64), P)
         infinite += is_infinite(x)
     tl.store(parts + tl.program_id(0), tl.sum(total, 0))
@@ -205,7 +234,8 @@ def added_up(parts, first, count):
 @triton.jit
 def step_parts(
     table, n: tl.int32, g_addresses, p_addresses, g_parts, p_parts, n_parts: tl.int32, lr: tl.float64,
-    bound: tl.float64, factor_scale: tl.float64, g_low: tl.float64, g_high: tl.float64, scale: tl.float64, bias: tl.float64,
+    bound: tl.float64, factor_scale: tl.float64, g_low: tl.float64, g_high: tl.float64,
+    scale: tl.float64, bias: tl.float64,
     radii, p_low: tl.float64, p_high: tl.float64, slack: tl.float64, tiny: tl.float64,
     T: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
     KIND: tl.constexpr, P: tl.constexpr, SHIFT: tl.constexpr, UPDATE: tl.constexpr, AFTER: tl.constexpr,
@@ -238,16 +268,16 @@ def step_parts(
     endless = tl.zeros([BLOCK], tl.float64)
     for start in range(0, count, BLOCK):
         mask = start + columns < count
-        g = tl.load(g_pointer + start + columns, mask=mask, other=0.0).to(tl.float32)
+        g = widened(tl.load(g_pointer + start + columns, mask=mask, other=0.0))
         g = changed(g, factor, norm, infinite, limit, g_low, g_high, scale, bias, KIND, SHIFT)
-        g_rounded = g.to(T)
+        g_rounded = rounded(g, T)
         if KIND != NOTHING or SHIFT:
             tl.store(g_pointer + start + columns, g_rounded, mask=mask)
         if UPDATE:
-            p = tl.load(p_pointer + start + columns, mask=mask, other=0.0).to(tl.float32)
-            p = (p - number(lr).to(tl.float32) * g_rounded.to(tl.float32)).to(T).to(tl.float32)
+            p = widened(tl.load(p_pointer + start + columns, mask=mask, other=0.0))
+            p = widened(rounded(p - number(lr).to(tl.float32) * widened(g_rounded), T))
             p = changed(p, 1.0, 1.0, 1.0, 1.0, p_low, p_high, 1.0, 0.0, AFTER, False)
-            tl.store(p_pointer + start + columns, p.to(T), mask=mask)
+            tl.store(p_pointer + start + columns, rounded(p, T), mask=mask)
             if MEASURE:
                 p = tl.where(mask, p, 0.0)
                 total += p.to(tl.float64) * p.to(tl.float64)

@@ -1,4 +1,4 @@
-"""How tensors are shared out among the programs of a kernel: tables on the device, made once for tensors of given shapes.
+"""How tensors are shared out among the programs of a kernel: tables on the device, made once for given shapes.
 
 What depends on shapes alone is in one table, the addresses of tensors in another: gradients are at new addresses after
 every backward pass, and a few hundred numbers are soon copied.
@@ -59,7 +59,6 @@ class Launch:
     def programs(self) -> int:
         """How many."""
         return self.table.shape[1]
-
 
 
 def is_tiled(length: int) -> bool:
@@ -219,4 +218,7 @@ def _data(key: tuple[Shapes, tuple[int, ...], int], device: torch.device) -> lis
         kinds.setdefault(kind, []).append(column)
         members.setdefault(kind, []).append(i)
         row += n
-    return [Launch(_table(made, device), 1, kind[0], kind[1], tuple(members[kind])) for kind, made in kinds.items()]
+    return [
+        Launch(_table(made, device), 1, 32 * per_thread * warps, warps, aligned, tuple(members[warps, aligned]))
+        for (warps, aligned), made in kinds.items()
+    ]

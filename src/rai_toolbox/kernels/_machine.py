@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 try:
-    import triton
+    import triton  # pyright: ignore[reportMissingImports]
 except ImportError:  # a CPU build of torch, Windows, macOS
     triton = None
 
@@ -33,6 +33,11 @@ def may_look(x: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
     )
+
+
+def is_on_cpu(x: Tensor) -> bool:
+    """Whether the form for CPUs works on this tensor."""
+    return x.device.type == "cpu" and _forced is None
 
 
 def has_kernels(x: Tensor) -> bool:

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.kernels import _layouts, _machine, _portable
-from rai_toolbox.kernels._changes import Change, Kind, slack_of
+from rai_toolbox.kernels._changes import NOTHING, Change, Kind, slack_of
 
 try:
-    import triton.language as tl
+    import triton.language as tl  # pyright: ignore[reportMissingImports]
 
     from rai_toolbox.kernels import _device_rows, _device_scaling
 except ImportError:
-    tl = _device_rows = _device_scaling = None
+    tl: Any = None
+    _device_rows = _device_scaling = None
 
 # Left to itself, the assembler of NVIDIA gives `pour` so few registers that some are spilled.
 _OPTIONS = {"pour": {"maxnreg": 128}} if torch.version.cuda else {}
@@ -148,16 +149,10 @@ def norm_parts(xs: list[Tensor], lengths: list[int], order: int) -> Tensor:
     return result if done else result.zero_()  # what comes next does without it
 
 
-def _fake_step_parts(gs: list[Tensor], ps: list[Tensor], lengths: list[int], *rest: Any) -> Tensor:
-    measure = rest[-2]
-    parts = _layouts.count_parts(_shapes(gs, lengths)) if measure else 0
-    return gs[0].new_empty((2, parts), dtype=torch.float64)
-
-
 @_operator(
-    f"step_parts_({_BOTH}, {_CHANGE}, Tensor? parts, float lr, int after, float[] after_numbers, bool measure, "
-    "Tensor? radii) -> Tensor",
-    _fake_step_parts,
+    f"step_parts_({_BOTH}, {_CHANGE}, Tensor? parts, float lr, int after, float[] after_numbers, "
+    "Tensor(c!)? p_parts, Tensor? radii) -> ()",
+    _nothing,
 )
 def step_parts_(
     gs: list[Tensor],
@@ -170,30 +165,28 @@ def step_parts_(
     lr: float,
     after: int,
     after_numbers: list[float],
-    measure: bool,
+    p_parts: Tensor | None,
     radii: Tensor | None,
-) -> Tensor:
+) -> None:
     """Change long data by their norms, take the SGD step of `ps` (if any), change these, and measure them."""
     device = gs[0].device
     g_addresses, aligned = _layouts.addresses(gs, device)
     p_addresses, p_aligned = _layouts.addresses(ps, device) if ps else (g_addresses, True)
-    result = _fake_step_parts(gs, ps, lengths, measure, radii)
     bound, factor_scale, low, high, scale, bias = numbers
     _, _, p_low, p_high, _, _ = after_numbers
     column, stride = _radii(radii, g_addresses)
     (launch,) = _layouts.parts(_shapes(gs, lengths), device)
     done = _run(
         "step_parts", launch, device, g_addresses, p_addresses,
-        result if parts is None else parts, result, launch.programs, lr,
+        g_addresses if parts is None else parts, g_addresses if p_parts is None else p_parts, launch.programs, lr,
         bound, factor_scale, low, high, scale, bias, column, p_low, p_high, *slack_of(gs[0].dtype),
         T=_dtype(gs[0]), BLOCK=launch.columns, ALIGNED=launch.aligned and aligned and p_aligned, KIND=kind, P=order,
-        SHIFT=scale != 1 or bias != 0, UPDATE=bool(ps), AFTER=after, MEASURE=measure, RADII=stride,
+        SHIFT=scale != 1 or bias != 0, UPDATE=bool(ps), AFTER=after, MEASURE=p_parts is not None, RADII=stride,
     )  # fmt: skip
     if not done:
         change, then = Change.of(kind, order, numbers), Change.of(after, 2, after_numbers)
         for i, g in enumerate(gs):
             _portable.step_(g, ps[i] if ps else None, lengths[i], change, lr, then, _own(radii, gs, lengths, i))
-    return result
 
 
 @_operator(
@@ -275,7 +268,7 @@ def by_norm_or_entry_(
     lengths: Sequence[int],
     change: Change,
     lr: float = 0.0,
-    after: Change = Change(),
+    after: Change = NOTHING,
     radii: Tensor | None = None,
 ) -> None:
     """Change the data of `gs`; then p ← p - lr·g for each of `ps`, if there are any, and change these by `after`.
@@ -313,36 +306,23 @@ def by_norm_or_entry_(
     if small:
         g, p, own_lengths, own = some(small)
         step_rows_(g, p, own_lengths, int(change.kind), change.order, numbers, lr, int(after.kind), after_numbers, own)
-        _changed_in_place(g, p)
+        mark_as_changed(g, p)
     if large:
         g, p, own_lengths, own = some(large)
         kind, after_kind = int(change.kind), int(after.kind)
         parts = norm_parts(g, own_lengths, change.order) if change.by_norm else None
         last = after.kind is Kind.BALL
         g_radii = None if last else own
-        p_parts = step_parts_(
-            g, p, own_lengths, kind, change.order, numbers, parts, lr,
-            int(Kind.NOTHING) if last else after_kind, after_numbers, last, g_radii,
-        )  # fmt: skip
+        n_parts = _layouts.count_parts(_shapes(g, own_lengths))
+        p_parts = torch.empty((2, n_parts), dtype=torch.float64, device=g[0].device) if last else None
+        then = int(Kind.NOTHING) if last else after_kind
+        step_parts_(g, p, own_lengths, kind, change.order, numbers, parts, lr, then, after_numbers, p_parts, g_radii)
         if last:
-            step_parts_(
-                p,
-                [],
-                own_lengths,
-                after_kind,
-                2,
-                after_numbers,
-                p_parts,
-                0.0,
-                int(Kind.NOTHING),
-                after_numbers,
-                False,
-                own,
-            )
-        _changed_in_place(g, p)
+            step_parts_(p, [], own_lengths, after_kind, 2, after_numbers, p_parts, 0.0, 0, after_numbers, None, own)
+        mark_as_changed(g, p)
 
 
-def _changed_in_place(*lists: Sequence[Tensor]) -> None:
+def mark_as_changed(*lists: Sequence[Tensor]) -> None:
     """Let autograd know, as torch's own operators do."""
     for xs in lists:
         ordinary = [x for x in xs if not x.is_inference()]

@@ -1,7 +1,7 @@
 """The portable form: few operators of torch, on any device, traced or not; one datum a row.
 
 Sums are float64 wherever the device has it. Nothing loops: the one unknown of a projection is found after one sort of
-the points at which an entry reaches one of its bounds. The functions whose name ends in an underscore change a tensor block
+the points at which an entry reaches one of its bounds. Functions whose name ends in an underscore change a tensor block
 by block, so that no temporary is as large as a large tensor.
 """
 
@@ -85,8 +85,8 @@ def shifted_to_sum(y: Tensor, low: Tensor, high: Tensor, total: Tensor) -> Tenso
     """clip(y - θ, low, high) with a θ for which its sum is `total`; 0 ≤ low ≤ high ≤ total, Σ low ≤ total ≤ Σ high.
 
     Only differences of entries count, and of these only what is less than `total`: so larger gaps between entries that
-    follow each other in size are closed, and no digit of a small total is lost among large entries. Infinite entries are
-    equal.
+    follow each other in size are closed, and no digit of a small total is lost among large entries. Infinite entries
+    are equal.
     """
     y, order = y.sort(1, descending=True)
     low, high = low.expand(y.shape).gather(1, order), high.expand(y.shape).gather(1, order)

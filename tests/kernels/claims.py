@@ -1,0 +1,211 @@
+"""What holds of every form of the kernels, whichever works: a CPU's, Triton's, or the portable one.
+
+Each claim takes a dtype. `test_forms.py` runs them on the first and the last, `in_the_interpreter.py` on Triton's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import longdouble_oracles as ld
+import torch
+from optimizer_cases import MAGNITUDES, values
+from tests.functional import exact_projections
+
+import rai_toolbox.functional as F
+
+INF = math.inf
+PROJECTIONS = {1: F.project_l1_ball_, 2: F.project_l2_ball_}
+CLAIMS: list[Callable[[torch.dtype], None]] = []
+SHAPES = [(3, 7), (2, 130), (), (0,), (5,), (4, 0), (2, 3, 4)]
+
+
+def claim(function: Callable[[torch.dtype], None]) -> Callable[[torch.dtype], None]:
+    CLAIMS.append(function)
+    return function
+
+
+def column_norm(z: torch.Tensor, p: float) -> torch.Tensor:
+    wide = z.double()
+    if p == 1:
+        return wide.abs().sum(1)
+    largest = wide.abs().amax(1, keepdim=True).clamp_min(1e-320)
+    return (wide / largest).square().sum(1).sqrt() * largest[:, 0]
+
+
+def ulps(z: torch.Tensor, exact: torch.Tensor, scale: torch.Tensor | float) -> float:
+    """The largest error in ulp of the larger of the entry and `scale`."""
+    info = torch.finfo(z.dtype)
+    size = torch.maximum(exact.abs(), torch.as_tensor(scale, dtype=torch.float64))
+    return float(((z.double() - exact).abs() / (size * info.eps).clamp_min(info.smallest_normal * info.eps)).max())
+
+
+@claim
+def normalized_gradients_are_right_to_4_ulp_at_every_magnitude(dtype: torch.dtype) -> None:
+    for p in (1, 2):
+        for seed, magnitude in enumerate(MAGNITUDES):
+            for shape in ((3, 7), (2, 130)):
+                x = values(shape, dtype, magnitude, seed)
+                z = F.normalize_(x.clone(), p)
+                assert isinstance(z, torch.Tensor)
+                exact = ld.normalized(ld.rows_of(x, 1), p)
+                assert ld.error_in_ulp(z, exact, 1) <= 4, (p, magnitude, shape)
+
+
+@claim
+def a_list_of_tensors_is_as_each_by_itself_for_every_param_ndim(dtype: torch.dtype) -> None:
+    xs = [values(shape, dtype, "normal", i) for i, shape in enumerate(SHAPES)]
+    for param_ndim in (None, 0, -1, -2):
+        fitting = [x for x in xs if x.ndim >= -(param_ndim or 0)]
+        together = F.normalize_([x.clone() for x in fitting], 2, param_ndim=param_ndim)
+        for x, z in zip(fitting, together, strict=True):
+            k = F.datum_ndim(x.ndim, param_ndim)
+            if x.numel():
+                assert ld.error_in_ulp(z, ld.normalized(ld.rows_of(x, k), 2), k) <= 4
+            else:
+                assert z.shape == x.shape
+
+
+@claim
+def nan_and_infinity_stay_in_their_datum(dtype: torch.dtype) -> None:
+    x = values((3, 40), dtype, "normal", 0)
+    for change in (
+        lambda v: F.normalize_(v, 2),
+        lambda v: F.top_q_(v, 0.5),
+        lambda v: F.signed_top_q_(v, 0.5),
+        lambda v: F.project_l1_ball_(v, 0.5),
+        lambda v: F.project_l2_ball_(v, 0.5),
+        lambda v: F.project_l1_ball_(v, 0.5, lower=-0.25, upper=0.25),
+        lambda v: F.project_l2_ball_(v, 0.5, lower=-0.25, upper=0.25),
+        lambda v: F.project_simplex_(v, 0.5),
+    ):
+        clean = change(x.clone())
+        for bad in (math.nan, INF):
+            spoilt = x.clone()
+            spoilt[1, 3] = bad
+            z = change(spoilt)
+            torch.testing.assert_close(
+                z[[0, 2]], clean[[0, 2]], rtol=8 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps
+            )
+            if math.isnan(bad):
+                assert z[1].isnan().any()
+
+
+@claim
+def exactly_k_entries_are_kept_the_first_among_equals(dtype: torch.dtype) -> None:
+    for seed, magnitude in enumerate(MAGNITUDES):
+        for shape in ((3, 7), (2, 300)):
+            x = values(shape, dtype, magnitude, seed)
+            for q in (0.0, 0.3, 0.6, 0.9)[seed % 4 : seed % 4 + 1]:
+                count = round((1 - q) * shape[1])
+                expected = torch.from_numpy(ld.top_q(ld.rows_of(x, 1), q).astype("float64")).to(dtype)
+                assert torch.equal(F.top_q_(x.clone(), q), expected), (magnitude, q, count)
+                signs = F.signed_top_q_(x.clone(), q)
+                assert ld.error_in_ulp(signs, ld.signed_top_q(ld.rows_of(x, 1), q), 1) <= 4
+
+
+@claim
+def projections_are_nearest_at_rest_and_in_the_set_over_the_range(dtype: torch.dtype) -> None:
+    info = torch.finfo(dtype)
+    for p, project in PROJECTIONS.items():
+        for seed, magnitude in enumerate(MAGNITUDES):
+            x = values((3, 5), dtype, magnitude, seed)
+            for share in (0.0, 1e-6, 0.3, 0.999, 3.0):
+                epsilon = min(share * min(float(column_norm(x, p).max()), info.max), info.max)
+                z = project(x.clone(), epsilon)
+                exact = exact_projections.rows(x, epsilon, p, -INF, INF)
+                room = 5 ** (1 / p) * info.smallest_normal * info.eps
+                assert (column_norm(z, p) <= epsilon * (1 + 8 * info.eps) + room).all()
+                assert ulps(z, exact, min(epsilon, float(x.double().abs().max()))) <= 6, (p, magnitude, share)
+                assert torch.equal(project(z.clone(), epsilon), z)
+
+
+@claim
+def projections_on_ball_and_box_are_nearest_over_the_range(dtype: torch.dtype) -> None:
+    info = torch.finfo(dtype)
+    for p, project in PROJECTIONS.items():
+        for seed, magnitude in enumerate(MAGNITUDES):
+            x, bound = values((2, 5), dtype, magnitude, seed), values((1, 5), dtype, "normal", 50 + seed).abs()
+            if magnitude not in ("normal", "few", "ties"):
+                bound = values((1, 5), dtype, magnitude, 50 + seed).abs()
+            boxes = [(-bound, bound), (-bound, None), (0.0, bound), (bound / 2, bound)]
+            for lower, upper in (boxes[0], boxes[1 + seed % 3]):
+                least = float(column_norm(lower.clamp_min(0), p).max()) if isinstance(lower, torch.Tensor) else 0.0
+                for share in (1e-3, 0.3):
+                    most = min(float(torch.maximum(column_norm(x, p).max(), column_norm(bound, p).max())), info.max)
+                    epsilon = min(least + share * most, info.max)
+                    if not epsilon >= least:
+                        continue
+                    z = project(x.clone(), epsilon, lower=lower, upper=upper)
+                    exact = exact_projections.rows(x, epsilon, p, lower, INF if upper is None else upper)
+                    assert (z >= lower).all()
+                    assert upper is None or (z <= upper).all()
+                    scale = min(epsilon, float(exact.abs().max()))
+                    assert ulps(z, exact, scale) <= 12, (p, magnitude, share, x, lower, upper, epsilon, z, exact)
+                    assert torch.equal(project(z.clone(), epsilon, lower=lower, upper=upper), z)
+
+
+@claim
+def long_data_are_projected_as_short_ones(dtype: torch.dtype) -> None:
+    if torch.finfo(dtype).bits == 16:  # their entries are too coarse for a norm of so many to be near the radius
+        return
+    x = values((2, 700), dtype, "normal", 5)
+    low, high = -values((2, 700), dtype, "normal", 6).abs(), values((2, 700), dtype, "normal", 7).abs()
+    for p, project in PROJECTIONS.items():
+        for epsilon in (1e-3, 1.0, 20.0):
+            for box in ({}, {"lower": low, "upper": high}):
+                z = project(x.clone(), epsilon, **box)
+                inner = x.double() if not box else torch.minimum(torch.maximum(x, low), high).double()
+                outside = column_norm(inner, p) > epsilon
+                assert ((column_norm(z, p) - epsilon).abs() / epsilon)[outside].le(10 * torch.finfo(dtype).eps).all()
+                a, b = x.double().abs(), z.double().abs()
+                free = b > 0.01 * b.amax(1, keepdim=True)
+                if box:
+                    free &= (z > low) & (z < high)
+                unknown = a - b if p == 1 else b / a
+                spread = torch.where(free, unknown, -INF).amax(1) - torch.where(free, unknown, INF).amin(1)
+                size = a.amax(1) if p == 1 else unknown[free].amax()
+                assert (spread / size)[outside & free.any(1)].le(40 * torch.finfo(dtype).eps).all()
+
+
+@claim
+def the_simplex_is_met(dtype: torch.dtype) -> None:
+    for seed, magnitude in enumerate(("normal", "ties", "few", "wide", "huge")):
+        x = values((3, 7), dtype, magnitude, seed)
+        total = min(1.5, float(x.double().abs().max()) or 1.0)
+        z = F.project_simplex_(x.clone(), total)
+        exact = torch.from_numpy(ld.on_simplex(ld.rows_of(x, 1), total).astype("float64"))
+        assert ulps(z, exact, total) <= 6, magnitude
+        assert (z >= 0).all()
+        assert torch.equal(F.project_simplex_(z.clone(), total), z)
+
+
+@claim
+def a_radius_may_be_given_for_each_datum(dtype: torch.dtype) -> None:
+    x = values((3, 9), dtype, "normal", 3)
+    radii = torch.tensor([0.0, 0.5, 100.0])
+    for p, project in PROJECTIONS.items():
+        for box in ({}, {"lower": -0.25, "upper": torch.full((9,), 0.5)}):
+            z = project(x.clone(), radii, **box)
+            for i in range(3):
+                alone = project(x[i : i + 1].clone(), float(radii[i]), **box)
+                assert ulps(z[i : i + 1], alone.double(), float(radii[i])) <= 2, (p, i)
+
+
+@claim
+def infinite_entries_share_the_radius_as_if_they_had_grown_together(dtype: torch.dtype) -> None:
+    x = torch.tensor([[INF, 3.0, -INF], [INF, INF, INF], [1.0, 5.0, -INF]], dtype=dtype)
+    eps = 2 * torch.finfo(dtype).eps
+    one, two = F.project_l1_ball_(x.clone(), 1.0).double(), F.project_l2_ball_(x.clone(), 1.0).double()
+    half = torch.tensor([0.5, 0, -0.5], dtype=torch.float64)
+    torch.testing.assert_close(one[0], half, rtol=eps, atol=0)
+    torch.testing.assert_close(one[1], torch.full((3,), 1 / 3, dtype=torch.float64), rtol=eps, atol=0)
+    torch.testing.assert_close(two[0], half.sign() * 0.5**0.5, rtol=eps, atol=0)
+    torch.testing.assert_close(two[2], torch.tensor([0, 0, -1.0], dtype=torch.float64), rtol=eps, atol=0)
+    for p, project in PROJECTIONS.items():
+        z = project(x[:1].clone(), 1.0, lower=-0.25, upper=0.25).double()
+        torch.testing.assert_close(z, torch.tensor([[0.25, 0.25, -0.25]], dtype=torch.float64))
+        z = project(x[1:2].clone(), 0.25, upper=torch.tensor([0.0625, 1.0, 1.0])).double()
+        share = (0.25 - 0.0625) / 2 if p == 1 else ((0.25**2 - 0.0625**2) / 2) ** 0.5
+        torch.testing.assert_close(z, torch.tensor([[0.0625, share, share]], dtype=torch.float64), rtol=2 * eps, atol=0)
