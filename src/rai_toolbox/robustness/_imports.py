@@ -1,4 +1,4 @@
-"""What a user names on the command line: `file.py:function` and `package.module:function`."""
+"""Names of user code: `file.py:function` and `package.module:function`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def import_named(spec: str, what: str) -> Any:
     spec : str
         Where to find it.
     what : str
-        What it is for, to begin the error with: ``arg("model")``.
+        The beginning of the error: ``arg("model")``.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def import_named(spec: str, what: str) -> Any:
 
 
 def call_named(spec: str, what: str) -> Any:
-    """Return what the named function returns, called without arguments; an object that is no function is itself."""
+    """Call the named function without arguments and return its result; return any other object as it is."""
     made = import_named(spec, what)
     if isinstance(made, type) or (callable(made) and hasattr(made, "__code__")):
         return guarded(made, f"{what}: {spec}() raised")

@@ -1,4 +1,4 @@
-"""The samples of an evaluation: what can be one, and a first look at all of them."""
+"""The samples of an evaluation: conversion, checks and a summary."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Samples:
     scale : float
         What stored inputs are multiplied by when read (1/255 for the pixels of image files).
     class_names, feature_names : tuple of str or None
-        What to call the classes and, for tables, the features in the report.
+        Names of the classes and, for tables, of the features, in the report.
     one_number : tuple of str or None
         Two labels of a table that are written differently, as 01 and 1, and are the same number.
     """
@@ -81,7 +81,7 @@ class Samples:
 
 
 def kind_of(shape: Sequence[int], feature_names: Sequence[str] | None = None) -> Kind:
-    """Return what a sample of this shape most likely is: how it is shown, and whether it has a natural range.
+    """Return the likely kind of a sample of this shape: it decides how it is shown, and its natural range.
 
     Examples
     --------
@@ -109,7 +109,7 @@ class _First:
 
 @dataclass(frozen=True)
 class Summary:
-    """What one pass over all samples tells.
+    """Statistics of all samples, from one pass.
 
     Attributes
     ----------
