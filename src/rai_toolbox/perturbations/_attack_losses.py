@@ -13,6 +13,8 @@ from rai_toolbox.perturbations._problem import Problem
 from rai_toolbox.perturbations._query import Loss
 
 MOST_CLASSES = 9
+# Of more classes than a search has runs for, so many are looked at for the nearest.
+_CANDIDATES = 18
 
 LossOfRows = Callable[[Tensor], Loss]
 """From row numbers of a problem to the loss of these rows."""
@@ -42,6 +44,17 @@ class ClassLosses:
         others = logits.scatter(1, problem.target[:, None], -torch.inf)
         return ClassLosses(problem, others.argsort(dim=1, descending=True, stable=True)[:, :-1])
 
+    def candidates(self) -> int:
+        """How many of the likeliest classes are worth asking how near they are."""
+        return 1 if self.ranked is None else min(self.ranked.shape[1], _CANDIDATES)
+
+    def nearest_first(self, distance: Tensor) -> ClassLosses:
+        """The candidates in the order of their distances, shape (N, candidates)."""
+        if self.ranked is None:
+            return self
+        order = distance.argsort(dim=1, stable=True)
+        return ClassLosses(self.problem, self.ranked.gather(1, order))
+
     @property
     def count(self) -> int:
         return 1 if self.ranked is None else min(self.ranked.shape[1], MOST_CLASSES)
@@ -69,8 +82,9 @@ class ClassLosses:
         """As `self[number]`, with a number for each of these rows, and for these rows alone."""
         if self.ranked is None:
             return self.any_class
-        classes = self.ranked[rows, numbers]
-        return lambda _: lambda output, target: logit_difference(output, classes, target)
+        classes = torch.zeros_like(self.problem.target)
+        classes[rows] = self.ranked[rows, numbers]
+        return lambda some: lambda output, target: logit_difference(output, classes[some], target)
 
 
 def logit_difference(output: Tensor, classes: Tensor, target: Tensor) -> Tensor:

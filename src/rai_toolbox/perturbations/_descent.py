@@ -14,22 +14,47 @@ References
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from rai_toolbox.perturbations._attack_losses import LossOfRows
 from rai_toolbox.perturbations._auto_pgd import sparse_direction
-from rai_toolbox.perturbations._ball import distances
+from rai_toolbox.perturbations._ball import Ball, distances
 from rai_toolbox.perturbations._nearest import Nearest
 from rai_toolbox.perturbations._problem import Problem
+from rai_toolbox.perturbations._query import Answer
 
 # A step that aims at the linearized boundary itself stops just short of it, for ever.
 OVERSHOOT = 1.01
-_DUAL = {"l2": 2.0, "linf": 1.0, "l1": math.inf}
+_DUAL = {"l2": 2.0, "linf": 1.0, "l1": math.inf, "l0": math.inf}
 # First and last length of a step, as a share of the radius. A step in Linf changes every entry alike.
 _STEP = {"l2": (1.0, 0.005), "linf": (2.0, 0.005), "l1": (0.5, 0.005)}
 _CHANGE = (0.05, 0.001)
+# A wide ball has narrowed after 1 / this of the steps.
+_NARROWING = 2.5
+# How many steps rows that may leave stay at most: each look at them is one at the device.
+_LOOK_EVERY = 5
+
+
+@dataclass
+class _Walk:
+    """One entry per row that is still walking; `at` is its place among the rows that began."""
+
+    rows: Tensor
+    at: Tensor
+    x: Tensor
+    data: Tensor
+    found: Tensor
+    epsilon: Tensor
+    farthest: Tensor
+    limit: Tensor
+
+    def keep(self, mask: Tensor) -> None:
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name)[mask])
 
 
 def descend(
@@ -41,55 +66,103 @@ def descend(
     *,
     steps: int,
     stream: int,
+    farthest: Tensor,
+    limit: Tensor,
     radius: Tensor | None = None,
+    widen: float = 1.0,
     scale: float = 1.0,
     sparse: bool = False,
+    patience: int | None = None,
+    done: Callable[[Tensor], Tensor] | None = None,
+    spent: Tensor | None = None,
 ) -> Tensor:
     """Look for nearer points for `rows`; `nearest` sees every point asked about.
 
     Parameters
     ----------
     start : Tensor, shape (n, D)
+    farthest : Tensor of float64, shape (n,)
+        No radius is larger.
+    limit : Tensor of float64, shape (n,)
+        No point further off is of interest.
     radius : Tensor of float64, shape (n,), optional
         The first radius. Default: as far as the linearized boundary.
+    widen : float
+        So many times as far as is of interest a ball may reach at first; it narrows over the first steps. What leads
+        to a near point often starts far away, above all where the gradient at the datum is zero or says little.
     scale : float
         Of the length of the steps.
     sparse : bool
         Steps along few entries, about as many as are changed. For L1: finds other optima than dense steps do.
+    patience : int, optional
+        After so many steps a row that has not been across leaves.
+    done : Callable[[Tensor], Tensor], optional
+        From rows to whether they may leave, asked every few steps.
+    spent : Tensor of int64, shape (N,), optional
+        Counts the questions about each row of the problem.
 
     Returns
     -------
     Tensor of float64, shape (n,)
         How near this run came at which the loss is positive; infinite where it never was.
     """
-    loss_fn, data = losses(rows), problem.data[rows]
-    around = problem.ball(nearest.distance)[rows]
-    x = start
     found = torch.full_like(nearest.distance[rows], torch.inf)
-    epsilon = torch.full_like(found, torch.inf) if radius is None else radius
-    guessed = radius is None
-    first, last = _STEP[problem.norm]
-    farthest = problem.farthest(rows)
+    walk = _Walk(
+        rows=rows, at=torch.arange(len(rows), device=rows.device), x=start, data=problem.data[rows],
+        found=found.clone(), epsilon=found.clone() if radius is None else radius, farthest=farthest, limit=limit,
+    )  # fmt: skip
+    loss_fn, around = losses(rows), problem.ball(nearest.distance)[rows]
     for step in range(steps):
-        shrink = 0.5 * (1 + math.cos(math.pi * step / steps))
-        change = _CHANGE[1] + (_CHANGE[0] - _CHANGE[1]) * shrink
-        answer = problem.ask(rows, x, loss_fn, stream + step)
-        nearest.see(rows, x, answer.score, answer.achieved)
-        here = distances(x, data, problem.norm)
-        across = answer.loss > 0
-        found = torch.where(across, torch.minimum(found, here), found)
-        wider = epsilon * (1 + change)
-        if guessed:
-            slope = torch.linalg.vector_norm(answer.grad.double(), ord=_DUAL[problem.norm], dim=1)
-            guess = here + OVERSHOOT * answer.loss.double().abs() / slope.clamp_min(1e-300)
-            wider = torch.where(found.isfinite(), wider, guess)
-        epsilon = torch.where(across, torch.minimum(found, epsilon) * (1 - change), wider)
-        epsilon = torch.minimum(torch.minimum(epsilon, farthest), nearest.distance[rows])
-        ball = around.with_epsilon(epsilon[:, None])
-        length = scale * epsilon * (last + (first - last) * shrink)
-        move = _sparsely(answer.grad, x != data) if sparse else ball.steepest(answer.grad)
-        x = ball.land(ball.project(ball.delta(x) + move * length[:, None].to(ball.dtype)))
+        leave = _leaving(walk, step, patience, done)
+        if leave is not None and bool(leave.any()):
+            found[walk.at] = walk.found
+            walk.keep(~leave)
+            if not len(walk.rows):
+                return found
+            loss_fn, around = losses(walk.rows), problem.ball(nearest.distance)[walk.rows]
+        if spent is not None:
+            spent[walk.rows] += 1
+        answer = problem.ask(walk.rows, walk.x, loss_fn, stream + step)
+        nearest.see(walk.rows, walk.x, answer.score, answer.achieved)
+        wide = max(1.0, widen * (1 - _NARROWING * step / steps))
+        _step(problem.norm, nearest, around, walk, answer, step / steps, radius is None, wide, scale, sparse)
+    found[walk.at] = walk.found
     return found
+
+
+def _leaving(walk: _Walk, step: int, patience: int | None, done: Callable[[Tensor], Tensor] | None) -> Tensor | None:
+    if step and step == patience:
+        return walk.found.isinf() if done is None else walk.found.isinf() | done(walk.rows)
+    return done(walk.rows) if done is not None and step and step % _LOOK_EVERY == 0 else None
+
+
+def _step(
+    norm: str, nearest: Nearest, around: Ball, walk: _Walk, answer: Answer, progress: float, guess: bool, wide: float,
+    scale: float, sparse: bool,
+) -> None:  # fmt: skip
+    """A new radius, a step, and back into ball and box."""
+    shrink = 0.5 * (1 + math.cos(math.pi * progress))
+    change = _CHANGE[1] + (_CHANGE[0] - _CHANGE[1]) * shrink
+    first, last = _STEP[norm]
+    here = distances(walk.x, walk.data, norm)
+    across = answer.loss > 0
+    walk.found = torch.where(across, torch.minimum(walk.found, here), walk.found)
+    wider = walk.epsilon * (1 + change)
+    if guess:
+        wider = torch.where(walk.found.isfinite(), wider, here + OVERSHOOT * linearized_distance(answer, norm))
+    epsilon = torch.where(across, torch.minimum(walk.found, walk.epsilon) * (1 - change), wider)
+    most = wide * torch.minimum(walk.limit, nearest.distance[walk.rows])
+    walk.epsilon = torch.minimum(torch.minimum(epsilon, walk.farthest), most)
+    ball = around.with_epsilon(walk.epsilon[:, None])
+    length = scale * walk.epsilon * (last + (first - last) * shrink)
+    move = _sparsely(answer.grad, walk.x != walk.data) if sparse else ball.steepest(answer.grad)
+    walk.x = ball.land(ball.project(ball.delta(walk.x) + move * length[:, None].to(ball.dtype)))
+
+
+def linearized_distance(answer: Answer, norm: str) -> Tensor:
+    """How far off the boundary would be if the loss were linear: |loss| over the dual norm of its gradient."""
+    slope = torch.linalg.vector_norm(answer.grad.double(), ord=_DUAL[norm], dim=1)
+    return answer.loss.double().abs() / slope.clamp_min(1e-300)
 
 
 def _sparsely(grad: Tensor, changed: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import torch
@@ -143,11 +144,15 @@ def _solve(problem: Problem, steps: int, restarts: int, callback: Callable[[int,
         nearest.see(every, problem.data, score, achieved)
         rows = every[~achieved & problem.movable()]
         losses = ClassLosses.after(problem, output)
-        searches = Search(problem, nearest, losses, steps, restarts)
-        for number in range(restarts if len(rows) else 0):
-            searches.run(rows, number)
+        search = Search(problem, nearest, losses, steps, restarts)
+        search.rank(rows)
+        for number in count():
+            left = search.left(rows)
+            if not len(left):
+                break
+            search.run(left, number)
             if callback is not None:
                 callback(number, nearest.distance.clone())
         nearest.scatter(rows, _RANDOM_POINTS, restarts * MOST_STEPS)
-        searches.finish(rows)
+        search.finish(rows)
     return report(problem, nearest.x, nearest.distance.isinf())

@@ -27,6 +27,8 @@ class Objective:
     achieved: Loss | None
     firmly: Loss | None
     default: bool
+    crosses: bool = True
+    """Whether the criterion is positive just where the decision has changed."""
 
     def score(self, output: Tensor, target: Tensor) -> Tensor:
         value = self.criterion(output, target)
@@ -38,17 +40,18 @@ def make_objective(target: Tensor, criterion: Loss | None, margin: Loss | None, 
     sign = -1.0 if targeted else 1.0
     classifies = not target.is_floating_point()
     default = classifies and criterion is None and margin is None
+    crosses = criterion is None
     if criterion is None:
         criterion = margin if margin is not None else (L.margin if classifies else L.squared_error)
         # A user's margin is positive where the aim is achieved, whatever the aim.
         sign = 1.0 if margin is not None else sign
     if margin is not None:
         achieved = _positive(margin)
-        return Objective(criterion, sign, achieved, achieved, default)
+        return Objective(criterion, sign, achieved, achieved, default, crosses)
     if not classifies:
-        return Objective(criterion, sign, None, None, default)
+        return Objective(criterion, sign, None, None, default, crosses)
     achieved = L.reached if targeted else L.misclassified
-    return Objective(criterion, sign, achieved, _clearly(L.targeted_margin if targeted else L.margin), default)
+    return Objective(criterion, sign, achieved, _clearly(L.targeted_margin if targeted else L.margin), default, crosses)
 
 
 def _positive(margin: Loss) -> Loss:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rai_toolbox.perturbations._attack_losses import ClassLosses, LossOfRows
-from rai_toolbox.perturbations._descent import descend
+from rai_toolbox.perturbations._descent import descend, linearized_distance
 from rai_toolbox.perturbations._nearest import Nearest
 from rai_toolbox.perturbations._problem import MOST_STEPS, Problem
 from rai_toolbox.perturbations._sparse_descent import add_greedily, shrink_smoothly
 
 _BISECTIONS = 8
+# Of the random draws of all runs, those of the last.
+_END = 2**20 * MOST_STEPS
 _RANDOM_CHOICES = 4
-# Of the steps of a run, the share that a first look at a class takes; the later runs share out what this leaves.
+# Of the steps of a run, the share that a first look at a class takes.
 _LOOK = 0.6
 # Of the steps of a walk that starts from the nearest point known.
 _CAREFULLY = 0.3
@@ -27,83 +30,120 @@ class _Run:
 
     `rank`: for which class, 0 the one that came nearest so far; None: for any. `radius`: of the ball around the datum
     that a random start is drawn from, in units of the nearest distance known; None: start at the nearest point known.
-    `kick`: how far from there toward a random point, as a share of the distance. `scale`: of the first step. `sparse`:
-    L1 alone, with sparse steps.
+    `scale`: of the first step. `sparse`: with sparse steps.
     """
 
     rank: int | None = None
     radius: float | None = None
-    kick: float = 0.0
     scale: float = 1.0
     sparse: bool = False
 
 
-# In turn. Each kind of run was kept for what it adds where the others are stuck (bench/solvers.py).
+# In turn: from far outside for the classes that came nearest, and along the boundary from where that ended.
 _LATER = (
-    _Run(rank=0, radius=2.0),
+    _Run(rank=0, radius=3.0),
+    _Run(rank=1, radius=3.0),
     _Run(scale=_CAREFULLY),
-    _Run(rank=1, radius=2.0),
-    _Run(rank=0, kick=0.3),
-    _Run(rank=2, radius=2.0),
+    _Run(rank=2, radius=5.0),
+    _Run(rank=0, radius=5.0),
     _Run(scale=_CAREFULLY / 3),
-    _Run(rank=0, radius=1.0),
-    _Run(rank=1, kick=0.3),
-    _Run(rank=3, radius=2.0),
 )
 _LATER_L1 = (
+    _Run(rank=0, radius=3.0, sparse=True),
+    _Run(rank=1, radius=3.0),
     _Run(),
-    _Run(rank=0, radius=1.0, sparse=True),
-    _Run(rank=1, radius=1.0, sparse=True),
-    _Run(rank=2, radius=1.0, sparse=True),
-    _Run(),
-    _Run(rank=0, radius=2.0, sparse=True),
-    _Run(rank=3, radius=1.0, sparse=True),
-    _Run(rank=0, kick=0.3),
+    _Run(rank=2, radius=3.0, sparse=True),
+    _Run(rank=0, radius=5.0),
     _Run(),
 )
 
 
 class Search:
-    """The runs of one solve, each row's later ones given to the classes that came nearest to it.
+    """The runs of one solve, each row's questions given to the classes that came nearest to it.
 
     Parameters
     ----------
     nearest : Nearest
         Sees every point asked about.
     steps, restarts : int
-        `restarts` runs, of `steps` questions each on average.
+        A row gets `steps` times `restarts` questions at most.
+    limit : Tensor of float64, shape (N,), optional
+        No point further off is of interest.
+    done : Callable[[Tensor], Tensor], optional
+        From rows to whether they may leave.
     """
 
-    def __init__(self, problem: Problem, nearest: Nearest, losses: ClassLosses, steps: int, restarts: int) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        nearest: Nearest,
+        losses: ClassLosses,
+        steps: int,
+        restarts: int,
+        *,
+        limit: Tensor | None = None,
+        done: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._problem, self._nearest, self._losses = problem, nearest, losses
-        self._steps, self._end = steps, restarts * MOST_STEPS
-        classes = losses.count
-        self._first = max(1, round(_LOOK * steps)) if restarts > classes else steps
-        self._later = (steps * restarts - self._first * classes) // max(1, restarts - classes)
+        self._steps, self._restarts, self._done = steps, restarts, done
+        self._limit = torch.full_like(nearest.distance, torch.inf) if limit is None else limit
+        self._sweeps_all = restarts > losses.count
+        self._first = max(1, round(_LOOK * steps)) if self._sweeps_all else steps
+        n, device = len(problem.data), problem.data.device
+        self._spent = torch.zeros(n, dtype=torch.int64, device=device)
         # How near a run for each class came to each row.
-        self._reached = torch.full(
-            (len(problem.data), classes), torch.inf, dtype=torch.float64, device=problem.data.device
-        )
+        self._reached = torch.full((n, losses.count), torch.inf, dtype=torch.float64, device=device)
+
+    @property
+    def spent(self) -> Tensor:
+        """Of each row, the share of its questions that were asked, shape (N,)."""
+        return self._spent.double() / (self._steps * self._restarts)
+
+    def count(self, rows: Tensor, questions: int) -> None:
+        """Questions that somebody else asked about these rows."""
+        self._spent[rows] += questions
+
+    def left(self, rows: Tensor) -> Tensor:
+        """Those of `rows` that have questions left for another run."""
+        return rows[self._spent[rows] + self._steps <= self._steps * self._restarts]
+
+    def swept(self, number: int) -> bool:
+        """Whether every class has had a run before this one."""
+        return number >= self._losses.count
+
+    def rank(self, rows: Tensor) -> None:
+        """Put the classes in the order of their distances if the model were linear: margin over the gradient's norm."""
+        problem, losses = self._problem, self._losses
+        if not len(rows) or not self._sweeps_all or losses.candidates() < 2 or problem.norm == "l0":
+            return
+        distance = torch.full((len(problem.data), losses.candidates()), torch.inf, dtype=torch.float64).to(rows.device)
+        for number in range(losses.candidates()):
+            loss = losses.of(rows, torch.full_like(rows, number))
+            answer = problem.query.ask(problem.data[rows], problem.target[rows], loss(rows))
+            distance[rows, number] = torch.where(answer.dead, torch.inf, linearized_distance(answer, problem.norm))
+            self._spent[rows] += 1
+        self._losses = losses.nearest_first(distance)
 
     def run(self, rows: Tensor, number: int) -> None:
         """Look for points nearer to `rows` in one run, from 0."""
         problem, losses, stream = self._problem, self._losses, number * MOST_STEPS
-        sweep = number // losses.count
+        sweep, limit = number // losses.count, self._limit[rows]
         if problem.norm == "l0":
             self._run_l0(problem.in_sweep(sweep), rows, losses[number], sweep, stream)
             return
         if not sweep:
-            rank = torch.full_like(rows, number)
-            start, radius, steps, how = problem.data[rows], None, self._first, _Run()
+            rank, how, steps = torch.full_like(rows, number), _Run(), self._first
+            start, radius = problem.data[rows], None
         else:
             runs = _LATER_L1 if problem.norm == "l1" else _LATER
-            how, steps, problem = runs[(number - losses.count) % len(runs)], self._later, problem.in_sweep(sweep)
+            how, steps, problem = runs[(number - losses.count) % len(runs)], self._steps, problem.in_sweep(sweep)
             rank = None if how.rank is None else self._ranked(rows, how.rank)
-            start, radius = self._start(problem, rows, how, stream)
+            start, radius = self._start(problem, rows, how, stream, limit)
         loss = losses.any_class if rank is None else losses.of(rows, rank)
         found = descend(
-            problem, self._nearest, rows, start, loss, steps=steps, stream=stream, radius=radius, scale=how.scale,
-            sparse=how.sparse,
+            problem, self._nearest, rows, start, loss, steps=steps, stream=stream, farthest=problem.farthest(rows),
+            limit=limit, radius=radius, widen=how.radius or 1.0, scale=how.scale, sparse=how.sparse,
+            done=self._done, spent=self._spent, patience=max(1, steps // 2) if self._sweeps_all else None,
         )  # fmt: skip
         if rank is not None:
             self._reached[rows, rank] = torch.minimum(self._reached[rows, rank], found)
@@ -112,20 +152,17 @@ class Search:
         """The class that came nearest to each row, or the one after it, and so on."""
         return self._reached[rows].argsort(dim=1, stable=True)[:, rank % self._losses.count]
 
-    def _start(self, problem: Problem, rows: Tensor, how: _Run, stream: int) -> tuple[Tensor, Tensor]:
+    def _start(self, problem: Problem, rows: Tensor, how: _Run, stream: int, limit: Tensor) -> tuple[Tensor, Tensor]:
         """Where a run starts, and the radius of its first ball."""
         nearest = self._nearest
-        known = nearest.distance[rows]
+        known = torch.minimum(nearest.distance[rows], limit)
         radius = torch.minimum((how.radius or 1.0) * known, problem.farthest(rows))
-        ball = problem.ball(nearest.distance)[rows].with_epsilon(radius[:, None])
-        if how.radius is None and not how.kick and bool(known.isfinite().all()):
+        lost = nearest.distance[rows].isinf()
+        if how.radius is None and not bool(lost.any()):
             return nearest.x[rows], radius
+        ball = problem.ball(nearest.distance)[rows].with_epsilon(radius[:, None])
         start = ball.random(lambda kind: getattr(problem.noise, kind)(rows, stream))
-        if how.radius is None:
-            near = nearest.x[rows]
-            kicked = ball.nearest(near + how.kick * (start - problem.data[rows])) if how.kick else near
-            start = torch.where(known.isfinite()[:, None], kicked, start)
-        return start, radius
+        return (start if how.radius else torch.where(lost[:, None], start, nearest.x[rows])), radius
 
     def _run_l0(self, problem: Problem, rows: Tensor, loss: LossOfRows, sweep: int, stream: int) -> None:
         nearest, steps, start = self._nearest, self._steps, problem.data[rows]
@@ -133,6 +170,7 @@ class Search:
             radius = torch.minimum(2 * nearest.distance[rows], problem.farthest(rows))
             ball = problem.ball(nearest.distance)[rows].with_epsilon(radius[:, None])
             start = ball.random(lambda kind: getattr(problem.noise, kind)(rows, stream))
+        self._spent[rows] += steps
         add_greedily(problem, nearest, rows, start, loss, steps=steps // 2, stream=stream)
         shrink_smoothly(problem, nearest, rows, start, loss, steps=steps, stream=stream + steps)
 
@@ -147,12 +185,13 @@ class Search:
             for number in range(_RANDOM_CHOICES * losses.count):
                 add_greedily(
                     problem, nearest, rows, problem.data[rows], losses[number], steps=steps // 2,
-                    stream=self._end + (number + 1) * 4 * steps, randomly=True,
+                    stream=_END + (number + 1) * 4 * steps, randomly=True,
                 )  # fmt: skip
             return
         nearest.bisect(rows, _BISECTIONS)
         descend(
             problem, nearest, rows, nearest.x[rows], losses.any_class, steps=3 * steps // 2,
-            stream=self._end + MOST_STEPS // 2, radius=nearest.distance[rows], scale=_CAREFULLY,
+            stream=_END + MOST_STEPS // 2, farthest=problem.farthest(rows),
+            limit=self._limit[rows], radius=nearest.distance[rows], scale=_CAREFULLY, done=self._done,
         )  # fmt: skip
         nearest.bisect(rows, _BISECTIONS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -32,8 +33,14 @@ from rai_toolbox.perturbations._solution import Solution, concatenate
 
 __all__ = ["worst_case"]
 
-# Of a point outside, how many times the radius away, there may be one inside that it leads to.
-_NEAR = 1.3
+# Of a point outside, so many times the radius away, there may be one inside that a last walk leads to.
+_NEAR = {"linf": 1.03, "l2": 1.05, "l1": 1.3, "l0": 1.3}
+
+# In units of the radius: no point further off is of interest; and by how much more than the radius the nearest known
+# may be away for another run to be worth it, at first and at last. The runs of `minimum_norm` showed how much nearer
+# later ones come.
+_LIMIT = {"linf": 1.5, "l2": 2.0, "l1": 3.0}
+_SLACK = {"linf": (0.4, 0.02), "l2": (0.8, 0.02), "l1": (2.5, 0.05)}
 
 # From what share of zeros among the gradients of a first run on a datum is searched at random.
 _BLIND = 0.2
@@ -172,44 +179,90 @@ def _solve(
     early_stop: bool,
     callback: Callable[[int, Tensor], Any] | None,
 ) -> Solution:
-    every = torch.arange(len(problem.data), device=problem.data.device)
-    stop = early_stop and problem.objective.achieved is not None
+    objective = problem.objective
+    stop = early_stop and objective.achieved is not None
     best = Best(problem, by_score_alone=not stop)
-    if len(every):
+    if len(problem.data):
         score, achieved, output = look(problem)
-        best.see(every, problem.data, score, achieved)
-        ball = problem.ball(radii)
+        best.see(torch.arange(len(problem.data), device=problem.data.device), problem.data, score, achieved)
         losses = ClassLosses.after(problem, output)
-        # Where projections make for crooked paths, coming from outside finds far more than steps within the ball do.
-        within = _Within(problem, best, radii) if stop and problem.norm in ("l0", "l1") else None
-        search = None if within is None else Search(problem, within, losses, steps, restarts)
-        blind = torch.zeros_like(best.achieved)
-        movable = problem.movable()
-        for number in range(restarts):
-            rows = every[movable & ~best.achieved] if stop else every[movable]
-            if not len(rows):
-                break
-            if stop and number % 3 and bool(blind[rows].any()):
-                search_randomly(
-                    problem, ball, best, rows[blind[rows]], queries=steps, stream=number * MOST_STEPS,
-                    progress=(number / restarts, (number + 1) / restarts),
-                )  # fmt: skip
-                rows = rows[~blind[rows]]
-            if search is not None and len(rows):
-                search.run(rows, number)
-                rows = rows[~best.achieved[rows]]
-            if within is None or number == 0:
-                loss = losses[number] if restarts >= losses.count else losses.all_classes
-                _run(problem, ball, best, rows, loss, number, steps, stop)
-            if number == 0:
-                blind = best.dead > _BLIND * steps
+        # A walk along the boundary needs runs to spare for the classes; and with a criterion of the user's, only the
+        # norms whose projections make for crooked paths are worth it, for nothing tells on which side it is.
+        walks = problem.norm in ("l0", "l1") or (restarts > losses.count and objective.crosses)
+        runs = _from_outside if stop and walks else _from_inside
+        for number, _ in enumerate(runs(problem, best, radii, losses, steps, restarts, stop)):
             if callback is not None:
                 callback(number, best.achieved.clone())
-        if search is not None and within is not None:
-            rows = every[movable & ~best.achieved]
-            near = within.distance[rows] <= torch.maximum(_NEAR * radii[rows], radii[rows] + 1)
-            search.finish(rows[near])
     return report(problem, best.x)
+
+
+def _from_inside(
+    problem: Problem, best: Best, radii: Tensor, losses: ClassLosses, steps: int, restarts: int, stop: bool
+) -> Iterator[None]:
+    """Auto-PGD within the ball, from the data and from random points. Yields after each run."""
+    every = torch.arange(len(problem.data), device=problem.data.device)
+    ball, movable = problem.ball(radii), problem.movable()
+    blind = torch.zeros_like(best.achieved)
+    for number in range(restarts):
+        rows = every[movable & ~best.achieved] if stop else every[movable]
+        if not len(rows):
+            return
+        if stop and number % 3 and bool(blind[rows].any()):
+            _at_random(problem, ball, best, rows[blind[rows]], steps, number, restarts)
+            rows = rows[~blind[rows]]
+        loss = losses[number] if restarts >= losses.count else losses.all_classes
+        _run(problem, ball, best, rows, loss, number, steps, stop)
+        if number == 0:
+            blind = best.dead > _BLIND * steps
+        yield
+
+
+def _from_outside(
+    problem: Problem, best: Best, radii: Tensor, losses: ClassLosses, steps: int, restarts: int, stop: bool
+) -> Iterator[None]:
+    """One run of Auto-PGD within the ball; then the searches of `minimum_norm`, for as long as they are promising."""
+    every = torch.arange(len(problem.data), device=problem.data.device)
+    ball, movable = problem.ball(radii), problem.movable()
+    within = _Within(problem, best, radii)
+    limit = None if problem.norm == "l0" else radii * _LIMIT[problem.norm]
+    search = Search(
+        problem, within, losses, steps, max(1, restarts - 1), limit=limit, done=lambda rows: best.achieved[rows]
+    )
+    rows = every[movable & ~best.achieved]
+    first = steps if restarts <= losses.count else max(1, steps // 2)
+    _run(problem, ball, best, rows, losses.all_classes, 0, first, stop)
+    yield
+    blind = best.dead > _BLIND * first
+    search.rank(every[movable & ~best.achieved])
+    for number in count():
+        rows = search.left(every[movable & ~best.achieved])
+        if problem.norm != "l0" and search.swept(number):
+            rows = rows[blind[rows] | _promising(problem.norm, within.distance[rows] / radii[rows], search.spent[rows])]
+        if not len(rows):
+            break
+        if (number + 1) % 3 and bool(blind[rows].any()):
+            _at_random(problem, ball, best, rows[blind[rows]], steps, number + 1, restarts)
+            search.count(rows[blind[rows]], steps)
+            rows = rows[~blind[rows]]
+        if len(rows):
+            search.run(rows, number)
+        yield
+    rows = every[movable & ~best.achieved]
+    near = within.distance[rows] <= torch.maximum(
+        _NEAR[problem.norm] * radii[rows], radii[rows] + (problem.norm == "l0")
+    )
+    search.finish(rows[near])
+
+
+def _promising(norm: str, ratio: Tensor, spent: Tensor) -> Tensor:
+    """Whether a row is worth more runs: `ratio` is how far its nearest error is, in radii. Ever less is allowed."""
+    wide, narrow = _SLACK[norm]
+    return ratio <= 1 + narrow + wide * (1 - spent).clamp_min(0) ** 3
+
+
+def _at_random(problem: Problem, ball: Ball, best: Best, rows: Tensor, steps: int, number: int, restarts: int) -> None:
+    part = min(number / restarts, 1.0), min((number + 1) / restarts, 1.0)
+    search_randomly(problem, ball, best, rows, queries=steps, stream=number * MOST_STEPS, progress=part)
 
 
 class _Within(Nearest):
