@@ -63,11 +63,12 @@ def minimum_norm(
         say, `lambda output, target: (output[:, 0] - target).abs() - 0.5`. Default: the margin of a classifier, whose
         output has the shape (N, C), or (N,) or (N, 1) for two classes.
     steps : int
-        Forward and backward passes of a descent, on average.
+        Forward and backward passes of each descent at most.
     restarts : int
-        Descents. Each of the other classes (the nine likeliest) gets a short one from the datum itself. The others are
-        longer; they go to the classes that came nearest, from random points and from the nearest point known. With the
-        defaults, at most 1,000 forward and 1,000 backward passes per datum in all.
+        `steps` times `restarts` passes are what a datum's descents get, about a tenth more what follows them. Each of
+        the other classes (the nine nearest by a linear model) gets a short one from the datum itself. The others go to
+        the classes that came nearest: from random points far outside, in a ball that narrows, and from the nearest
+        point known. With the defaults, at most 1,000 forward and 1,000 backward passes per datum in all.
     samples : int
         For random models: the forward passes that each gradient is averaged, and each decision voted over.
     batch_size : int, optional

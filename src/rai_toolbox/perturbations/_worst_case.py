@@ -97,10 +97,10 @@ def worst_case(
         indices, that of a classifier, whose output has the shape (N, C), or (N,) or (N, 1) for two classes; otherwise
         there is no decision, and nothing stops early.
     steps : int
-        Forward and backward passes of each run.
+        Forward and backward passes of each run at most.
     restarts : int
-        Runs, the first from the data themselves, the others from random points. With the defaults, 900 forward and
-        backward passes for a datum that withstands them all.
+        Runs: `steps` times `restarts` passes for a datum that withstands them all. A datum whose nearest error known
+        is too far outside for more runs to bring it within the radius is given up earlier.
     early_stop : bool
         Leave a datum alone as soon as its decision has changed. Otherwise go on to the largest criterion.
     samples : int
@@ -137,8 +137,10 @@ def worst_case(
     Where the first run meets gradients that are zero (a model that rounds its input, or a saturated output), two of
     three others are random searches [3]_, which need none.
 
-    For L1 and L0, the runs are `minimum_norm`'s searches, which come from outside the ball; the first is followed by a
-    run of Auto-PGD, and the last by one that starts from the nearest point known, if that is just outside.
+    With runs enough for the classes, the first is Auto-PGD within the ball. The others are `minimum_norm`'s searches,
+    which come from outside; the last walk starts from the nearest point known, if that is just outside. With fewer
+    runs, with a criterion of your own, or without `early_stop`, all are Auto-PGD within the ball (L1 and L0 still come
+    from outside if they may stop).
 
     References
     ----------
