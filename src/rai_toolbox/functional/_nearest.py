@@ -58,6 +58,12 @@ def clip(x: Tensor, low: Bound, high: Bound, *, in_place: bool = False) -> Tenso
         high = None if high is None else torch.as_tensor(high, dtype=x.dtype, device=x.device)
     else:
         low, high = representable(low, x.dtype), representable(high, x.dtype)
+    if _needs_grad(x, low, high) and not in_place:
+        # at a bound the gradient is that of x; clamp of torch from 2.14 on shares or drops it
+        inside = (torch.ones_like(x, dtype=torch.bool) if low is None else x >= low) & (
+            True if high is None else x <= high
+        )
+        return torch.where(inside, x, x.clamp(low, high))  # pyright: ignore[reportCallIssue, reportArgumentType]
     return (x.clamp_ if in_place else x.clamp)(low, high)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
@@ -249,7 +255,7 @@ def folded(x: Tensor, low: Bound, high: Bound, *, lasting: bool = False) -> tupl
     # an entry whose interval leaves zero out keeps that side's sign, whatever x is
     nearest_zero = torch.minimum(torch.maximum(torch.zeros_like(x), lo), hi)
     sign = torch.where(nearest_zero != 0, nearest_zero.sign(), sign)
-    return sign, nearest_zero.abs(), torch.maximum(sign * lo, sign * hi).clamp_min(0)
+    return sign, nearest_zero.abs(), _not_negative(torch.maximum(sign * lo, sign * hi))
 
 
 def _without_infinities(y: Tensor, l: Tensor | None, h: Tensor, eps: Tensor, p: int) -> tuple[Tensor, Tensor]:
@@ -294,7 +300,7 @@ def _with_sum(y: Tensor, total: Tensor) -> Tensor:
         active = (depth < level_for_sum(depth.detach(), total.detach())) | (depth == 0)
     count = active.sum(1, keepdim=True).clamp_min(1)
     level = (total + torch.where(active, depth, zero).sum(1, keepdim=True)) / count
-    z = torch.where(active, (level - depth).clamp_min(0), zero)
+    z = torch.where(active, _not_negative(level - depth), zero)
     return z * _correction(z.detach(), total.detach())
 
 
@@ -351,6 +357,11 @@ def _near_the_end(epsilon: Number) -> bool:
     if isinstance(epsilon, Tensor):
         return may_look(epsilon) and bool(((epsilon > 1e300) & (epsilon < torch.inf)).any())
     return 1e300 < epsilon < torch.inf
+
+
+def _not_negative(x: Tensor) -> Tensor:
+    """max(x, 0), with a gradient of 1 at zero, where that of `clamp_min` depends on the version of torch."""
+    return torch.where(x < 0, torch.zeros_like(x), x)
 
 
 def _needs_grad(*values: Number | Bound) -> bool:
