@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
@@ -111,16 +112,22 @@ def placements_of(kind: str) -> tuple[DeviceMesh, Callable[[int], Sequence[Place
     raise ValueError(kind)
 
 
+# torch 2.6 sends the tensor of rank 0, which is the same.
+_SENDING_NOTHING: Any = (
+    {"src_data_rank": None} if "src_data_rank" in inspect.signature(distribute_tensor).parameters else {}
+)
+
+
 def sharded(x: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> DTensor:
     """Cut a tensor that every rank has; nothing is sent."""
     part = x
     ordinary = [p if isinstance(p, (Shard, Replicate)) else Replicate() for p in placements]
     if list(placements) == ordinary:
-        return distribute_tensor(x, mesh, placements, src_data_rank=None)
+        return distribute_tensor(x, mesh, placements, **_SENDING_NOTHING)
     # As fully_shard does: first the inner, tensor-parallel cut, then chunks of its parts.
     outer, inner = mesh["outer"], mesh["inner"]
-    part = distribute_tensor(x, inner, [Shard(0)], src_data_rank=None).to_local()
-    part = distribute_tensor(part.contiguous(), outer, [Shard(0)], src_data_rank=None).to_local()
+    part = distribute_tensor(x, inner, [Shard(0)], **_SENDING_NOTHING).to_local()
+    part = distribute_tensor(part.contiguous(), outer, [Shard(0)], **_SENDING_NOTHING).to_local()
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=x.shape, stride=x.stride())
 
 

@@ -13,12 +13,20 @@ from ranks import Ranks
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("ranks")]
 
 
+# Such as torch 2.6, in a build for CUDA.
+fsdp2_on_a_cpu = pytest.mark.skipif(
+    not hasattr(torch.cpu.current_stream(), "record_event"), reason="this torch's fully_shard does not run on a CPU"
+)
+
+
+@fsdp2_on_a_cpu
 @pytest.mark.parametrize("param_ndim", [-1, 1, None])
 def test_fsdp2_with_uneven_shards_trains_as_one_process(param_ndim: int | None, ranks: Ranks) -> None:
     names = training.CLASSES if ranks.size == 2 else [name for name in SOME if " " not in name]
     ranks.run(training.fsdp2_agrees, False, param_ndim, names, False)
 
 
+@fsdp2_on_a_cpu
 def test_fsdp2_layer_by_layer_and_hybrid_shards_train_as_one_process(four_ranks: Ranks) -> None:
     for name in ("L2ProjectedOptim", "L1qNormedGradientOptim", "ChainedParamTransformingOptimizer"):
         four_ranks.run(training.fsdp2_agrees, False, None, [name], True)

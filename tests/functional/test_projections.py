@@ -420,7 +420,7 @@ def test_projecting_normal_rows_on_an_l1_ball_takes_few_passes(epsilon: float):
 
     with Passes():
         F.project_l1_ball_(x, epsilon)
-    assert passes <= 36
+    assert passes <= 37  # 36, and one more with torch 2.6
 
 
 def test_simplex_gradient_agrees_with_finite_differences():
