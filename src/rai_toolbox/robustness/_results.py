@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 __all__ = ["ClassRow", "Curve", "Examples", "Finding", "Point", "Results", "Task", "Verdict", "jsonable"]
 
 Task = Literal["classification", "regression"]
-Verdict = Literal["ok", "warning", "distrust", "not run"]
+Verdict = Literal["ok", "warning", "distrust", "not conclusive", "not run"]
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class Finding:
         Its name, a heading of the documentation's page on trust.
     title : str
         The same in words.
-    verdict : {"ok", "warning", "distrust", "not run"}
-        ``"distrust"``: do not believe the figures.
+    verdict : {"ok", "warning", "distrust", "not conclusive", "not run"}
+        ``"distrust"``: do not believe the figures. ``"not conclusive"``: the check was too weak to tell.
     summary : str
         One sentence.
     evidence : dict

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from rai_toolbox.perturbations.losses import margin
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._stages import AttackContext
 
-__all__ = ["noise_breaks", "random_search_breaks"]
+__all__ = ["noise_breaks", "random_search", "random_search_breaks"]
 
 
 def noise_breaks(
-    context: AttackContext, x: torch.Tensor, target: torch.Tensor, *, norm: Norm, epsilon: float, draws: int
-) -> torch.Tensor:
+    context: AttackContext, x: Tensor, target: Tensor, *, norm: Norm, epsilon: Tensor, draws: int
+) -> Tensor:
     """Say which samples some random point on the sphere of radius `epsilon` (cut to the bounds) makes wrong.
 
     Parameters
     ----------
     x, target : Tensor
         Samples that the model gets right.
+    epsilon : Tensor, shape (N,)
+        The radius for each.
     draws : int
         How many points for each.
 
@@ -36,22 +39,33 @@ def noise_breaks(
 
 
 def random_search_breaks(
-    context: AttackContext, x: torch.Tensor, target: torch.Tensor, *, norm: Norm, epsilon: float, queries: int
-) -> torch.Tensor:
-    """Say which samples a random search that keeps what raises the loss makes wrong.
+    context: AttackContext, x: Tensor, target: Tensor, *, norm: Norm, epsilon: Tensor, queries: int
+) -> Tensor:
+    """Say which samples `random_search` makes wrong, as a Tensor of bool of shape (N,)."""
+    found = random_search(context, x, target, norm=norm, epsilon=epsilon, queries=queries)
+    return _score(context, found, target) > 0
 
-    Each query changes a random window of the input, large at first, smaller later.
+
+def random_search(
+    context: AttackContext, x: Tensor, target: Tensor, *, norm: Norm, epsilon: Tensor, queries: int
+) -> Tensor:
+    """Return the worst points that a random search finds which keeps what raises the loss.
+
+    Each query changes a random window of the input, large at first, smaller later. The change of an entry is as large
+    as an entry of a point on the sphere is: a proposal keeps what was found outside of its window.
 
     Parameters
     ----------
     x, target : Tensor
         Samples that the model gets right.
+    epsilon : Tensor, shape (N,)
+        The radius for each.
     queries : int
         How many changes to try for each.
 
     Returns
     -------
-    Tensor of bool, shape (N,)
+    Tensor, in the shape of `x`
 
     References
     ----------
@@ -63,51 +77,71 @@ def random_search_breaks(
     for query in range(queries):
         share = max(0.02, 0.6 * (1 - query / queries) ** 2)
         window = _window(x.shape, share, generator).to(x.device)
-        fresh = _draw(x, norm, epsilon, generator)
-        # In the window a new draw; outside of it what was found so far.
-        proposal = _onto_sphere(torch.where(window, fresh, delta), norm, epsilon)
+        proposal = _onto_sphere(_proposal(x, delta, window, norm, epsilon, generator), norm, epsilon)
         score = _score(context, _inside(context, x, proposal), target)
         better = score > best
         best = torch.where(better, score, best)
         delta = torch.where(_per_sample(better, x), proposal, delta)
-    return best > 0
+    return _inside(context, x, delta)
 
 
-def _score(context: AttackContext, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def _score(context: AttackContext, x: Tensor, target: Tensor) -> Tensor:
     with torch.no_grad():
         return margin(context.model(x), target).nan_to_num(nan=-torch.inf)
 
 
-def _inside(context: AttackContext, x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+def _inside(context: AttackContext, x: Tensor, delta: Tensor) -> Tensor:
     bounds = context.box.of(x)
     # Clamping moves every entry towards x, which is in the box: no norm grows.
     return x + delta if bounds is None else torch.minimum(torch.maximum(x + delta, bounds[0]), bounds[1])
 
 
-def _draw(x: torch.Tensor, norm: Norm, epsilon: float, generator: torch.Generator) -> torch.Tensor:
-    """Return random changes: signs for linf, few large entries for l0 and l1, a Gaussian for l2."""
-    random = torch.rand(x.shape, generator=generator).to(x)
-    sign = torch.where(random < 0.5, -1.0, 1.0).to(x)
+def _draw(x: Tensor, norm: Norm, epsilon: Tensor, generator: torch.Generator) -> Tensor:
+    """Return random changes that are about as large as `epsilon` over the whole input: signs for linf, a Gaussian for
+    l2, few large entries for l1 and l0.
+    """
+    radius = _per_sample(epsilon, x).to(x)
+    size = x[0].numel()
+    sign = torch.where(torch.rand(x.shape, generator=generator) < 0.5, -1.0, 1.0).to(x)
     if norm == "linf":
-        return epsilon * sign
+        return radius * sign
     if norm == "l2":
-        return torch.randn(x.shape, generator=generator).to(x)
-    return sign * torch.rand(x.shape, generator=generator).to(x) ** 4 * float(x.max() - x.min())
+        return radius / size**0.5 * torch.randn(x.shape, generator=generator).to(x)
+    # The mean of the fourth power of a uniform number is 1/5.
+    uneven = sign * torch.rand(x.shape, generator=generator).to(x) ** 4
+    return uneven * float(x.max() - x.min()) if norm == "l0" else uneven * (5 * radius / size)
 
 
-def _onto_sphere(delta: torch.Tensor, norm: Norm, epsilon: float) -> torch.Tensor:
-    if norm == "linf":
-        return delta.clamp(-epsilon, epsilon)
+def _proposal(
+    x: Tensor, delta: Tensor, window: Tensor, norm: Norm, epsilon: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return the change found so far with a new draw in the window: in linf a sign for the whole window of a channel
+    every other time, else for each entry; in l2 added to what is there.
+    """
+    fresh = _draw(x, norm, epsilon, generator)
+    if norm == "linf" and x.ndim > 2 and float(torch.rand((), generator=generator)) < 0.5:
+        fresh = fresh.flatten(2)[..., :1].reshape(*fresh.shape[:2], *[1] * (x.ndim - 2)).expand(x.shape)
+    if norm == "l2":
+        # As much energy as a third of the whole, over a few entries or over many.
+        rows = torch.where(window, fresh, 0.0).flatten(1)
+        length = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-30)
+        return delta + (rows * (0.3 * epsilon[:, None].to(x) / length)).reshape(x.shape)
+    return torch.where(window, fresh, delta)
+
+
+def _onto_sphere(delta: Tensor, norm: Norm, epsilon: Tensor) -> Tensor:
+    radius = epsilon[:, None].to(delta)
     rows = delta.flatten(1)
+    if norm == "linf":
+        return torch.minimum(torch.maximum(rows, -radius), radius).reshape(delta.shape)
     if norm == "l0":
-        count = min(rows.shape[1], int(epsilon))
-        kept = torch.zeros_like(rows).scatter(1, rows.abs().topk(count, dim=1).indices, 1.0)
-        return (rows * kept).reshape(delta.shape)
+        rank = rows.abs().argsort(dim=1, descending=True).argsort(dim=1)
+        return torch.where(rank < radius, rows, 0.0).reshape(delta.shape)
     length = torch.linalg.vector_norm(rows, {"l1": 1.0, "l2": 2.0}[norm], dim=1, keepdim=True)
-    return (rows * (epsilon * (1 - 1e-6) / length.clamp_min(1e-30))).reshape(delta.shape)
+    return (rows * (radius * (1 - 1e-6) / length.clamp_min(1e-30))).reshape(delta.shape)
 
 
-def _window(shape: torch.Size, share: float, generator: torch.Generator) -> torch.Tensor:
+def _window(shape: torch.Size, share: float, generator: torch.Generator) -> Tensor:
     """Return a mask, one random window of a sample per row: all channels, a stretch of every other dimension."""
     spatial = shape[2:] if len(shape) > 2 else shape[1:]
     mask = torch.ones(shape[0], *spatial, dtype=torch.bool)
@@ -120,5 +154,5 @@ def _window(shape: torch.Size, share: float, generator: torch.Generator) -> torc
     return mask if len(shape) <= 2 else mask[:, None].expand(shape)
 
 
-def _per_sample(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _per_sample(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (x.ndim - 1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from rai_toolbox.robustness.attack._settings import Box, Norm, Settings
 from rai_toolbox.robustness.data._samples import Samples
 from rai_toolbox.robustness.models._load import Evaluated
 
-__all__ = ["AttackContext", "attack", "clean", "confirm", "distances", "search"]
+__all__ = ["AttackContext", "attack", "clean", "confirm", "distances", "look_at", "search"]
 
 # The minimum-norm search has done the long work on each sample by then.
 _CONFIRMING_RESTARTS = 5
@@ -228,29 +228,60 @@ def attack(
     target: torch.Tensor,
     *,
     norm: Norm,
-    epsilon: float | None = None,
+    epsilon: float | torch.Tensor | None = None,
     purpose: tuple[object, ...],
     steps: int | None = None,
     restarts: int | None = None,
+    through: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    to_the_end: bool = False,
 ) -> Attacked:
     """Run a solver on some samples, the minimum-norm one where no radius is given, and check its result.
 
     Parameters
     ----------
+    epsilon : float or Tensor of shape (N,), optional
+        The radius, one for all or one for each.
     purpose : tuple
         Names the random numbers.
     steps, restarts : int or None
         Other than the settings'.
+    through : callable, optional
+        What the solver attacks instead of the model; what it returns is looked at with the model.
+    to_the_end : bool
+        Whether the solver goes on after the decision has changed: that of `through` may be another.
     """
     bounds = context.box.of(x)
     options: dict[str, Any] = {"norm": norm, "bounds": bounds, "generator": context.generator(*purpose)}
     asked = {"steps": steps or context.settings.steps, "restarts": restarts or context.settings.restarts}
     options |= {name: value for name, value in asked.items() if value is not None}
+    asked_of = through or context.model
     if epsilon is None:
-        solution = minimum_norm(context.model, x, target, **options)
+        solution = minimum_norm(asked_of, x, target, **options)
     else:
-        solution = worst_case(context.model, x, target, epsilon=epsilon, **options)
-    perturbed = solution.perturbed.detach()
+        solution = worst_case(asked_of, x, target, epsilon=epsilon, early_stop=not to_the_end, **options)
+    found = look_at(context, x, target, solution.perturbed.detach(), norm=norm, epsilon=epsilon)
+    if context.classifies:
+        found.rejected = int((_numpy(solution.success) & ~np.isfinite(found.distance)).sum())
+    return found
+
+
+def look_at(
+    context: AttackContext,
+    x: torch.Tensor,
+    target: torch.Tensor,
+    perturbed: torch.Tensor,
+    *,
+    norm: Norm,
+    epsilon: float | torch.Tensor | None = None,
+) -> Attacked:
+    """Return what perturbed inputs are worth: how far they are, whether they lie in ball and box, what the model says.
+
+    Parameters
+    ----------
+    epsilon : float or Tensor of shape (N,), optional
+        The radius of the ball, if there is one.
+    """
+    bounds = context.box.of(x)
     with torch.no_grad():
         output = context.model(perturbed)
     distance = distances(perturbed, x, norm)
@@ -259,21 +290,21 @@ def attack(
         within = (perturbed >= bounds[0]) & (perturbed <= bounds[1])
         inside &= _numpy(within.flatten(1).all(dim=1))
     if epsilon is not None:
-        inside &= distance <= epsilon + _rounding(x, norm)
-        distance = np.minimum(distance, epsilon)
+        radius = _numpy(epsilon.double()) if isinstance(epsilon, torch.Tensor) else epsilon
+        inside &= distance <= radius + _rounding(x, norm)
+        distance = np.minimum(distance, radius)
     if not context.classifies:
         with torch.no_grad():
             unperturbed = _error(context.model(x), target)
         error = np.where(inside, _numpy(_error(output, target)), _numpy(unperturbed))
         return Attacked(perturbed, np.where(inside, distance, np.inf), _numpy(output), error, int((~inside).sum()))
     wrong = inside & _numpy(misclassified(output, target))
-    claimed = _numpy(solution.success)
     return Attacked(
         perturbed=perturbed,
         distance=np.where(wrong, distance, np.inf),
         prediction=np.where(wrong, _numpy(_decisions(output)), -1),
         error=np.zeros(len(x)),
-        rejected=int((claimed & ~wrong).sum()),
+        rejected=0,
     )
 
 

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from rai_toolbox.robustness._errors import EvaluationFailed, InputError
 from rai_toolbox.robustness._results import Curve, Finding, Verdict, jsonable
 from rai_toolbox.robustness._text import one_line
+from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._stages import AttackContext
 from rai_toolbox.robustness.data._samples import Summary
 from rai_toolbox.robustness.session._journal import Journal
 
-__all__ = ["Check", "CheckContext", "CheckResult", "run_check", "worst"]
+__all__ = ["Check", "CheckContext", "CheckResult", "middle", "nothing", "per_norm", "run_check", "worst"]
 
 _SUBSET = 64
 
@@ -41,6 +42,8 @@ class CheckContext:
         Whether each sample is right unperturbed (classification), or its error (regression).
     rejected : int
         How many points of a solver failed the second look of `attack`.
+    elsewhere : dict of str to (NDArray, NDArray)
+        Indices and distances in norms that were not asked for, once a check has looked there.
     """
 
     attack: AttackContext
@@ -50,6 +53,12 @@ class CheckContext:
     error: Mapping[str, NDArray]
     clean: NDArray
     rejected: int
+    elsewhere: dict[str, tuple[NDArray, NDArray]] = field(default_factory=dict)
+
+    @property
+    def width(self) -> float:
+        """How far apart the smallest and the largest entry of the data are."""
+        return self.summary.maximum - self.summary.minimum or 1.0
 
     def subset_indices(self, count: int = _SUBSET) -> NDArray:
         """Return evenly spaced indices of samples that the model gets right (regression: of any)."""
@@ -92,10 +101,10 @@ class Check:
     classification_only: bool = False
 
 
-_RANKED: tuple[Verdict, ...] = ("not run", "ok", "warning", "distrust")
+_RANKED: tuple[Verdict, ...] = ("not run", "ok", "not conclusive", "warning", "distrust")
 
 
-def worst(seen: Mapping[str, CheckResult]) -> CheckResult:
+def worst(seen: Mapping[Norm, CheckResult]) -> CheckResult:
     """Return one finding for all norms: the gravest verdict and its sentence, the evidence of all."""
     gravest = max(seen, key=lambda norm: _RANKED.index(seen[norm].verdict))
     if len(seen) == 1:
@@ -104,6 +113,28 @@ def worst(seen: Mapping[str, CheckResult]) -> CheckResult:
     chosen = seen[gravest]
     where = "" if chosen.verdict == "ok" else f" ({gravest})"
     return CheckResult(chosen.verdict, chosen.summary + where, evidence)
+
+
+def per_norm(check: Callable[[CheckContext, Norm], CheckResult]) -> Callable[[CheckContext], CheckResult]:
+    """Return the check of all norms that a check of one makes."""
+
+    def run(context: CheckContext) -> CheckResult:
+        return worst({norm: check(context, norm) for norm in context.attack.settings.norms if norm in context.curves})
+
+    return run
+
+
+def middle(context: CheckContext, norm: Norm) -> float:
+    """Return the reported epsilon at which about half of what the model can do is left."""
+    points = context.curves[norm].points
+    if not context.attack.classifies:
+        return points[max(1, len(points) // 2)].epsilon
+    return min(points[1:], key=lambda point: abs(point.value - points[0].value / 2)).epsilon
+
+
+def nothing() -> CheckResult:
+    """Return what a check says that has nothing to look at."""
+    return CheckResult("not run", "There are too few samples that the model gets right.")
 
 
 def run_check(check: Check, context: CheckContext, journal: Journal, *, skip: bool) -> Finding:

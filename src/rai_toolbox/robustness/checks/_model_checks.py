@@ -9,7 +9,7 @@ import torch
 
 from rai_toolbox.perturbations.losses import as_logits, cross_entropy, margin
 from rai_toolbox.robustness.attack._grid import widest_radius
-from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult
+from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult, nothing
 
 __all__ = ["MODEL_CHECKS"]
 
@@ -17,7 +17,7 @@ __all__ = ["MODEL_CHECKS"]
 def _same_twice(context: CheckContext) -> CheckResult:
     x, _ = context.batch()
     if not len(x):
-        return _nothing()
+        return nothing()
     with torch.no_grad():
         outputs = torch.stack([context.attack.model(x) for _ in range(3)])
     difference = _relative_difference(outputs[1:], outputs[0])
@@ -40,7 +40,7 @@ def _same_twice(context: CheckContext) -> CheckResult:
 def _same_alone(context: CheckContext) -> CheckResult:
     x, _ = context.batch(16)
     if len(x) < 2:
-        return _nothing()
+        return nothing()
     model = context.attack.model
     with torch.no_grad():
         first, again = model(x), model(x)
@@ -68,7 +68,7 @@ def _same_alone(context: CheckContext) -> CheckResult:
 def _gradients(context: CheckContext) -> CheckResult:
     x, target = context.batch()
     if not len(x):
-        return _nothing()
+        return nothing()
     base = context.attack
 
     def score(output: torch.Tensor) -> torch.Tensor:
@@ -99,7 +99,7 @@ def _gradients(context: CheckContext) -> CheckResult:
 def _saturation(context: CheckContext) -> CheckResult:
     x, target = context.batch()
     if not len(x):
-        return _nothing()
+        return nothing()
     model = context.attack.model
     with torch.no_grad():
         output = model(x)
@@ -199,10 +199,6 @@ def _changed_decisions(context: CheckContext, outputs: torch.Tensor) -> float:
         return 0.0
     decided = (outputs[..., 0] > 0).long() if outputs.shape[-1] == 1 else outputs.argmax(dim=-1)
     return float((decided[1:] != decided[0]).any(dim=0).double().mean())
-
-
-def _nothing() -> CheckResult:
-    return CheckResult("not run", "There are too few samples that the model gets right.")
 
 
 MODEL_CHECKS = (

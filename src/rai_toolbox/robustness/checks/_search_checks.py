@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -12,28 +11,17 @@ from numpy.typing import NDArray
 from rai_toolbox.optim import L2ProjectedOptim, LinfProjectedOptim
 from rai_toolbox.perturbations import gradient_ascent
 from rai_toolbox.perturbations.losses import margin, squared_error
-from rai_toolbox.robustness.attack._blackbox import noise_breaks, random_search_breaks
 from rai_toolbox.robustness.attack._grid import widest_radius
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._stages import attack
-from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult, worst
+from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult, middle, nothing, per_norm
 
 __all__ = ["SEARCH_CHECKS"]
 
-_NOISE_DRAWS = 100
-_QUERIES = 300
 _USUAL_STEPS = 50  # the default of the solvers
 _PLAIN_STEPS = 10
 _SUBSET = 48
 _TRIED_AGAIN = 24
-_FEW_DIMENSIONS = 16
-
-
-def _per_norm(check: Callable[[CheckContext, Norm], CheckResult]) -> Callable[[CheckContext], CheckResult]:
-    def run(context: CheckContext) -> CheckResult:
-        return worst({norm: check(context, norm) for norm in context.attack.settings.norms if norm in context.curves})
-
-    return run
 
 
 def _verification(context: CheckContext) -> CheckResult:
@@ -53,8 +41,8 @@ def _verification(context: CheckContext) -> CheckResult:
 def _loss_rises(context: CheckContext, norm: Norm) -> CheckResult:
     x, target = context.batch()
     if not len(x):
-        return _nothing()
-    epsilon = _middle(context, norm)
+        return nothing()
+    epsilon = middle(context, norm)
     if norm == "linf":
         optimizer: Any = LinfProjectedOptim
         radius = epsilon
@@ -97,7 +85,7 @@ def _convergence(context: CheckContext, norm: Norm) -> CheckResult:
     indices = context.subset_indices(_TRIED_AGAIN)
     x, target = base.subset(indices.tolist())
     if not len(x):
-        return _nothing()
+        return nothing()
     if not base.classifies:
         return _error_converges(context, norm, x, target, usual)
 
@@ -135,7 +123,7 @@ def _convergence(context: CheckContext, norm: Norm) -> CheckResult:
 def _error_converges(
     context: CheckContext, norm: Norm, x: torch.Tensor, target: torch.Tensor, usual: int
 ) -> CheckResult:
-    epsilon = _middle(context, norm)
+    epsilon = middle(context, norm)
 
     def error(steps: int) -> float:
         purpose = ("convergence", norm, steps)
@@ -168,49 +156,12 @@ def _extrapolated(fewer: NDArray, known: NDArray, more: NDArray) -> tuple[float,
     return first, second, third - gains[1] * ratio / (1 - ratio)
 
 
-def _masking(context: CheckContext, norm: Norm) -> CheckResult:
-    base = context.attack
-    indices = context.subset_indices(_SUBSET)
-    x, target = base.subset(indices.tolist())
-    if not len(x):
-        return _nothing()
-    epsilon = _middle(context, norm)
-    by_gradient = context.distance[norm][indices] <= epsilon
-    by_noise = noise_breaks(base, x, target, norm=norm, epsilon=epsilon, draws=_NOISE_DRAWS).cpu().numpy()
-    by_search = random_search_breaks(base, x, target, norm=norm, epsilon=epsilon, queries=_QUERIES).cpu().numpy()
-    blind = by_noise | by_search
-    missed = int((blind & ~by_gradient).sum())
-    evidence = {
-        "samples": len(x),
-        "epsilon": epsilon,
-        "broken_by_gradient": int(by_gradient.sum()),
-        f"broken_by_{_NOISE_DRAWS}_random_points": int(by_noise.sum()),
-        f"broken_by_random_search_of_{_QUERIES}_queries": int(by_search.sum()),
-        "broken_without_gradient_only": missed,
-    }
-    if missed >= max(2, 0.03 * len(x)):
-        return CheckResult(
-            "distrust",
-            f"Attacks without gradient broke {missed} of {len(x)} samples that the solvers did not at epsilon"
-            f" {epsilon:g}.",
-            evidence,
-        )
-    if missed:
-        message = f"At epsilon {epsilon:g} attacks without gradient broke {missed} sample that the solvers did not."
-        return CheckResult("warning", message, evidence)
-    # In a few dimensions random points are a good attack.
-    if by_noise.sum() >= by_gradient.sum() > 0 and not by_gradient.all() and x[0].numel() > _FEW_DIMENSIONS:
-        message = f"At epsilon {epsilon:g} random points do as well as the gradient."
-        return CheckResult("warning", message, evidence)
-    return CheckResult("ok", "Random noise and a random search break no sample that the solvers did not.", evidence)
-
-
 def _large_epsilon(context: CheckContext, norm: Norm) -> CheckResult:
     base = context.attack
     widest = widest_radius(norm, context.summary, base.box, base.samples.shape)
     indices = context.subset_indices(_SUBSET)
     if not len(indices):
-        return _nothing()
+        return nothing()
     if not base.classifies:
         return _error_grows(context, norm, indices, widest)
     standing = indices[context.distance[norm][indices] > widest]
@@ -253,14 +204,6 @@ def _error_grows(context: CheckContext, norm: Norm, indices: NDArray, widest: fl
     return CheckResult("ok", "The error goes on growing with epsilon.", evidence)
 
 
-def _middle(context: CheckContext, norm: Norm) -> float:
-    """Return the reported epsilon at which about half of the accuracy is left."""
-    points = context.curves[norm].points
-    if not context.attack.classifies:
-        return points[max(1, len(points) // 2)].epsilon
-    return min(points[1:], key=lambda point: abs(point.value - points[0].value / 2)).epsilon
-
-
 def _l2_of(context: CheckContext, norm: Norm, epsilon: float) -> float:
     if norm == "l1":
         return epsilon
@@ -268,16 +211,9 @@ def _l2_of(context: CheckContext, norm: Norm, epsilon: float) -> float:
     return cast(float, max(epsilon, 1.0) ** 0.5 * (width or 1.0))
 
 
-def _nothing() -> CheckResult:
-    return CheckResult("not run", "There are too few samples that the model gets right.")
-
-
 SEARCH_CHECKS = (
     Check("verification", "Is what was found what the solvers said?", _verification),
-    Check("loss-rises", "Does the loss rise along the gradient?", _per_norm(_loss_rises)),
-    Check("convergence", "Would more steps find more?", _per_norm(_convergence)),
-    Check(
-        "gradient-masking", "Would attacks without gradient find more?", _per_norm(_masking), classification_only=True
-    ),
-    Check("large-epsilon", "Does anything withstand a huge change?", _per_norm(_large_epsilon)),
+    Check("loss-rises", "Does the loss rise along the gradient?", per_norm(_loss_rises)),
+    Check("convergence", "Would more steps find more?", per_norm(_convergence)),
+    Check("large-epsilon", "Does anything withstand a huge change?", per_norm(_large_epsilon)),
 )

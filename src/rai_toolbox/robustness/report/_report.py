@@ -67,7 +67,7 @@ def render(template: str, **context: Any) -> str:
     return environment.get_template(template).render(NORM_NAMES=NORM_NAMES, **context)
 
 
-_GRAVITY = {"distrust": 0, "warning": 1, "not run": 2, "ok": 3}
+_GRAVITY = {"distrust": 0, "warning": 1, "not conclusive": 2, "not run": 3, "ok": 4}
 
 
 @cache

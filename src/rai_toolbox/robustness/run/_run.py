@@ -18,6 +18,8 @@ from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._stages import AttackContext, clean, confirm, search
 from rai_toolbox.robustness.checks._checks import CheckContext, run_check
 from rai_toolbox.robustness.checks._model_checks import MODEL_CHECKS
+from rai_toolbox.robustness.checks._probes import PROBES
+from rai_toolbox.robustness.checks._rivals import RIVALS
 from rai_toolbox.robustness.checks._search_checks import SEARCH_CHECKS
 from rai_toolbox.robustness.data._samples import Summary
 from rai_toolbox.robustness.report._evaluation import Evaluation
@@ -40,7 +42,7 @@ __all__ = ["CHECKS", "Progress", "Run"]
 #: Called as ``progress(stage, done, total)`` after each finished batch of a stage.
 Progress = Callable[[str, int, int], None]
 
-CHECKS = (*MODEL_CHECKS, *SEARCH_CHECKS)
+CHECKS = (*MODEL_CHECKS, *PROBES, *SEARCH_CHECKS, *RIVALS)
 
 
 @dataclass

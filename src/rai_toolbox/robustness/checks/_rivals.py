@@ -1,0 +1,217 @@
+"""Checks by rivals: attacks that need no gradient of the model, and should break nothing that the solvers left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rai_toolbox.perturbations.losses import margin
+from rai_toolbox.robustness.attack._blackbox import noise_breaks, random_search_breaks
+from rai_toolbox.robustness.attack._settings import Norm
+from rai_toolbox.robustness.attack._stages import attack
+from rai_toolbox.robustness.attack._substitutes import by_differences, length_of_steps, with_gradient_of
+from rai_toolbox.robustness.attack._twin import distill
+from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult, middle, nothing, per_norm, worst
+
+__all__ = ["RIVALS", "Near", "nearly"]
+
+_SAMPLES = 16
+_DRAWS = 50
+_QUERIES = 500
+_EASY_QUERIES = 200
+# What the solvers did not reach, when nothing is reported in a norm or all of it is broken.
+_PART = 0.85
+# A blind search that is of use finds errors within so many times the distance at which the solvers do.
+_EASY = 2.0
+_ELSEWHERE_RESTARTS = 6
+
+
+@dataclass
+class Near:
+    """Samples that are nearly broken, each with a radius within which it stands.
+
+    Attributes
+    ----------
+    x, target : Tensor
+        The samples.
+    epsilon : Tensor, shape (N,)
+        The largest reported radius at which each stands, as far as the solvers know.
+    distance : Tensor, shape (N,)
+        At which they broke each, or infinity.
+    """
+
+    x: Tensor
+    target: Tensor
+    epsilon: Tensor
+    distance: Tensor
+
+
+def nearly(context: CheckContext, norm: Norm, count: int = _SAMPLES) -> Near | None:
+    """Return those samples that a somewhat better attack would break first; None if there are none."""
+    base = context.attack
+    if norm not in context.distance:
+        return _nearly_elsewhere(context, norm, count)
+    distance = context.distance[norm]
+    able = np.flatnonzero(distance > 0)
+    if not len(able):
+        return None
+    grid = np.array([0.0] + [point.epsilon for point in context.curves[norm].points[1:]])
+    stands = grid[np.searchsorted(grid, distance[able], side="left") - 1]
+    below = stands == 0
+    stands = np.where(below, _PART * np.minimum(distance[able], grid[-1]), stands)
+    if norm == "l0":
+        stands = np.floor(stands)
+        able, stands, below = able[stands > 0], stands[stands > 0], below[stands > 0]
+    if not len(able):
+        return None
+    # Those that no reported radius leaves standing come last.
+    order = np.lexsort((distance[able] / np.maximum(stands, 1e-30), below))[:count]
+    chosen = able[order]
+    x, target = base.subset(chosen.tolist())
+    return _near(x, target, stands[order], distance[chosen])
+
+
+def _nearly_elsewhere(context: CheckContext, norm: Norm, count: int) -> Near | None:
+    """Return samples with radii below what the solver needs in a norm that was not asked for."""
+    base = context.attack
+    if norm not in context.elsewhere:
+        indices = context.subset_indices(count)
+        x, target = base.subset(indices.tolist())
+        found = attack(base, x, target, norm=norm, purpose=("elsewhere", norm), restarts=_ELSEWHERE_RESTARTS)
+        context.elsewhere[norm] = indices, found.distance
+    indices, distance = context.elsewhere[norm]
+    keep = np.isfinite(distance) & (distance > 0)
+    if not keep.any():
+        return None
+    x, target = base.subset(indices[keep].tolist())
+    return _near(x, target, _PART * distance[keep], distance[keep])
+
+
+def _near(x: Tensor, target: Tensor, epsilon: NDArray, distance: NDArray) -> Near | None:
+    if not len(x):
+        return None
+    # Just inside: a radius that is exactly a distance found is no radius that withstood.
+    return Near(
+        x, target, torch.from_numpy(epsilon).to(x.device), torch.from_numpy(distance.astype(np.float64)).to(x.device)
+    )
+
+
+def _verdict(broken: int, count: int, words: str, evidence: dict[str, Any], fine: str) -> CheckResult:
+    if broken >= max(2, 0.03 * count):
+        return CheckResult(
+            "distrust", f"{words} broke {broken} of {count} samples that the solvers left standing.", evidence
+        )
+    if broken:
+        return CheckResult("warning", f"{words} broke 1 of {count} samples that the solvers left standing.", evidence)
+    return CheckResult("ok", fine, evidence)
+
+
+def _masking(context: CheckContext) -> CheckResult:
+    norms: list[Norm] = [norm for norm in context.attack.settings.norms if context.curves.get(norm) is not None]
+    seen: dict[Norm, CheckResult] = {norm: _blind(context, norm) for norm in norms}
+    if "linf" not in norms:
+        # A blind search is strongest there, and a gradient that misleads in one norm does in another.
+        seen["linf"] = _blind(context, "linf")
+    return worst(seen)
+
+
+def _blind(context: CheckContext, norm: Norm) -> CheckResult:
+    near = nearly(context, norm)
+    if near is None:
+        return nothing()
+    base = context.attack
+    by_noise = noise_breaks(base, near.x, near.target, norm=norm, epsilon=near.epsilon, draws=_DRAWS)
+    by_search = random_search_breaks(base, near.x, near.target, norm=norm, epsilon=near.epsilon, queries=_QUERIES)
+    missed = int((by_noise | by_search).sum())
+    evidence: dict[str, Any] = {
+        "samples": len(near.x),
+        "broken_by_random_points": int(by_noise.sum()),
+        "queries": _QUERIES,
+        "broken_by_random_search": int(by_search.sum()),
+    }
+    if missed:
+        return _verdict(missed, len(near.x), "Attacks without gradient", evidence, "")
+    known = near.distance.isfinite()
+    if not known.any():
+        return CheckResult("ok", "Random noise and a random search break no sample that the solvers did not.", evidence)
+    easy = _EASY * near.distance[known]
+    easy = easy.ceil() if norm == "l0" else easy
+    able = random_search_breaks(base, near.x[known], near.target[known], norm=norm, epsilon=easy, queries=_EASY_QUERIES)
+    share = float(able.double().mean())
+    evidence["share_broken_by_random_search_where_the_solvers_need_half"] = share
+    if share < 0.1:
+        return CheckResult(
+            "not conclusive",
+            f"A random search of {_QUERIES} queries is too weak for this model: of samples that the solvers break with"
+            f" half of the radius it breaks {100 * share:.0f} %.",
+            evidence,
+        )
+    return CheckResult("ok", "Random noise and a random search break no sample that the solvers did not.", evidence)
+
+
+def _differences(context: CheckContext, norm: Norm) -> CheckResult:
+    near = nearly(context, norm)
+    if near is None:
+        return nothing()
+    base = context.attack
+    size = near.x[0].numel()
+    epsilon = float(near.epsilon.median())
+    broken = torch.zeros(len(near.x), dtype=torch.bool)
+    evidence: dict[str, Any] = {"samples": len(near.x)}
+    for single in (False, True):
+        step = length_of_steps(norm, epsilon, size, context.width, single=single)
+        through = by_differences(
+            base.model, step=step, generator=base.generator("differences", norm, single), single=single, count=64
+        )
+        found = attack(
+            base, near.x, near.target, norm=norm, epsilon=near.epsilon, purpose=("differences", norm, single),
+            steps=12, restarts=2, through=through,
+        )  # fmt: skip
+        mine = torch.from_numpy(np.isfinite(found.distance))
+        evidence[f"broken_along_{'single_entries' if single else 'random_directions'}"] = int(mine.sum())
+        broken |= mine
+    return _verdict(
+        int(broken.sum()), len(near.x), "Ascent by finite differences", evidence,
+        "Ascent by finite differences breaks no sample that the solvers did not.",
+    )  # fmt: skip
+
+
+def _transfer(context: CheckContext, norm: Norm) -> CheckResult:
+    near = nearly(context, norm)
+    if near is None:
+        return nothing()
+    base = context.attack
+    epsilon = middle(context, norm)
+    pool, labels = context.batch(256)
+    radius = 1.5 * length_of_steps(norm, epsilon, near.x[0].numel(), context.width, single=norm in ("l1", "l0")) / 0.3
+    twin = distill(
+        base.model, pool, radius=radius, box=base.box, generator=base.generator("twin", norm), points=2000, steps=150
+    )
+    with torch.no_grad():
+        agree = float(((margin(twin(pool), labels) < 0).double()).mean())
+    broken = torch.zeros(len(near.x), dtype=torch.bool)
+    evidence: dict[str, Any] = {"samples": len(near.x), "share_of_samples_that_the_twin_gets_right": agree}
+    for words, through in (("with_its_gradient", with_gradient_of(base.model, twin)), ("alone", twin)):
+        found = attack(
+            base, near.x, near.target, norm=norm, epsilon=near.epsilon, purpose=("transfer", norm, words),
+            steps=20, restarts=2, through=through, to_the_end=words == "alone",
+        )  # fmt: skip
+        mine = torch.from_numpy(np.isfinite(found.distance))
+        evidence[f"broken_{words}"] = int(mine.sum())
+        broken |= mine
+    return _verdict(
+        int(broken.sum()), len(near.x), "Attacks on a network distilled from the answers", evidence,
+        "Attacks on a network distilled from the answers break no sample that the solvers did not.",
+    )  # fmt: skip
+
+
+RIVALS = (
+    Check("gradient-masking", "Would attacks without gradient find more?", _masking, classification_only=True),
+    Check("finite-differences", "Would differences instead of the gradient find more?", per_norm(_differences), True),
+    Check("transfer", "Would attacks on a copy of the model find more?", per_norm(_transfer), True),
+)

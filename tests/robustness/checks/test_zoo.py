@@ -1,0 +1,38 @@
+"""The checks on a zoo of models: what misleads is noticed, what is honest raises no alarm."""
+
+from __future__ import annotations
+
+import pytest
+import zoo
+
+from rai_toolbox.robustness import evaluate
+
+COUNT = 30
+# A few of each norm and kind in every run; all of them among the slow tests.
+QUICK = {
+    "half detached, Linf", "purifier, L2", "thermometer, L2", "moat, Linf", "rounded inputs, L2", "tanh, L2",
+    "ReLU, Linf", "trained on attacks in Linf", "bfloat16, Linf", "two classes, L2",
+}  # fmt: skip
+
+
+def cases(which):
+    return [
+        pytest.param(case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in which.items()
+    ]
+
+
+def evaluated(case, **options):
+    grid = zoo.GRIDS[case.norm]
+    options = {"norms": case.norm, "epsilons": grid, "restarts": 4, **case.options, **options}
+    return evaluate(case.build(), zoo.data_of(case, COUNT), **options)
+
+
+@pytest.mark.parametrize("case", cases(zoo.MISLED))
+def test_a_gradient_that_misleads_is_noticed(case):
+    assert not evaluated(case).trusted
+
+
+@pytest.mark.parametrize("case", cases(zoo.HONEST))
+def test_an_honest_model_is_trusted(case):
+    result = evaluated(case)
+    assert {f.check: f.summary for f in result.findings if f.verdict == "distrust"} == {}
