@@ -46,7 +46,7 @@ class _Curve(msgspec.Struct):
 class _Finding(msgspec.Struct):
     check: Text
     title: Text
-    verdict: Literal["ok", "warning", "distrust", "not run"]
+    verdict: Literal["ok", "warning", "distrust", "not conclusive", "not run"]
     summary: Text
     evidence: dict[str, Any]
 
