@@ -105,7 +105,8 @@ class Query:
         # A copy, not a leaf: a model may work in place on its input.
         output = self._model(x.reshape(len(x), *self._shape).clone())
         if not isinstance(output, Tensor):
-            raise TypeError(f"the model must return a tensor; it returned {type(output).__name__}")
+            hint = ": give `lambda x: model(x).logits`" if hasattr(output, "logits") else ""
+            raise TypeError(f"the model must return a tensor; it returned {type(output).__name__}{hint}")
         if output.ndim == 0 or len(output) != len(x):
             raise ValueError(
                 f"the model must return one row per datum: for an input of shape {(len(x), *self._shape)} it returned "

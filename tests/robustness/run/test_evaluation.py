@@ -222,7 +222,7 @@ def test_regression_finds_a_grid_for_the_data():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"norms": "l3"}, "norm must be one of l1, l2, linf, l0, got 'l3'"),
+        ({"norms": "l3"}, "norms must be one of l1, l2, linf, l0, got 'l3'"),
         ({"epsilons": [-1]}, "not negative, got -1"),
         ({"epsilons": [float("nan")]}, "finite"),
         ({"epsilons": [0]}, "above 0"),

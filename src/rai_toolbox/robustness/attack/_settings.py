@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rai_toolbox.perturbations._ball import check_norm
 from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._results import Task
 from rai_toolbox.robustness._text import did_you_mean
@@ -82,7 +83,7 @@ class Settings:
 def make_settings(
     *,
     task: str = "classification",
-    norms: str | Iterable[str] = ("l2",),
+    norms: str | float | Iterable[str | float] = ("l2",),
     epsilons: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
     extra_epsilons: Mapping[str, Sequence[float]] | None = None,
     steps: int | None = None,
@@ -100,12 +101,7 @@ def make_settings(
     """
     if task not in ("classification", "regression"):
         raise InputError(f"{arg('task')} must be 'classification' or 'regression', got {task!r}")
-    named = (norms,) if isinstance(norms, str) else tuple(norms)
-    for norm in named:
-        if norm not in NORMS:
-            raise InputError(
-                f"{arg('norms')} must be one of {', '.join(NORMS)}, got {norm!r}{did_you_mean(str(norm), list(NORMS))}"
-            )
+    named = tuple(map(_name_of, (norms,) if isinstance(norms, str | int | float) else norms))
     if not named:
         raise InputError(f"{arg('norms')} is empty: name at least one of l1, l2, linf, l0")
     if task == "regression" and "l0" in named:
@@ -123,6 +119,15 @@ def make_settings(
     )
 
 
+def _name_of(norm: Any) -> str:
+    try:
+        return check_norm(norm)
+    except ValueError:
+        raise InputError(
+            f"{arg('norms')} must be one of {', '.join(NORMS)}, got {norm!r}{did_you_mean(str(norm), list(NORMS))}"
+        ) from None
+
+
 def _grids(
     epsilons: Sequence[float] | Mapping[str, Sequence[float]] | None, norms: tuple[str, ...]
 ) -> dict[str, tuple[float, ...]]:
@@ -130,6 +135,7 @@ def _grids(
         return {}
     if not isinstance(epsilons, Mapping):
         epsilons = dict.fromkeys(norms, epsilons)
+    epsilons = {_name_of(norm): grid for norm, grid in epsilons.items()}
     for norm in epsilons:
         if norm not in norms:
             raise InputError(f"{arg('epsilons')} are given for norm {norm!r}, but the norms are {', '.join(norms)}")

@@ -13,9 +13,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from rai_toolbox.perturbations._ball import check_norm
 from rai_toolbox.robustness._errors import InputError, spelled
 from rai_toolbox.robustness._text import did_you_mean
-from rai_toolbox.robustness.attack._settings import NORMS
 from rai_toolbox.robustness.command._config import read_config
 
 __all__ = ["ExitCode", "Job", "Radii", "Threshold", "as_flags", "numbers", "typer_parameters"]
@@ -33,15 +33,31 @@ class ExitCode(enum.IntEnum):
     TERMINATED = 143
 
 
+def number(word: str) -> float:
+    """Return the number that a word stands for: 0.5, or a fraction such as 8/255."""
+    above, slash, below = word.partition("/")
+    return float(above) / float(below) if slash else float(word)
+
+
 def numbers(flag: str, word: str, *, finite: bool = True) -> tuple[float, ...]:
     """Return numbers that are separated by commas."""
     try:
-        values = tuple(float(part) for part in word.split(","))
-    except ValueError:
-        raise InputError(f"{flag} {reprlib.repr(word)}: expected numbers separated by commas") from None
+        values = tuple(map(number, word.split(",")))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise InputError(
+            f"{flag} {reprlib.repr(word)}: expected numbers separated by commas, as in 0.5,1 or 8/255"
+        ) from None
     if any(math.isnan(value) or (finite and math.isinf(value)) for value in values):
         raise InputError(f"{flag} {reprlib.repr(word)}: expected finite numbers")
     return values
+
+
+def _norm(word: str) -> str:
+    """Return the name that the evaluation has for a norm; a word that is none is left for it to refuse."""
+    try:
+        return check_norm(word)
+    except ValueError:
+        return word
 
 
 @dataclass(frozen=True)
@@ -55,7 +71,7 @@ class Radii:
     @classmethod
     def parse(cls, word: str) -> Radii:
         norm, colon, values = word.rpartition(":")
-        return cls(word, norm if colon else None, numbers("--epsilons", values))
+        return cls(word, _norm(norm) if colon else None, numbers("--epsilons", values))
 
     def __str__(self) -> str:
         return self.word
@@ -76,11 +92,10 @@ class Threshold:
         least, _, where = word.partition("@")
         norm, _, radius = where.partition(":")
         try:
-            accuracy, epsilon = float(least), float(radius)
-        except ValueError:
+            accuracy, epsilon = float(least), number(radius)
+            norm = check_norm(norm)
+        except (ValueError, ZeroDivisionError, OverflowError):
             raise InputError(form) from None
-        if norm not in NORMS:
-            raise InputError(form)
         if not 0 <= accuracy <= 1 or not (math.isfinite(epsilon) and epsilon > 0):
             raise InputError(f"--fail-under {word!r}: the accuracy must be in [0, 1] and epsilon above 0")
         return cls(word, accuracy, norm, epsilon)
@@ -103,12 +118,15 @@ class Flag:
         From a word to a value.
     spellings : str or None
         Other than ``--name``, in the way of typer.
+    separator : str or None
+        One word may hold several values.
     """
 
     help: str
     metavar: str | None = None
     parse: Callable[[str], Any] = str
     spellings: str | None = None
+    separator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,21 +148,28 @@ class Job:
     weights: Annotated[
         str | None, Flag("A state dict (.safetensors, or of torch.save) to load into the model.", "FILE")
     ] = None
+    output: Annotated[
+        str | None,
+        Flag("Which part of what the model returns are the logits: a name, as logits, or a number.", "PART"),
+    ] = None
     preprocess: Annotated[
         str | None,
-        Flag("normalize:MEAN/STD or file.py:function of a batch; epsilon stays in the data's units.", "WHAT"),
+        Flag(
+            "normalize:MEAN/STD, imagenet, cifar10 or file.py:function of a batch; epsilon stays in the data's units.",
+            "WHAT",
+        ),
     ] = None
     label_column: Annotated[
         str | None, Flag("The column of a table with the label; label, target, class or y is found without.", "NAME")
     ] = None
     task: Annotated[str, Flag("classification (default) or regression.", "TASK")] = "classification"
-    norm: Annotated[tuple[str, ...], Flag("l2 (default), linf, l1 or l0; several by giving it again.", "NORM")] = (
-        "l2",
-    )
+    norm: Annotated[
+        tuple[str, ...], Flag("l2 (default), linf, l1 or l0; several as in linf,l2.", "NORM", _norm, separator=",")
+    ] = ("l2",)
     epsilons: Annotated[
         tuple[Radii, ...],
         Flag(
-            "Radii to report: 0.25,0.5,1 or, for one norm, l2:0.5,1. Default: a grid that fits the data.",
+            "Radii to report: 0.25,0.5,1 or 8/255 or, for one norm, l2:0.5,1. Default: a grid that fits the data.",
             "NUMBERS",
             Radii.parse,
         ),
@@ -240,8 +265,11 @@ _OPTIONS = {
 
 def _parsed(name: str, value: Any) -> Any:
     option = _OPTIONS[name]
+    if option.many and option.flag.separator is not None:
+        words = [word for words in value for word in words.split(option.flag.separator)]
+        return tuple(dict.fromkeys(map(option.flag.parse, words)))
     if option.many:
-        return tuple(option.flag.parse(word) for word in value)
+        return tuple(map(option.flag.parse, value))
     return option.flag.parse(value) if option.kind is str else value
 
 

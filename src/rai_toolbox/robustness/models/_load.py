@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,18 @@ class Evaluated(nn.Module):
         From a batch of inputs to logits, (N, classes), (N, 1) or (N,); or to predicted values, (N, outputs) or (N,).
     preprocess : callable, optional
         Applied to the inputs first, so that epsilon is in the units of the data.
+    output : str, optional
+        Which part of what the model returns are the logits; see `logits_of`.
     """
 
     def __init__(
-        self, model: Callable[[torch.Tensor], Any], preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self,
+        model: Callable[[torch.Tensor], Any],
+        preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        output: str | None = None,
     ) -> None:
         super().__init__()
+        self.output = output
         self.model = model
         self.preprocess = preprocess
         self.forwards = 0
@@ -55,12 +61,7 @@ class Evaluated(nn.Module):
         # A copy, not a leaf: a model may work in place on its input.
         x = x.clone()
         inputs = x if self.preprocess is None else self.preprocess(x)
-        output = self.model(inputs)
-        if not isinstance(output, torch.Tensor):
-            raise InputError(
-                f"the model returned {type(output).__name__}, expected a tensor of logits;"
-                " wrap it in a function that picks the logits"
-            )
+        output = logits_of(self.model(inputs), self.output)
         if output.ndim == 1 and len(output) == len(x):
             output = output[:, None]
         if output.ndim != 2 or len(output) != len(x) or output.shape[1] == 0:
@@ -131,10 +132,47 @@ def load_model(
     return model
 
 
+def logits_of(output: Any, part: str | None = None) -> torch.Tensor:
+    """Return the logits in what a model returned: a tensor, or the part of that name or number.
+
+    Without a name, ``logits`` is looked for, as the outputs of transformers have it.
+    """
+    name = "logits" if part is None else part
+    if isinstance(output, torch.Tensor) and part is None:
+        return output
+    if isinstance(output, Mapping):
+        found, parts = output.get(name), list(output)
+    elif isinstance(output, tuple | list) and not hasattr(output, name):
+        numbered = name.lstrip("-").isdigit() and -len(output) <= int(name) < len(output)
+        found, parts = output[int(name)] if numbered else None, list(map(str, range(len(output))))
+    else:
+        found = getattr(output, name, None)
+        parts = [key for key, value in getattr(output, "__dict__", {}).items() if isinstance(value, torch.Tensor)]
+    if isinstance(found, torch.Tensor):
+        return found
+    which = f"; its parts are {', '.join(map(str, parts[:8]))}" if parts else ""
+    if part is None:
+        raise InputError(
+            f"the model returned {type(output).__name__}, expected a tensor of logits{which}: name the part,"
+            f" {arg('output', 'PART')}, or wrap the model in a function that picks the logits"
+        )
+    raise InputError(
+        f"{arg('output')} {part!r}: what the model returned, {type(output).__name__}, has no such tensor{which}"
+    )
+
+
+# Means and deviations of the channels of the training images, in [0, 1], as torchvision's and timm's models have them.
+_KNOWN_STATISTICS = {
+    "imagenet": "normalize:0.485,0.456,0.406/0.229,0.224,0.225",
+    "cifar10": "normalize:0.4914,0.4822,0.4465/0.2470,0.2435,0.2616",
+}
+
+
 def load_preprocess(spec: str, device: torch.device | str = "cpu") -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the preprocessing that `spec` names: ``normalize:MEAN/STD``, one number each or one per
-    channel, or a function of a batch.
+    channel, ``imagenet`` or ``cifar10`` for those of a data set, or a function of a batch.
     """
+    spec = _KNOWN_STATISTICS.get(spec, spec)
     if spec.startswith("normalize:"):
         try:
             mean, std = (
@@ -149,7 +187,10 @@ def load_preprocess(spec: str, device: torch.device | str = "cpu") -> Callable[[
             raise InputError(f"{arg('preprocess')} {spec!r}: expected as many positive deviations as means")
         return _Normalize(mean, std).to(device)
     if not names_function(spec):
-        raise InputError(f"{arg('preprocess')} {spec!r}: expected normalize:MEAN/STD, or file.py:function of a batch")
+        raise InputError(
+            f"{arg('preprocess')} {spec!r}: expected normalize:MEAN/STD, imagenet, cifar10,"
+            " or file.py:function of a batch"
+        )
     function = import_named(spec, arg("preprocess"))
     if isinstance(function, type):
         function = guarded(function, f"{arg('preprocess')}: {spec}() raised")

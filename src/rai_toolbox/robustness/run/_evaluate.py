@@ -28,13 +28,14 @@ def evaluate(
     model: nn.Module | Callable[[torch.Tensor], torch.Tensor],
     data: Any,
     *,
-    norms: str | Sequence[str] = "l2",
+    norms: str | float | Sequence[str | float] = "l2",
     epsilons: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
     extra_epsilons: Mapping[str, Sequence[float]] | None = None,
     task: str = "classification",
     bounds: Any = "auto",
     mask: Any = None,
     preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    output: str | None = None,
     steps: int | None = None,
     restarts: int | None = None,
     batch_size: int = 128,
@@ -65,8 +66,8 @@ def evaluate(
         values, (N, outputs) or (N,).
     data : (x, y), Dataset, DataLoader or Samples
         Inputs (N, ...) and labels (N,), or target values (N,) or (N, outputs).
-    norms : str or sequence of str
-        Of ``"l1"``, ``"l2"``, ``"linf"``, ``"l0"``.
+    norms : str, number or sequence of such
+        Of ``"l1"``, ``"l2"``, ``"linf"``, ``"l0"``, or their orders 1, 2, `math.inf`, 0.
     epsilons : sequence of float, or mapping from norm to such, optional
         The radii to report, in the units of the data. By default a grid that reaches to where nearly no sample stands.
     extra_epsilons : mapping from norm to sequence of float, optional
@@ -80,6 +81,9 @@ def evaluate(
         In the shape of a sample: True where the input may change.
     preprocess : callable, optional
         Applied to inputs before the model; epsilon stays in the units of the data.
+    output : str, optional
+        Which part of what the model returns are the logits: the name of an attribute or of an entry, or the number of
+        an entry. Not needed for a tensor, or where the part is called ``logits``.
     steps, restarts : int, optional
         Of the solvers; more of them can only lower the curve.
     batch_size : int
@@ -137,7 +141,9 @@ def evaluate(
         if out is not None:
             team.together(lambda: stack.enter_context(claimed(out)) if team.leads else None)
         with torch.random.fork_rng(devices=[]):
-            context, summary = team.together(lambda: prepare(model, data, settings, bounds, mask, preprocess, device))
+            context, summary = team.together(
+                lambda: prepare(model, data, settings, bounds, mask, preprocess, output, device)
+            )
             key = run_key(context, summary)
         if len(set(team.gather(summary.fingerprint))) > 1:
             raise InputError("the processes were given different data: their functions must return the same in each")

@@ -32,6 +32,7 @@ def prepare(
     bounds: Any,
     mask: Any,
     preprocess: Any,
+    output: str | None,
     device: torch.device | str | None,
 ) -> tuple[AttackContext, Summary]:
     if not callable(model):
@@ -42,7 +43,7 @@ def prepare(
     summary = summarize(samples, settings.task)
     box = make_box(samples, summary, bounds, mask)
     pool = np.linspace(0, len(samples) - 1, min(_GALLERY_POOL, len(samples))).round().astype(int)
-    evaluated = Evaluated(model, preprocess)
+    evaluated = Evaluated(model, preprocess, output)
     context = AttackContext(evaluated, samples, targets, box, settings, where, frozenset(pool.tolist()))
     _try_model(context)
     return context, summary
