@@ -4,6 +4,7 @@
     python bench/optimizers.py --case images --only L2   # a part of it
     python bench/optimizers.py --older DIR               # beside the package in DIR (pip install --target DIR ...)
     python bench/optimizers.py --compile                 # compiled too, by optim.compile()
+    python bench/optimizers.py --busy 2                  # beside two processes that keep a core busy each
 
 A round steps every candidate once, in turn; a figure is the median of the rounds (least to most), divided by the
 median of the fastest SGD step (loop, foreach or fused). Rounds go on for half a second at least, and every case has a
@@ -16,6 +17,7 @@ and again where a norm of the whole tensor must be known first.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import math
@@ -26,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -213,6 +215,18 @@ def _restore(params: list[Tensor], fresh: list[Tensor]) -> None:
             p.grad.copy_(g)  # type: ignore[union-attr]
 
 
+@contextlib.contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """So many processes that do nothing but keep a core busy."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def beside_older(older: Path, arguments: list[str]) -> dict[str, Any]:
     """The same table for the package in the folder `older`, measured by a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
@@ -252,14 +266,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--adam", action="store_true", help="around Adam too")
     parser.add_argument("--compile", action="store_true", help="compiled too: seconds to minutes for each row")
+    parser.add_argument(
+        "--busy", type=int, default=0, metavar="N", help="beside N processes that keep a core busy each"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--older", type=Path, help="a folder with another version of the package")
     parser.add_argument("--out", type=Path, default=Path("bench-results/optimizers.json"))
     args = parser.parse_args()
     setting = f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads"
+    if args.busy:
+        setting += f", beside {args.busy} busy process{'es' * (args.busy > 1)}"
     print(f"{setting}, package {getattr(rai_toolbox, '__version__', 'unknown')}; ratios to the fastest plain step")
     names = args.case or list(CASES)
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+    with busy_processes(args.busy), multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         measure = functools.partial(
             run_case, rounds=args.rounds, device=args.device, only=args.only, adam=args.adam, compiled=args.compile
         )
@@ -268,7 +287,8 @@ def main() -> None:
     if args.older:
         picked = [word for case in args.case or [] for word in ("--case", case)]
         results["older"] = beside_older(
-            args.older, [*picked, "--only", args.only, "--rounds", "5", "--device", args.device]
+            args.older,
+            [*picked, "--only", args.only, "--rounds", "5", "--device", args.device, "--busy", str(args.busy)],
         )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=2) + "\n")
