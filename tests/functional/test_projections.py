@@ -481,3 +481,20 @@ def test_a_datum_with_nan_has_no_nearest_point_in_the_simplex_and_keeps_its_nan(
     z = F.project_simplex(x)
     assert z[0].isnan().any()
     assert torch.equal(z[1], torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0], dtype=dtype))
+
+
+def test_l1_with_a_box_is_at_rest_in_float64_where_roundings_of_many_entries_add_up():
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    for length in (3, 12, 31, 39) * 3:
+        x = torch.randn(1000, length, generator=generator, dtype=torch.float64) * 10 ** (6 * random(1000, 1) - 3)
+        upper = 3 * random(1000, length)
+        lower = torch.minimum(-3 * random(1000, length) + 0.5, upper)
+        needed = torch.minimum(torch.maximum(torch.zeros_like(x), lower), upper).abs().sum(1)
+        epsilon = needed * (1 + 1e-9) + 10 ** (4 * random(1000) - 3)
+        z = F.project_l1_ball(x, epsilon, lower=lower, upper=upper)
+        assert torch.equal(F.project_l1_ball(z, epsilon, lower=lower, upper=upper), z)
+        assert bool((z.abs().sum(1) <= epsilon * (1 + 4 * torch.finfo(z.dtype).eps)).all())

@@ -92,4 +92,4 @@ def test_a_rank_that_dies_ends_the_run_and_leaves_what_can_be_gone_on_from(place
 def test_bad_input_is_told_once(place):
     done = run(place, 2, "bad", "--epsilons", "-1")
     assert done.returncode != 0
-    assert done.stderr.count("error: epsilon must be") == 1
+    assert done.stderr.count("error: --epsilons must be") == 1
