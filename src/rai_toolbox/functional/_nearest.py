@@ -234,17 +234,17 @@ def _boxed(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int
         inner = found.of(base) * unit
     z = torch.minimum(inner.clamp_min(0) if l is None else torch.maximum(inner, l), h)
     if p == 1:
-        z = _with_sum_at_most(z, eps, l)
+        z = _with_sum_at_most(z, eps, l, h)
     return z.mul_(sign) if may_look(x) else z * sign, found.error
 
 
-def _with_sum_at_most(z: Tensor, total: Tensor, least: Tensor | None) -> Tensor:
-    """`z` a few digits of its last place smaller, where rounding each entry has added up to more than the slack."""
+def _with_sum_at_most(z: Tensor, total: Tensor, least: Tensor | None, most: Tensor) -> Tensor:
+    """`z`, its free entries smaller by some ulp, where roundings have added up to more than the slack."""
     found = z.sum(1, keepdim=True)
     over = found > total * (1 + 2 * torch.finfo(z.dtype).eps)
     if may_look(z) and not bool(over.any()):
         return z
-    floor = torch.zeros_like(found) if least is None else least
+    floor = torch.where(z < most, torch.zeros_like(z) if least is None else least, z)
     room = (z - floor).sum(1, keepdim=True)
     share = (1 - (found - total) / torch.where(room > 0, room, torch.ones_like(room))).clamp_min(0)
     return torch.where(over & (room > 0), torch.maximum(floor + (z - floor) * share, floor), z)
