@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -302,17 +303,76 @@ def test_parameters_without_a_gradient_and_empty_ones_do_not_stop_it():
     assert torch.allclose(resting.norm(dim=1), torch.tensor(0.5))
 
 
-def test_what_changes_at_every_step_is_given_up_and_says_so():
+def test_tensors_that_change_at_every_step_are_given_up_and_it_says_so():
     x = torch.ones(2, 3, requires_grad=True)
     backend = Counting()
     optim = stepped_once(partial(L2ProjectedOptim, epsilon=0.5), x, torch.ones(2, 3), backend)
+
+    def step(rows: int) -> None:
+        x.grad = None
+        x.data = torch.ones(rows, 3)
+        x.grad = torch.ones(rows, 3)
+        optim.step()
+
     for i in range(8):
-        optim.param_groups[0]["epsilon"] = 0.75 + i
-        optim.step()
-    optim.param_groups[0]["epsilon"] = 9.0
+        step(3 + i)
     with pytest.warns(RuntimeWarning, match="changed 8 times since `compile\\(\\)`"):
-        optim.step()
+        step(11)
     graphs = backend.graphs
-    optim.param_groups[0]["epsilon"] = 1.0
-    optim.step()
+    step(12)
     assert backend.graphs == graphs
+
+
+@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam, partial(torch.optim.SGD, momentum=0.9)])
+def test_schedules_of_lr_and_of_our_own_numbers_compile_nothing_again(inner: Any):
+    def run(backend: Any) -> tuple[Tensor, int]:
+        x = torch.linspace(-1, 1, 12).view(3, 4).requires_grad_()
+        optim = ChainedParamTransformingOptimizer(
+            partial(L2NormedGradientOptim, grad_scale=2.0, grad_bias=0.5),
+            partial(ClampedGradientOptimizer, clamp_min=-0.5, clamp_max=3.0),
+            partial(L2BallOptim, epsilon=2.0),
+            params=[x],
+            InnerOpt=inner,
+            lr=0.5,
+        )
+        if backend is not None:
+            optim.compile(backend=backend)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optim, 0.9)
+        graphs = 0
+        for i in range(20):
+            x.grad = torch.linspace(-2, 1 + i, 12).view(3, 4)
+            optim.step()
+            scheduler.step()
+            assert isinstance(optim.param_groups[0]["lr"], float)
+            optim.param_groups[0]["epsilon"] *= 0.95
+            optim.param_groups[0]["clamp_max"] *= 0.9
+            optim.param_groups[0]["L2NormedGradientOptim.grad_scale"] *= 1.01
+            optim.param_groups[0]["L2NormedGradientOptim.grad_bias"] *= 0.9
+            graphs = graphs or (backend.graphs if backend is not None and i == 1 else 0)
+        assert backend is None or backend.graphs == graphs > 0
+        return x.detach(), graphs
+
+    torch.testing.assert_close(run(Counting())[0], run(None)[0])
+
+
+def test_a_compiler_that_refuses_another_compilation_leaves_ordinary_steps_and_says_so():
+    x = torch.ones(2, 3, requires_grad=True)
+    inner = partial(torch.optim.Adam, foreach=True)  # takes no tensor for a learning rate
+    optim = L2NormedGradientOptim([x], inner, lr=1.0)
+    optim.compile(backend=Counting())
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optim, 0.9)
+    y = torch.ones(2, 3, requires_grad=True)
+    plain = L2NormedGradientOptim([y], inner, lr=1.0)
+    warned = []
+    for i in range(20):
+        x.grad = torch.full((2, 3), 1.0 + i)
+        y.grad = x.grad.clone()
+        plain.param_groups[0]["lr"] = optim.param_groups[0]["lr"]
+        with warnings.catch_warnings(record=True) as caught, torch._dynamo.config.patch(recompile_limit=1):
+            warnings.simplefilter("always")
+            optim.step()
+        warned += [w for w in caught if "torch.compile failed" in str(w.message)]
+        plain.step()
+        scheduler.step()
+    torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
+    assert len(warned) == 1

@@ -135,7 +135,7 @@ def test_gradients_that_lie_side_by_side_in_one_memory_take_one_pass(monkeypatch
     for p, g in zip(params, memory.split(2**21), strict=True):
         p.grad = g.view(p.shape)
     taken: list[bool] = []
-    monkeypatch.setattr(_one_pass.OnePass, "step", lambda *_: taken.append(True))
+    monkeypatch.setattr(_one_pass.Blocks, "step", lambda *_: taken.append(True))
     half(params).step()
     assert taken
     monkeypatch.undo()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -43,14 +44,24 @@ def datum_ndim(ndim: int, param_ndim: int | None) -> int:
     """
     if param_ndim is None:
         return ndim
-    if isinstance(param_ndim, bool) or not isinstance(param_ndim, int):
+    if not is_integer(param_ndim):
         raise TypeError(f"`param_ndim` must be an int or None, got {param_ndim!r}")
     if abs(param_ndim) > ndim:
         raise ValueError(
             f"`param_ndim` is {param_ndim}, but the tensor has {ndim} dimension{'s' * (ndim != 1)}: "
             f"`param_ndim` must be None or lie in [{-ndim}, {ndim}]"
         )
-    return ndim + param_ndim if param_ndim < 0 else param_ndim
+    return int(ndim + param_ndim if param_ndim < 0 else param_ndim)
+
+
+def is_number(value: object) -> bool:
+    """Return whether `value` is a real number, of Python or of numpy; a bool is none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_integer(value: object) -> bool:
+    """Return whether `value` is a whole number, of Python or of numpy; a bool is none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def batch_shape(shape: Sequence[int], k: int) -> tuple[int, ...]:

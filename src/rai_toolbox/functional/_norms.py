@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional._layout import as_rows, datum_ndim
+from rai_toolbox.functional._layout import as_rows, datum_ndim, is_number
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -221,9 +222,9 @@ def check_floating(x: Tensor) -> Tensor:
     return x
 
 
-def check_order(p: object) -> None:
+def check_order(p: Any) -> None:
     """Raise unless `p` is the order of a norm."""
-    if isinstance(p, bool) or not isinstance(p, (int, float)):
+    if not is_number(p):
         raise TypeError(f"`p` must be a number, got {p!r}")
     if not p >= 1:
         raise ValueError(f"`p` must be at least 1 (below that it is not a norm), got {p!r}")

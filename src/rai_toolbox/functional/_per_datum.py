@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional._layout import as_rows, blocks, datum_ndim, write_through
+from rai_toolbox.functional._layout import as_rows, blocks, datum_ndim, is_number, write_through
 from rai_toolbox.kernels._machine import may_look
 from rai_toolbox.kernels._threads import share_out
 
@@ -117,7 +117,7 @@ def per_datum(name: str, value: float | Tensor, x: Tensor, k: int) -> float | Te
         if may_look(column) and not bool((column.detach() >= 0).all()):
             raise ValueError(f"`{name}` must be at least 0 for every datum, got {value!r}")
         return column
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise TypeError(f"`{name}` must be a number or a tensor with one entry per datum, got {value!r}")
     if not value >= 0:
         raise ValueError(f"`{name}` must be at least 0, got {value!r}")
@@ -139,7 +139,7 @@ def per_entry(name: str, value: float | Tensor | None, x: Tensor) -> float | Ten
             raise ValueError(
                 f"`{name}` has shape {tuple(value.shape)}, which does not broadcast to {tuple(x.shape)}"
             ) from None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise TypeError(f"`{name}` must be None, a number or a tensor, got {value!r}")
     if math.isnan(value):
         raise ValueError(f"`{name}` must not be NaN")

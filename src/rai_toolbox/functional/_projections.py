@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rai_toolbox.functional import _on_device
 from rai_toolbox.functional._large_projection import project_large_
-from rai_toolbox.functional._layout import datum_ndim
+from rai_toolbox.functional._layout import datum_ndim, is_integer
 from rai_toolbox.functional._nearest import (
     Bound,
     Number,
@@ -286,7 +286,7 @@ def _on_ball(
 def _on_sparse(
     mapper: Callable[..., Tensor], x: Tensor, k: int, param_ndim: int | None, lower: Bound, upper: Bound
 ) -> Tensor:
-    if isinstance(k, bool) or not isinstance(k, int):
+    if not is_integer(k):
         raise TypeError(f"`k` must be an int, got {k!r}")
     if k < 0:
         raise ValueError(f"`k` must be at least 0, got {k!r}")

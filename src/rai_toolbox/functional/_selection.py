@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rai_toolbox.functional import _on_device
 from rai_toolbox.functional._large_selection import keep_largest_, signs_of_largest_
-from rai_toolbox.functional._layout import datum_ndim
+from rai_toolbox.functional._layout import datum_ndim, is_number
 from rai_toolbox.functional._per_datum import (
     checked_float,
     is_large,
@@ -43,11 +43,11 @@ def kept_count(numel: int, q: float) -> int:
     TypeError, ValueError
         `q` is not a number, or not in [0, 1].
     """
-    if isinstance(q, bool) or not isinstance(q, (int, float)):
+    if not is_number(q):
         raise TypeError(f"`q` must be a number, got {q!r}")
     if not 0 <= q <= 1:
         raise ValueError(f"`q` must lie in [0, 1], got {q!r}")
-    return round((1 - q) * numel)
+    return round((1 - float(q)) * numel)
 
 
 def top_q(x: Tensor, q: float, *, param_ndim: int | None = -1) -> Tensor:

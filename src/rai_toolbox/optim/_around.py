@@ -6,37 +6,26 @@ Nothing is copied, so nothing is ever out of step, whichever of the two was load
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict
 from typing import Any
 
 from torch.optim import Optimizer
 
-_HOOK_TABLES = (
-    "_optimizer_step_pre_hooks",
-    "_optimizer_step_post_hooks",
-    "_optimizer_state_dict_pre_hooks",
-    "_optimizer_state_dict_post_hooks",
-    "_optimizer_load_state_dict_pre_hooks",
-    "_optimizer_load_state_dict_post_hooks",
-)
+from rai_toolbox.optim._torch_private import HOOK_TABLES, SCHEDULERS_MARK, prepare_optimizer
 
 
 class OptimizerAround(Optimizer):
-    """An optimizer around `inner_opt`. What it does beside calling that one's step is its subclasses' business.
+    """An optimizer around `inner_opt`. Subclasses implement `step`.
 
     A subclass sets `inner_opt` and then calls `_prepare_instance`, never `Optimizer.__init__`, which would make groups
     and a state of its own.
     """
 
     inner_opt: Optimizer
-    _not_copied: frozenset[str] = frozenset({"_opt_called"})  # attributes that a copy makes anew
+    _not_copied: frozenset[str] = frozenset({SCHEDULERS_MARK})  # attributes that a copy makes anew
 
     def _prepare_instance(self) -> None:
         """Set what neither copies nor pickles carry. Extend it for attributes of your own."""
-        for table in _HOOK_TABLES:
-            self.__dict__.setdefault(table, OrderedDict())
-        self._warned_capturable_if_run_uncaptured = True
-        self._patch_step_function()
+        prepare_optimizer(self)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore
@@ -108,7 +97,7 @@ class OptimizerAround(Optimizer):
         return {
             name: value
             for name, value in self.__dict__.items()
-            if name not in _HOOK_TABLES
+            if name not in HOOK_TABLES
             and name not in self._not_copied
             and not callable(getattr(type(self), name, None))
         }

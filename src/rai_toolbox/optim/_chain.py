@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from rai_toolbox.optim._docs import documented
-from rai_toolbox.optim._one_pass import Stage
 from rai_toolbox.optim._options import qualified_keys
+from rai_toolbox.optim._tensors import scale_and_shift_
+from rai_toolbox.optim._torch_private import has_step_hooks
+from rai_toolbox.optim._transforms import Stage
 from rai_toolbox.optim._wrapper import (
     InnerOptimizer,
     OptimGroup,
@@ -49,6 +50,8 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
 
     Notes
     -----
+    A link takes no step of its own: one that overrides `step` or registers hooks of it is refused.
+
     The options of all links live in the groups. Where two links share the name of an option, the second one's key
     carries its class: `ClampedParameterOptimizer.clamp_min`. A link has the chain's `param_ndim` unless its partial
     gives another; `grad_scale` and `grad_bias` of a partial apply right after that link, those of the chain at the end.
@@ -109,13 +112,15 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         in the groups or in `defaults` holds for every link that does not say otherwise.
         """
         earlier = {key for other in self._links for key in other._option_keys} - from_user
-        groups = [{k: v for k, v in group.items() if k not in earlier} for group in self.param_groups]
+        hidden = {*earlier, *_SHARED, "params"}
+        groups = [{"params": [], **{k: v for k, v in g.items() if k not in hidden}} for g in self.param_groups]
         built: ParamTransformingOptimizer = link(
-            params=None, InnerOpt=_Platform(groups, {k: v for k, v in self.defaults.items() if k not in earlier})
+            params=None, InnerOpt=_Platform(groups, {k: v for k, v in self.defaults.items() if k not in hidden})
         )
+        _refuse_own_step(built)
         given = dict(link.keywords) if isinstance(link, functools.partial) else {}
         given |= given.get("defaults") or {}
-        given |= _fixed_by_class(link, groups)
+        given |= _fixed_by_class(built)
         scales = not given.keys().isdisjoint(_UNSCALED)
         own = {}
         for name in built._option_keys:
@@ -131,7 +136,9 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         built.inner_opt = self.inner_opt
         built._applies_scale = scales
         built._wrapped_before = self._wrapped_before
-        built._adopt_options(own, qualified_keys(type(built), own, taken | self._all_option_keys() - from_user))
+        taken |= self._all_option_keys() - from_user
+        built._refuse_options_of_inner(own.keys() - taken)
+        built._adopt_options(own, qualified_keys(type(built), own, taken))
         return built
 
     def _all_option_keys(self) -> set[str]:
@@ -145,70 +152,48 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
     @_declared
     def _pre_step_transform_(self, param: Tensor, optim_group: OptimGroup) -> None:
         for link in self._links:
-            link._pre_step_transform_(param=param, optim_group=link._view(optim_group))
+            options = link._view(optim_group)
+            link._pre_step_transform_(param=param, optim_group=options)
+            if link._applies_scale and param.grad is not None:
+                scale_and_shift_([param.grad], options["grad_scale"], options["grad_bias"])
 
     @_declared
     def _post_step_transform_(self, param: Tensor, optim_group: OptimGroup) -> None:
         for link in self._links:
             link._post_step_transform_(param=param, optim_group=link._view(optim_group))
 
-    def _gradient_stages(self, group: dict[str, Any]) -> list[Stage] | None:
+    def _gradient_stages(self, group: dict[str, Any]) -> list[Stage]:
         own = super()._gradient_stages(group)
-        return _joined([*(link._gradient_stages(group) for link in self._links), own])
+        links = self._links if self._is_declared("_pre_step_transform_") else ()
+        return [*(stage for link in links for stage in link._gradient_stages(group)), *own]
 
-    def _parameter_stages(self, group: dict[str, Any]) -> list[Stage] | None:
+    def _parameter_stages(self, group: dict[str, Any]) -> list[Stage]:
         own = super()._parameter_stages(group)
-        return _joined([*(link._parameter_stages(group) for link in self._links), own])
-
-    @contextmanager
-    def _drawing_alike(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for link in self._links:
-                stack.enter_context(link._drawing_alike())
-            yield
-
-    def _transform_gradients_of(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        if self._is_declared("_pre_step_transform_"):
-            for link in self._links:
-                link._transform_gradients_of(group, params)
-            self._run_stages(
-                super()._gradient_stages(group) or [], [p.grad for p in params], params, group, "gradients"
-            )
-        else:
-            super()._transform_gradients_of(group, params)
-
-    def _transform_parameters_of(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        if self._is_declared("_post_step_transform_"):
-            for link in self._links:
-                link._transform_parameters_of(group, params)
-        else:
-            super()._transform_parameters_of(group, params)
+        links = self._links if self._is_declared("_post_step_transform_") else ()
+        return [*(stage for link in links for stage in link._parameter_stages(group)), *own]
 
     def _repr_name(self) -> str:
         return " ○ ".join(link._repr_name() for link in reversed(self._links)) or super()._repr_name()
 
 
-def _fixed_by_class(link: Any, groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """The shared options that the `__init__` of a link's class sets itself, whatever the chain says."""
-    bare = [{**{k: v for k, v in group.items() if k not in _SHARED}, "params": []} for group in groups]
-    alone: ParamTransformingOptimizer = link(params=None, InnerOpt=_Platform(bare, {}))
+def _fixed_by_class(built: ParamTransformingOptimizer) -> dict[str, Any]:
+    """Return the shared options that the `__init__` of a link's class sets itself, whatever the chain says."""
     fixed = {}
     for name in _SHARED:
-        signatures = (inspect.signature(cls.__init__).parameters for cls in type(alone).__mro__)
+        signatures = (inspect.signature(cls.__init__).parameters for cls in type(built).__mro__)
         default = next(parameters[name].default for parameters in signatures if name in parameters)
-        if alone.defaults[name] != default:
-            fixed[name] = alone.defaults[name]
+        if built.defaults[name] != default:
+            fixed[name] = built.defaults[name]
     return fixed
 
 
-def _joined(stages: list[list[Stage] | None]) -> list[Stage] | None:
-    """The stages of all links, or None if one of them cannot be said as stages."""
-    joined: list[Stage] = []
-    for some in stages:
-        if some is None:
-            return None
-        joined += some
-    return joined
+def _refuse_own_step(built: ParamTransformingOptimizer) -> None:
+    """Raise if a link expects steps of its own: in a chain, only the chain takes steps."""
+    if has_step_hooks(built) or inspect.unwrap(type(built).step) is not inspect.unwrap(ParamTransformingOptimizer.step):
+        raise TypeError(
+            f"{type(built).__name__} cannot be a link of a chain: it overrides `step` or registers hooks of its steps, "
+            f"which a link does not take; register hooks on the chain"
+        )
 
 
 class _Platform(Optimizer):
@@ -241,6 +226,7 @@ def _flattened(links: Iterable[Any]) -> list[Any]:
                 f"inner optimizer are given to the chain"
             )
         if not issubclass(cls, ChainedParamTransformingOptimizer):
+            _refuse_own_inner(cls)
             flat.append(link)
             continue
         if cls is not ChainedParamTransformingOptimizer or options.keys() - _SHARED:
@@ -257,3 +243,12 @@ def _flattened(links: Iterable[Any]) -> list[Any]:
         if scales:
             flat.append(functools.partial(ParamTransformingOptimizer, **scales))
     return flat
+
+
+def _refuse_own_inner(cls: type) -> None:
+    parameters = inspect.signature(cls.__init__).parameters  # pyright: ignore[reportAttributeAccessIssue]
+    if "InnerOpt" not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+        raise TypeError(
+            f"{cls.__name__} cannot be a link of a chain: it takes no `InnerOpt`, since it brings an inner optimizer "
+            f"of its own; give the chain that one, and a link that has the transform alone"
+        )

@@ -11,99 +11,158 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import operator
-import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rai_toolbox.functional._layout import datum_ndim
-from rai_toolbox.optim import _engine
-from rai_toolbox.optim._inner import bare_step, is_unobserved
-from rai_toolbox.optim._one_pass import Stage
-from rai_toolbox.optim._transforms import ByNorm, Entrywise
+from rai_toolbox.functional._layout import datum_ndim, is_number
+from rai_toolbox.optim._inner import named_parameters
+from rai_toolbox.optim._plans import GroupPlan
+from rai_toolbox.optim._separate import SEPARATE
+from rai_toolbox.optim._tensors import scale_and_shift_
+from rai_toolbox.optim._torch_private import (
+    bare_step,
+    compiled,
+    compiler_errors,
+    foreach_copy_,
+    is_flattened,
+    is_unobserved,
+    not_traced,
+    note_step,
+)
+from rai_toolbox.optim._transforms import ByNorm, Entrywise, Stage
+
+# How many times a step is compiled again, for other kinds of stages or other tensors, before ordinary steps are taken.
+_MAX_RECOMPILES = 8
 
 
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """The parameters of a group that have a gradient, and what becomes of their gradients and then of them."""
+class Compiled:
+    """Take steps as compiled functions, once a first step has made the state that these find.
 
-    params: list[Tensor]
-    before: list[Stage]
-    after: list[Stage]
+    Parameters
+    ----------
+    options : dict
+        Keywords of `torch.compile`.
+    owner : str
+        Who asked for it, in warnings.
+    """
 
-    def kinds(self) -> list[list[type | None]]:
-        """The kinds of the stages."""
-        return [list(map(_kind, stages)) for stages in (self.before, self.after)]
+    def __init__(self, options: dict[str, Any], owner: str) -> None:
+        self._options = options
+        self._owner = owner
+        self._step: CompiledStep | None = None
+        self._recompiles = 0
 
-    def is_as(self, other: Group) -> bool:
-        """Whether these are the same objects."""
-        pairs = ((self.params, other.params), (self.before, other.before), (self.after, other.after))
-        return all(len(mine) == len(theirs) and all(map(operator.is_, mine, theirs)) for mine, theirs in pairs)
+    def accepts(self, plans: Sequence[GroupPlan], inner: Optimizer) -> bool:
+        """Return whether there is a compiled step for these stages and tensors; make one for the next step if not."""
+        if torch.compiler.is_compiling() or self._recompiles > _MAX_RECOMPILES:
+            return False
+        if self._step is None:
+            self._step = CompiledStep(inner, plans, self._options)
+            return False
+        if not self._step.holds_for(inner, plans):
+            self._recompiles += 1
+            if self._recompiles > _MAX_RECOMPILES:
+                warnings.warn(
+                    f"the options of {self._owner}, or which parameters have a gradient, changed {_MAX_RECOMPILES} "
+                    f"times since `compile()`: from now on it takes ordinary steps",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+                return False
+            self._step = CompiledStep(inner, plans, self._options)
+        return self._step.accepts()
+
+    @not_traced
+    @torch.no_grad()
+    def take(self, plans: Sequence[GroupPlan], inner: Optimizer) -> None:
+        """Take the step."""
+        assert self._step is not None
+        failure = self._step.take(plans)
+        note_step(inner)
+        SEPARATE.change_parameters_at_rest(plans)
+        if failure is not None:  # said at the end: a warning may be an error
+            warnings.warn(
+                f"torch.compile failed, so {type(inner).__name__} takes ordinary steps:\n{failure}",
+                RuntimeWarning,
+                stacklevel=7,
+            )
 
 
 class CompiledStep:
-    """The compiled step of an optimizer with given groups; `options` are keywords of `torch.compile`."""
+    """The compiled step of an optimizer for given stages and tensors; `options` are keywords of `torch.compile`."""
 
-    def __init__(self, inner: Optimizer, groups: list[Group], options: dict[str, Any]) -> None:
+    def __init__(self, inner: Optimizer, plans: Sequence[GroupPlan], options: dict[str, Any]) -> None:
         self._inner = inner
-        self._groups = groups
-        self._params = [p for group in groups for p in group.params]
+        params = [[p for p in plan.params if p.numel()] for plan in plans]
+        self._params = list(itertools.chain(*params))
         self._forms = list(map(_form, self._params))
-        kinds = groups[0].kinds()
+        self._plans_forms = [plan.forms for plan in plans]
         self._possible = (
             bare_step(inner) is not None
             and bool(self._params)
             and all(map(_takes, self._params))
-            and all(group.kinds() == kinds for group in groups)
-            and None not in (*kinds[0], *kinds[1])
+            and all(_kinds(plan) == _kinds(plans[0]) for plan in plans)
+            and None not in itertools.chain(*_kinds(plans[0]))
         )
         if self._possible:
+            device = self._params[0].device
+            own = set().union(*(named_parameters(cls.__init__) for cls in type(inner).__mro__))
+            self._numbers = [Numbers(plan, device, own) for plan in plans]
             # A step is a line of operations: a stage for each parameter, or None, the update.
-            stages = [(*group.before, *group.after) for group in groups for _ in group.params]
+            stages = [numbers.stages for numbers, group in zip(self._numbers, params, strict=True) for _ in group]
             self._line: list[tuple[Stage, ...] | None] = list(zip(*stages, strict=True))
-            self._at_update = len(kinds[0])
+            self._at_update = len(plans[0].before)
             self._line.insert(self._at_update, None)
             edges = [0, *(i for i, op in enumerate(self._line) if i and _is_by_norm(op)), len(self._line)]
             self._parts = [(start, self._part(start, stop, options)) for start, stop in itertools.pairwise(edges)]
 
-    def holds_for(self, inner: Optimizer, groups: list[Group]) -> bool:
-        """Whether it was made for these parameters, with the memory that they have, and these stages."""
+    def holds_for(self, inner: Optimizer, plans: Sequence[GroupPlan]) -> bool:
+        """Return whether it was made for these parameters, with the memory that they have, and such stages."""
+        params = [p for plan in plans for p in plan.params if p.numel()]
         return (
             inner is self._inner
-            and len(groups) == len(self._groups)
-            and all(map(Group.is_as, groups, self._groups))
-            and list(map(_form, self._params)) == self._forms
+            and list(map(id, params)) == list(map(id, self._params))
+            and [plan.forms for plan in plans] == self._plans_forms
+            and list(map(_form, params)) == self._forms
         )
 
-    def take(self) -> bool:
-        """Take the step, or return False and change nothing."""
-        grads: list[Any] = [p.grad for p in self._params]
-        if not (self._possible and is_unobserved(self._inner) and all(map(_takes, grads))):
-            return False
-        from torch._dynamo.exc import TorchDynamoException  # takes seconds, and is there by now
+    def accepts(self) -> bool:
+        """Return whether the step can be taken now."""
+        return self._possible and is_unobserved(self._inner) and all(_takes(p.grad) for p in self._params)
 
+    def take(self, plans: Sequence[GroupPlan]) -> Exception | None:
+        """Take the step; return what kept it from being compiled."""
+        grads: list[Any] = [p.grad for p in self._params]
+        for numbers, plan in zip(self._numbers, plans, strict=True):
+            numbers.refill(plan)
         failure = None
         for start, part in self._parts:
             try:
-                done = part(grads)
-            except TorchDynamoException as error:  # while compiling: nothing of this part was done
+                with self._groups_of_its_own():
+                    done = part(grads)
+            except compiler_errors() as error:  # while compiling: nothing of this part was done
                 done, failure = False, error
+                self._possible = False
             if not done:
-                self._finish(start, grads)
+                self._finish(start, grads, plans)
                 break
-        if failure is not None:  # said at the end: a warning may be an error
-            self._possible = False
-            warnings.warn(
-                f"torch.compile failed, so {type(self._inner).__name__} takes ordinary steps:\n{failure}",
-                RuntimeWarning,
-                stacklevel=6,
-            )
-        return True
+        return failure
+
+    @contextmanager
+    def _groups_of_its_own(self) -> Iterator[None]:
+        """Let the inner optimizer find its own options alone, and tensors for learning rates."""
+        groups = self._inner.param_groups
+        try:
+            self._inner.param_groups = [numbers.inner_group for numbers in self._numbers]
+            yield
+        finally:
+            self._inner.param_groups = groups
 
     def _part(self, start: int, stop: int, options: dict[str, Any]) -> Callable[[list[Any]], bool]:
         """The operations from `start` to `stop`; False, and nothing is done, where norms are not finite."""
@@ -129,9 +188,7 @@ class CompiledStep:
                     new = [_shifted(_changed(x, s), s) for x, s in zip(new, stages, strict=True)]
             _write(old, new)
 
-        options = {"fullgraph": True, **options}  # a part is done or it is not
-        measure_: Any = torch.compile(_with_own_code(measure), **options)
-        change_: Any = torch.compile(_with_own_code(change), **options)
+        measure_, change_ = compiled(measure, options), compiled(change, options)
 
         def run(grads: list[Any]) -> bool:
             factors = None
@@ -144,16 +201,82 @@ class CompiledStep:
 
         return run
 
-    def _finish(self, start: int, grads: list[Any]) -> None:
-        """The rest of the step, as it is taken without a compiler."""
-        for i, stages in enumerate(self._line[start:], start):
-            if stages is None:
+    def _finish(self, start: int, grads: list[Any], plans: Sequence[GroupPlan]) -> None:
+        """Take the rest of the step without a compiler."""
+        for i in range(start, len(self._line)):
+            if i == self._at_update:
                 self._inner.step()
                 continue
-            for x, p, stage in zip(grads if i < self._at_update else self._params, self._params, stages, strict=True):
-                if stage.transform is not None:
-                    _engine.apply_(stage.transform, [x], stage.param_ndim, [p])
-                _engine.scale_and_shift_([x], stage.scale, stage.bias)
+            xs = iter(grads if i < self._at_update else self._params)
+            for plan in plans:
+                stage = plan.before[i] if i < self._at_update else plan.after[i - 1 - self._at_update]
+                for x in itertools.islice(xs, sum(p.numel() > 0 for p in plan.params)):
+                    if stage.transform is not None:
+                        stage.transform.change_([x], [datum_ndim(x.ndim, stage.param_ndim)])
+                    scale_and_shift_([x], stage.scale, stage.bias)
+
+
+class Numbers:
+    """The numbers of a group as 0-d tensors, so that another number is no reason to compile again.
+
+    Attributes
+    ----------
+    stages : list of Stage
+        The stages of the group, with tensors for numbers.
+    inner_group : dict
+        The group without numbers that are not the inner optimizer's, and with a tensor for the learning rate where
+        that one takes a tensor.
+    """
+
+    def __init__(self, plan: GroupPlan, device: torch.device, own: set[str]) -> None:
+        self._tensors: list[Tensor] = []
+        self._values: list[float] = []
+
+        def tensor(value: float, device: torch.device = device) -> Tensor:
+            self._tensors.append(torch.full((), value, dtype=torch.float64, device=device))
+            self._values.append(value)
+            return self._tensors[-1]
+
+        self.stages = [_with_numbers(stage, tensor) for stage in (*plan.before, *plan.after)]
+        group = plan.group
+        self.inner_group = {k: v for k, v in group.items() if k in own or not is_number(v)}
+        self._lr = None
+        if is_number(group.get("lr")) and not (group.get("foreach") or group.get("fused")):
+            self._lr = tensor(float(group["lr"]), torch.device("cpu"))
+
+    def refill(self, plan: GroupPlan) -> None:
+        """Fill in the numbers of now."""
+        values: list[float] = []
+        for stage in (*plan.before, *plan.after):
+            _with_numbers(stage, values.append)
+        self.inner_group.update({key: plan.group[key] for key in self.inner_group})
+        if self._lr is not None:
+            values.append(float(plan.group["lr"]))
+            self.inner_group["lr"] = self._lr
+        for x, old, new in zip(self._tensors, self._values, values, strict=True):
+            if old != new:
+                x.fill_(new)
+        self._values = values
+
+
+def _with_numbers(stage: Stage, tensor: Callable[[float], Any]) -> Stage:
+    """Return the stage with `tensor(number)` in place of every number that it depends on; those of no effect stay."""
+    transform = stage.transform
+    if isinstance(transform, ByNorm):
+        factor = transform.factor
+        scale = factor.scale if factor.scale == 1 else tensor(factor.scale)  # pyright: ignore[reportArgumentType]
+        bound = tensor(factor.bound)  # pyright: ignore[reportArgumentType]
+        transform = ByNorm(dataclasses.replace(factor, bound=bound, scale=scale))
+    elif isinstance(transform, Entrywise):
+        low, high = (None if bound is None else tensor(bound) for bound in (transform.low, transform.high))
+        transform = dataclasses.replace(transform, low=low, high=high)
+    scale = 1.0 if stage.scale == 1 else tensor(stage.scale)
+    bias = 0.0 if stage.bias == 0 else tensor(stage.bias)
+    return Stage(transform, stage.param_ndim, scale, bias)
+
+
+def _kinds(plan: GroupPlan) -> list[list[type | None]]:
+    return [list(map(_kind, stages)) for stages in (plan.before, plan.after)]
 
 
 def _takes(x: Tensor) -> bool:
@@ -163,7 +286,7 @@ def _takes(x: Tensor) -> bool:
         and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and x.device.type != "mps"  # which has no float64
         and _is_dense(x)
-        and not getattr(x, "_fsdp_flattened", False)
+        and not is_flattened(x)
     )
 
 
@@ -194,17 +317,6 @@ def _is_by_norm(op: tuple[Stage, ...] | None) -> bool:
     return bool(op) and isinstance(op[0].transform, ByNorm)
 
 
-def _with_own_code(function: Callable[..., Any]) -> types.FunctionType:
-    """Return a copy of `function` whose compilations do not count against those of other optimizers.
-
-    torch counts them for each code object, up to a limit.
-    """
-    code = function.__code__.replace()
-    return types.FunctionType(
-        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    )
-
-
 # What is traced.
 
 
@@ -230,19 +342,25 @@ def _factors(norms: Tensor, x: Tensor, stage: Stage) -> Tensor:
 
 
 def _changed(x: Tensor, stage: Stage) -> Tensor:
-    if isinstance(stage.transform, Entrywise):
-        x = x.clone()
-        stage.transform.apply_([x])
-    return x
+    if not isinstance(stage.transform, Entrywise):
+        return x
+    if stage.transform.kind == "sign":
+        return x.sign()
+    largest = torch.finfo(x.dtype).max
+    bounds: Any = stage.transform.low, stage.transform.high
+    low, high = (
+        None if b is None else torch.where(b.isinf(), b, b.clamp(-largest, largest)).to(x.dtype) for b in bounds
+    )
+    return x.clamp(low, high)
 
 
 def _shifted(x: Tensor, stage: Stage) -> Tensor:
-    if stage.scale != 1:
+    if isinstance(stage.scale, Tensor):
         x = x * stage.scale
-    return x if stage.bias == 0 else x + stage.bias
+    return x + stage.bias if isinstance(stage.bias, Tensor) else x
 
 
 def _write(old: list[Tensor], new: list[Tensor]) -> None:
     pairs = [(a, b) for a, b in zip(old, new, strict=True) if a is not b]
     if pairs:
-        torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])  # pyright: ignore
+        foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])

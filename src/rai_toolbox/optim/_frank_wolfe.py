@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -20,11 +19,13 @@ from torch.optim import Optimizer
 
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._norms import TINY
-from rai_toolbox.optim import _engine
 from rai_toolbox.optim._docs import documented
 from rai_toolbox.optim._options import check_number, check_radius, required
 from rai_toolbox.optim._random import Draws
+from rai_toolbox.optim._sharding import own_parts
 from rai_toolbox.optim._sparse import check_selection
+from rai_toolbox.optim._tensors import is_sharded
+from rai_toolbox.optim._torch_private import foreach_add_, foreach_mul_, foreach_zero_
 from rai_toolbox.optim._transforms import Transform, negated_l1_vertex, normalization, signed_selection, signs
 from rai_toolbox.optim._wrapper import OptimGroup, OptimParams, ParamTransformingOptimizer
 
@@ -73,6 +74,8 @@ class FrankWolfe(Optimizer):
     tensor([0.2500, 0.0000], requires_grad=True)
     """
 
+    _radius = "lmo_scaling_factor"  # the option that it is
+
     def __init__(
         self,
         params: OptimParams,
@@ -120,37 +123,66 @@ class FrankWolfe(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             lr = _checked_lr(group)
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
+            params = [p for p in group["params"] if p.grad is not None]
+            states = [self.state[p] for p in params]
+            for state in states:
+                if "step" not in state:
                     state["step"] = torch.tensor(0.0, device="cpu")
-                if lr == 0:  # no step: the count does not advance
-                    continue
-                a = lr / (lr + state["step"].item()) if group["use_default_lr_schedule"] else lr
-                state["step"] = state["step"] + 1  # anew: it may have been made in inference mode
-                towards = self._radius(group, p) * -a
-                if a == 1:
-                    p.zero_()  # not p.mul_(0): what p held, an infinity say, is gone
-                else:
-                    p.mul_(1 - a)
-                if isinstance(towards, Tensor):
-                    _add_product_(p, p.grad, towards)
-                else:
-                    p.add_(p.grad, alpha=towards)
+            if lr == 0 or not params:  # no step: the counts do not advance
+                continue
+            counts = [state["step"] for state in states]
+            alike: dict[float, list[Tensor]] = {}
+            for p, k in zip(params, torch.stack(counts).tolist(), strict=True):
+                alike.setdefault(k, []).append(p)
+            if any(map(Tensor.is_inference, counts)):  # made in inference mode, so that they cannot be changed
+                for state in states:
+                    state["step"] = state["step"] + 1
+            else:
+                foreach_add_(counts, 1)
+            for k, members in alike.items():
+                self._move_(members, lr / (lr + k) if group["use_default_lr_schedule"] else lr, group)
         return loss
 
-    def _radius(self, group: dict[str, Any], p: Tensor) -> Any:
-        return group["lmo_scaling_factor"]
+    def _move_(self, params: list[Tensor], a: float, group: dict[str, Any]) -> None:
+        """Move parameters by the share `a` of the way to their oracles."""
+        together = [p for p in params if type(p.grad) is Tensor and p.grad.layout is torch.strided]
+        lists = [together] if together else []
+        if len(together) < len(params):  # sharded and sparse ones go one by one
+            lists += [[p] for p in params if not (type(p.grad) is Tensor and p.grad.layout is torch.strided)]
+        radius = group[self._radius]
+        for xs in lists:
+            if a == 1:
+                _each(foreach_zero_, Tensor.zero_, xs)  # not a multiplication by 0: an infinity that was held is gone
+            else:
+                _each(foreach_mul_, Tensor.mul_, xs, 1 - a)
+            if isinstance(radius, Tensor):
+                for p in xs:
+                    _add_product_(p, p.grad, _per_datum(radius, p, group["param_ndim"]) * -a)
+            elif len(xs) > 1:
+                foreach_add_(xs, [p.grad for p in xs], alpha=radius * -a)
+            else:
+                xs[0].add_(xs[0].grad, alpha=radius * -a)  # pyright: ignore[reportArgumentType]
 
 
-def _add_product_(p: Tensor, grad: Tensor, factors: Tensor) -> None:
+def _each(foreach_: Any, one_: Any, xs: list[Tensor], *args: Any) -> None:
+    if len(xs) > 1:
+        foreach_(xs, *args)
+    else:
+        one_(xs[0], *args)
+
+
+def _per_datum(radius: Tensor, p: Tensor, param_ndim: int | None) -> Tensor:
+    """Return radii, one or one per datum, as a tensor that broadcasts to `p`."""
+    k = datum_ndim(p.ndim, param_ndim)
+    batch = p.shape[: p.ndim - k]
+    radius = radius.reshape(batch) if radius.numel() == batch.numel() else radius.expand(batch)
+    return radius.to(p).reshape(*batch, *(1,) * k)
+
+
+def _add_product_(p: Tensor, grad: Any, factors: Tensor) -> None:
     """p += grad * factors, where every rank has all factors, and perhaps only a part of `p` and `grad`."""
-    if _engine.is_sharded(p):
-        from rai_toolbox.optim import _sharding
-
-        p, grad, factors = _sharding.own_parts(p, grad, factors)
+    if is_sharded(p):
+        p, grad, factors = own_parts(p, grad, factors)
     p.addcmul_(grad, factors)
 
 
@@ -164,14 +196,7 @@ def _checked_lr(group: OptimGroup) -> float:
 class _FrankWolfeOnBall(FrankWolfe):
     """The inner optimizer of the families below: the radius is the option `epsilon`, a number or one per datum."""
 
-    def _radius(self, group: dict[str, Any], p: Tensor) -> Any:
-        epsilon = group["epsilon"]
-        if isinstance(epsilon, Tensor):
-            k = datum_ndim(p.ndim, group["param_ndim"])
-            batch = p.shape[: p.ndim - k]
-            epsilon = epsilon.reshape(batch) if epsilon.numel() == batch.numel() else epsilon.expand(batch)
-            epsilon = epsilon.to(p).reshape(*batch, *(1,) * k)
-        return epsilon
+    _radius = "epsilon"
 
 
 class _OnBall(ParamTransformingOptimizer):
@@ -359,8 +384,5 @@ class L1qFrankWolfe(_OnBall):
         super()._check_options(optim_group)
         check_selection(optim_group)
 
-    def _drawing_alike(self) -> AbstractContextManager[None]:
-        return self._draws.alike(map(self._options, self.param_groups))
-
     def _grad_transform(self, optim_group: OptimGroup) -> Transform:
-        return signed_selection(self._draws.of_q(optim_group), alike=optim_group["dq"] == 0)
+        return signed_selection(*self._draws.share(optim_group))

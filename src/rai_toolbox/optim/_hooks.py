@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,18 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rai_toolbox.functional._layout import batch_shape, datum_ndim, write_through
-from rai_toolbox.optim._engine import is_sharded
-from rai_toolbox.optim._transforms import Entrywise, Transform
 
 
 def run_hook(optim: Optimizer, hook: Callable[..., None], p: Tensor, options: Mapping[str, Any]) -> None:
     """Give a user's hook `p` and its gradient as (N, d0, ...), and see that the gradient was changed in place."""
     k = datum_ndim(p.ndim, options["param_ndim"])
-    if is_sharded(p):
-        from rai_toolbox.optim import _sharding
-
-        _sharding.run_hook(lambda part: run_hook(optim, hook, part, options), p, k)
-        return
     batch, shared = _batched_view(p, k)
     grad, grad_shared = None, True
     if p.grad is not None:
@@ -40,6 +32,12 @@ def run_hook(optim: Optimizer, hook: Callable[..., None], p: Tensor, options: Ma
         batch.grad = grad
     forms = [_form(x) for x in (batch, grad)]
     hook(param=batch, optim_group=options)
+    if batch in optim.state:
+        del optim.state[batch]
+        raise TypeError(
+            f"{type(optim).__name__}.{hook.__name__} used `self.state[param]`, but `param` is a view that is made for "
+            f"each call, so nothing finds the entry again: keep what must last in an attribute of the optimizer"
+        )
     for name, x, now, form in zip(("param", "param.grad"), (batch, grad), (batch, batch.grad), forms, strict=True):
         if now is not x or _form(x) != form:
             raise ValueError(
@@ -66,17 +64,3 @@ def _batched_view(x: Tensor, k: int) -> tuple[Tensor, bool]:
         return x.detach().view(shape), True
     except RuntimeError:
         return x.detach().reshape(shape), False
-
-
-def refuse_flattened(params: Iterable[Tensor], transform: Transform | None, optim: Optimizer) -> None:
-    """Refuse parameters that FSDP1 flattened: their data are no longer where `param_ndim` says.
-
-    Without a transform, a user's hook is meant: who knows what it does.
-    """
-    if isinstance(transform, Entrywise) or "torch.distributed.fsdp" not in sys.modules:
-        return
-    if any(getattr(p, "_fsdp_flattened", False) for p in params):
-        raise TypeError(
-            f"{type(optim).__name__} acts on data, and FullyShardedDataParallel (FSDP1) has flattened the parameters "
-            f"that they lie in: use torch.distributed.fsdp.fully_shard (FSDP2)"
-        )

@@ -1,4 +1,4 @@
-"""The inner optimizer: built from what a user gives, and what its own step may be replaced by."""
+"""The inner optimizer: built from what a user gives."""
 
 from __future__ import annotations
 
@@ -9,18 +9,11 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 from torch.optim import SGD, Optimizer
-from torch.optim.optimizer import (
-    _global_optimizer_post_hooks,
-    _global_optimizer_pre_hooks,
-    _use_grad_for_differentiable,
-)
 
 from rai_toolbox.optim._around import OptimizerAround
 
 OptimParams: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 InnerOptimizer: TypeAlias = Callable[..., Optimizer] | Optimizer
-
-_DECORATED = _use_grad_for_differentiable(lambda _: None).__code__
 
 
 def built(params: OptimParams | None, InnerOpt: InnerOptimizer, kwargs: dict[str, Any]) -> Optimizer:
@@ -98,31 +91,3 @@ def _ids(params: Iterable[Any]) -> set[int]:
         else:
             ids.add(id(p[1] if isinstance(p, tuple) else p))
     return ids
-
-
-def is_unobserved(inner: Optimizer) -> bool:
-    """Whether nobody patched the step of `inner` (a scheduler, say) or asked to be called around it."""
-    return (
-        "step" not in inner.__dict__
-        and not inner._optimizer_step_pre_hooks
-        and not inner._optimizer_step_post_hooks
-        and not _global_optimizer_pre_hooks
-        and not _global_optimizer_post_hooks
-    )
-
-
-def bare_step(inner: Optimizer) -> Callable[[Optimizer], Any] | None:
-    """The step that torch wrote for the class of `inner`, without its decorators.
-
-    None where the class is not one of torch's, where somebody replaced or wrapped its step, and where a step needs a
-    closure.
-    """
-    if not type(inner).__module__.startswith("torch.optim."):
-        return None
-    step: Any = type(inner).step
-    if getattr(step, "hooked", None) is True:  # torch wraps the step of a class when it builds the first of it
-        step = step.__wrapped__
-    if getattr(step, "__code__", None) is not _DECORATED:
-        return None
-    step = step.__wrapped__
-    return step if step.__module__.startswith("torch.optim.") else None

@@ -16,34 +16,46 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from rai_toolbox.functional._layout import BLOCK_NUMEL, block_indices, datum_ndim
+from rai_toolbox.functional._layout import BLOCK_NUMEL, block_indices, datum_ndim, is_number
 from rai_toolbox.functional._norms import direct_norms, safe_factors, safe_range
 from rai_toolbox.functional._per_datum import FEWEST_SHARED
 from rai_toolbox.functional._scaling import ScalingPlan, large_norm, multiply_large_, norm_of_parts, pieces_of
 from rai_toolbox.kernels._threads import share_out
-from rai_toolbox.optim import _engine
-from rai_toolbox.optim._inner import bare_step, is_unobserved
-from rai_toolbox.optim._transforms import ByNorm, Entrywise, PerDatum, Transform
+from rai_toolbox.optim._plans import GroupPlan
+from rai_toolbox.optim._separate import SEPARATE
+from rai_toolbox.optim._tensors import scale_and_shift_
+from rai_toolbox.optim._torch_private import bare_step, foreach_add_, is_flattened, is_unobserved, not_traced, note_step
+from rai_toolbox.optim._transforms import ByNorm, Entrywise, Hook, PerDatum, Stage, Transform
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One transform of the gradients or of the parameters of a group, and the scale and the bias that follow it."""
+class OnePass:
+    """Take the step where nobody can tell it from one in three parts."""
 
-    transform: Transform | None
-    param_ndim: int | None
-    scale: float = 1.0
-    bias: float = 0.0
+    def accepts(self, plans: Sequence[GroupPlan], inner: Optimizer) -> bool:
+        """Return whether `inner` is plain SGD and all tensors can be worked on in place, block by block."""
+        if not is_plain_sgd(inner):
+            return False
+        for plan in plans:
+            blocks = plan.laid_out.get(OnePass)
+            if blocks is None:
+                blocks = plan.laid_out[OnePass] = Blocks(plan)
+            if not blocks.fit(plan):
+                return False
+        return True
 
-
-_dtype_of = operator.attrgetter("dtype")
-_shape_of = operator.attrgetter("shape")
-_is_sparse = operator.attrgetter("is_sparse")
-_is_on_cpu = operator.attrgetter("is_cpu")
+    @not_traced
+    @torch.no_grad()
+    def take(self, plans: Sequence[GroupPlan], inner: Optimizer) -> None:
+        """Take the step."""
+        for plan in plans:
+            plan.laid_out[OnePass].step(plan)
+            if plan.resting:
+                SEPARATE.change_parameters_at_rest([plan])
+        note_step(inner)
 
 
 def is_plain_sgd(inner: Optimizer) -> bool:
-    """Whether nobody could tell the step of `inner` from `p.add_(grad, alpha=-lr)`."""
+    """Return whether `inner` is plain SGD, with no hooks and no patches: its step is `p.add_(grad, alpha=-lr)`."""
     return (
         type(inner) is SGD
         and is_unobserved(inner)
@@ -55,59 +67,37 @@ def is_plain_sgd(inner: Optimizer) -> bool:
 
 def _is_plain_group(group: dict[str, Any]) -> bool:
     return (
-        isinstance(group["lr"], float)
+        is_number(group["lr"])
         and not (group["momentum"] or group["weight_decay"] or group["maximize"] or group["differentiable"])
         and group["foreach"] is None  # else the user chose how SGD is to step
         and group["fused"] is None
     )
 
 
-class OnePass:
-    """The blocks of one group of parameters, and what each needs to be worked on."""
+class Blocks:
+    """The blocks of the parameters of a plan and of their gradients."""
 
-    def __init__(self, params: Sequence[Tensor], stages: Sequence[Stage]) -> None:
-        self._params = list(params)
-        self._signature = _signature(stages)
-        self.possible = all(
-            type(p) in (Tensor, torch.nn.Parameter)
-            and p.device.type == "cpu"
-            and p.layout is torch.strided
-            and p.is_floating_point()
-            and not getattr(p, "_fsdp_flattened", False)
-            for p in params
-        ) and all(not isinstance(s.transform, PerDatum) or s.transform.alike for s in stages)
-        if self.possible:
-            self._dtypes = list(map(_dtype_of, params))
-            self._shapes = list(map(_shape_of, params))
-            bundles = _bundles(params, stages)
-            self._is_cut = len(bundles) > 1
-            self._bundles = [b for b in bundles if not b.large]
-            self._large = [b for b in bundles if b.large]
-            self._addresses: list[int] = []
+    def __init__(self, plan: GroupPlan) -> None:
+        params, stages = plan.params, [*plan.before, *plan.after]
+        self._possible = all(_has_blocks(p, g) for p, g in zip(params, plan.grads, strict=True)) and all(
+            _works_by_block(stage.transform) for stage in stages
+        )
+        bundles = _bundles(params, stages) if self._possible else []
+        self._is_cut = len(bundles) > 1
+        self._bundles = [b for b in bundles if not b.large]
+        self._large = [b for b in bundles if b.large]
+        self._addresses: list[int] = []
 
-    def holds_for(self, params: Sequence[Tensor], stages: Sequence[Stage]) -> bool:
-        """Whether these are the parameters and the kinds of transforms that it was made for."""
+    def fit(self, plan: GroupPlan) -> bool:
+        """Return whether the gradients can be worked on in place, block by block."""
         return (
-            len(params) == len(self._params)
-            and all(map(operator.is_, params, self._params))
-            and _signature(stages) == self._signature
+            self._possible
+            and all(map(Tensor.is_contiguous, plan.grads))
+            and (not self._is_cut or self._share_no_memory([*plan.grads, *plan.params]))
         )
 
-    def fits(self, grads: Sequence[Tensor]) -> bool:
-        """Whether the gradients can be worked on in place, block by block."""
-        return (
-            self.possible
-            and list(map(_shape_of, grads)) == self._shapes
-            and all(map(operator.is_, map(_dtype_of, grads), self._dtypes))
-            and all(map(_is_on_cpu, grads))  # a model may have been moved
-            and not any(map(_is_sparse, grads))
-            and all(map(Tensor.is_contiguous, grads))
-            and (not self._is_cut or self._share_no_memory(grads))
-        )
-
-    def _share_no_memory(self, grads: Sequence[Tensor]) -> bool:
-        """Whether no block of a gradient or parameter is changed by the work on another."""
-        tensors = [*grads, *self._params]
+    def _share_no_memory(self, tensors: Sequence[Tensor]) -> bool:
+        """Return whether no block of a gradient or parameter is changed by the work on another."""
         addresses = list(map(Tensor.data_ptr, tensors))
         if addresses != self._addresses:
             end = 0
@@ -119,25 +109,38 @@ class OnePass:
             self._addresses = addresses
         return True
 
-    def step(self, grads: Sequence[Tensor], lr: float, before: Sequence[Stage], after: Sequence[Stage]) -> None:
+    def step(self, plan: GroupPlan) -> None:
         """Change the gradients by the stages `before`, update, and change the parameters by the stages `after`."""
-        fewest = FEWEST_SHARED if any(isinstance(s.transform, PerDatum) for s in (*before, *after)) else 2
-        share_out(lambda bundle: bundle.step(grads, self._params, lr, before, after), self._bundles, fewest)
+        lr, stages = float(plan.group["lr"]), (*plan.before, *plan.after)
+        fewest = FEWEST_SHARED if any(isinstance(s.transform, PerDatum) for s in stages) else 2
+        share_out(
+            lambda bundle: bundle.step(plan.grads, plan.params, lr, plan.before, plan.after), self._bundles, fewest
+        )
         for bundle in self._large:  # each is shared out by itself
-            bundle.step(grads, self._params, lr, before, after)
+            bundle.step(plan.grads, plan.params, lr, plan.before, plan.after)
 
 
 def _extent(x: Tensor) -> int:
-    """How many bytes of memory a tensor reaches over, from its first entry on."""
+    """Return how many bytes of memory a tensor reaches over, from its first entry on."""
     if x.is_contiguous():
         return x.numel() * x.element_size()
     return (1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))) * x.element_size()
 
 
-def _signature(stages: Sequence[Stage]) -> tuple[Any, ...]:
-    return tuple(
-        (type(s.transform), s.transform.p if isinstance(s.transform, ByNorm) else None, s.param_ndim) for s in stages
+def _has_blocks(p: Tensor, grad: Tensor) -> bool:
+    return (
+        type(p) in (Tensor, torch.nn.Parameter)
+        and p.device.type == grad.device.type == "cpu"
+        and p.layout is grad.layout is torch.strided
+        and p.is_floating_point()
+        and p.dtype == grad.dtype
+        and p.shape == grad.shape
+        and not is_flattened(p)
     )
+
+
+def _works_by_block(transform: Transform | None) -> bool:
+    return not isinstance(transform, Hook) and (not isinstance(transform, PerDatum) or transform.alike)
 
 
 def _bundles(params: Sequence[Tensor], stages: Sequence[Stage]) -> list[_Bundle]:
@@ -193,7 +196,7 @@ class _Bundle:
             return
         for n, stage in enumerate(before):
             self._apply_(stage, n, gs)
-        torch._foreach_add_(ps, gs, alpha=-lr)  # pyright: ignore
+        foreach_add_(ps, gs, alpha=-lr)
         for n, stage in enumerate(after, len(before)):
             self._apply_(stage, n, ps)
 
@@ -204,8 +207,9 @@ class _Bundle:
 
     def _apply_(self, stage: Stage, n: int, xs: Sequence[Tensor]) -> None:
         if stage.transform is not None:
-            self._plans[n] = _engine.apply_dense_(stage.transform, xs, [ks[n] for ks in self._ks], self._plans.get(n))
-        _engine.scale_and_shift_(xs, stage.scale, stage.bias)
+            self._plans[n] = stage.transform.change_(xs, [ks[n] for ks in self._ks], self._plans.get(n))
+        if stage.scale != 1 or stage.bias != 0:
+            scale_and_shift_(xs, stage.scale, stage.bias)
 
     def _step_large(self, g: Tensor, p: Tensor, lr: float, before: Sequence[Stage], after: Sequence[Stage]) -> None:
         """Work on one datum by pieces: a norm is measured first, and applied in the pass that updates."""
@@ -225,7 +229,7 @@ class _Bundle:
             if factor is not None:
                 g_piece.mul_(factor)
             if whole >= 0:
-                _engine.scale_and_shift_([g_piece], before[whole].scale, before[whole].bias)
+                scale_and_shift_([g_piece], before[whole].scale, before[whole].bias)
             for stage in before[whole + 1 :]:
                 _piece_stage_(stage, g_piece)
             p_piece.add_(g_piece, alpha=-lr)
@@ -251,8 +255,8 @@ def _by_piece(stage: Stage) -> bool:
 
 def _piece_stage_(stage: Stage, piece: Tensor) -> None:
     if isinstance(stage.transform, Entrywise):
-        stage.transform.apply_([piece])
-    _engine.scale_and_shift_([piece], stage.scale, stage.bias)
+        stage.transform.change_([piece])
+    scale_and_shift_([piece], stage.scale, stage.bias)
 
 
 def _large_factor(transform: Transform | None, datum: Tensor, norm: Tensor | None = None) -> Tensor | None:

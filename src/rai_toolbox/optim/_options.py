@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional._layout import datum_ndim
+from rai_toolbox.functional._layout import datum_ndim, is_number
 
 P = ParamSpec("P")
 
@@ -82,6 +83,13 @@ def required(*names: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
     return decorate
 
 
+def plain(value: Any) -> Any:
+    """Return a number of numpy as one of Python, which checkpoints can hold, and anything else as it is."""
+    if type(value) in (int, float, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
 def check_number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf) -> None:
     """Raise unless `value` is a real number in [low, high]."""
     _check_type(name, value, "a number")
@@ -110,7 +118,7 @@ def _check_type(name: str, value: object, what: str) -> None:
         raise TypeError(
             f"`{name}` is required: give it as a keyword, in every parameter group, or in `defaults`; it must be {what}"
         )
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise TypeError(f"`{name}` must be {what}, got {value!r}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -57,11 +57,11 @@ class Draws:
         return torch.default_generator if self._generator is None else self._generator
 
     @contextmanager
-    def alike(self, optim_groups: Iterable[Mapping[str, Any]]) -> Iterator[None]:
-        """Draw in this context what rank 0 draws, at the price of one collective, if any group draws at all."""
+    def alike(self) -> Iterator[None]:
+        """Draw in this context what rank 0 draws, at the price of one collective."""
         copies = _copies_of_rank_0s.get()
         shared = id(self.generator) in copies  # by another link of a chain, which has asked for it
-        if shared or _alone.get() or not _has_other_ranks() or not any(group["dq"] > 0 for group in optim_groups):
+        if shared or _alone.get() or not _has_other_ranks():
             yield
             return
         token = _copies_of_rank_0s.set({**copies, id(self.generator): _from_rank_0(self.generator)})
@@ -69,6 +69,10 @@ class Draws:
             yield
         finally:
             _copies_of_rank_0s.reset(token)
+
+    def share(self, optim_group: Mapping[str, Any]) -> tuple[Callable[[], float], Draws | None]:
+        """Return what gives the q of a group, and where it is drawn from: from nowhere if `dq` is 0."""
+        return self.of_q(optim_group), self if optim_group["dq"] > 0 else None
 
     def of_q(self, optim_group: Mapping[str, Any]) -> Callable[[], float]:
         """A function that returns the q of a group, drawn anew at each call where its `dq` is positive."""

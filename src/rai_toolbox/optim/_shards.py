@@ -14,13 +14,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor.placement_types import _StridedShard
+
+from rai_toolbox.optim._tensors import dtensor
+from rai_toolbox.optim._torch_private import strided_shard
 
 Ranges = tuple[range, ...]
 
 
-def local_part(x: DTensor) -> Tensor:
+def local_part(x: Any) -> Tensor:
     """What this rank holds of `x`, sharing its memory."""
     part: Any = x.to_local()
     return part.wait() if hasattr(part, "wait") else part  # an AsyncCollectiveTensor
@@ -40,17 +41,17 @@ class Layout:
         placements say.
     """
 
-    def __init__(self, x: DTensor) -> None:
+    def __init__(self, x: Any) -> None:
         self.shape: tuple[int, ...] = tuple(x.shape)
         self.mesh = x.device_mesh
-        coordinate = self.mesh.get_coordinate()
-        self.coordinate = None if coordinate is None else tuple(coordinate)
+        coordinate: Any = self.mesh.get_coordinate()
+        self.coordinate: tuple[int, ...] | None = None if coordinate is None else tuple(coordinate)
         self._cuts: list[tuple[int, int, int]] = []  # (mesh dimension, tensor dimension, split factor)
         for mesh_dim, placement in enumerate(x.placements):
-            if isinstance(placement, (Shard, _StridedShard)):
+            if isinstance(placement, (dtensor().Shard, strided_shard())):
                 if self.mesh.size(mesh_dim) > 1:
                     self._cuts.append((mesh_dim, placement.dim, getattr(placement, "split_factor", 1)))
-            elif not isinstance(placement, Replicate):
+            elif not isinstance(placement, dtensor().Replicate):
                 raise TypeError(
                     f"a sharded tensor with the placements {x.placements} cannot be transformed: each must be Shard or "
                     f"Replicate; `x.redistribute(placements=…)` first"

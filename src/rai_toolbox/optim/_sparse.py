@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -70,11 +69,8 @@ class TopQGradientOptimizer(ParamTransformingOptimizer):
         super()._check_options(optim_group)
         check_selection(optim_group)
 
-    def _drawing_alike(self) -> AbstractContextManager[None]:
-        return self._draws.alike(map(self._options, self.param_groups))
-
     def _grad_transform(self, optim_group: OptimGroup) -> Transform:
-        return selection(self._draws.of_q(optim_group), alike=optim_group["dq"] == 0)
+        return selection(*self._draws.share(optim_group))
 
 
 @documented
@@ -142,8 +138,7 @@ class L1qNormedGradientOptim(TopQGradientOptimizer):
         check_number("div_by_zero_eps", optim_group["div_by_zero_eps"], low=0.0)
 
     def _grad_transform(self, optim_group: OptimGroup) -> Transform:
-        draw = self._draws.of_q(optim_group)
-        return signed_selection(draw, alike=optim_group["dq"] == 0, eps=optim_group["div_by_zero_eps"])
+        return signed_selection(*self._draws.share(optim_group), eps=optim_group["div_by_zero_eps"])
 
 
 def check_selection(optim_group: OptimGroup) -> None:

@@ -1,21 +1,24 @@
 """What a transform is: data that says what it does to a datum, and how far an entry's result reaches.
 
-The reach decides how a transform is applied to many tensors, to a sharded one or to a sparse one; see `_engine.py`.
+The reach decides how a transform is applied to many tensors, to a sharded one or to a sparse one; see `_separate.py`
+and `_sharding.py`. A step is a list of stages: transforms, each with a scale and a bias.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from rai_toolbox.functional import (
-    _scaling,
     lmo_l1_ball_,
+    normalize_,
     project_l1_ball_,
     project_l2_ball_,
     project_linf_ball_,
@@ -24,8 +27,13 @@ from rai_toolbox.functional import (
     top_q_,
 )
 from rai_toolbox.functional._nearest import representable
+from rai_toolbox.functional._scaling import ScalingPlan, scale_by_norm_
 from rai_toolbox.functional._selection import signed_top_q_of_all_, top_q_of_all_
 from rai_toolbox.kernels._factors import NormFactor
+from rai_toolbox.optim._hooks import run_hook
+from rai_toolbox.optim._options import plain
+from rai_toolbox.optim._random import Draws
+from rai_toolbox.optim._torch_private import foreach_clamp_max_, foreach_clamp_min_, foreach_sign_
 
 # From so many tensors on, the calls cost more than the memory traffic does.
 _MANY = 64
@@ -34,23 +42,51 @@ Number: TypeAlias = float | Tensor
 Bound: TypeAlias = float | Tensor | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Entrywise:
-    """Every entry's result depends on that entry alone (sign, clamp).
+    """Every entry's result depends on that entry alone.
 
     Attributes
     ----------
-    apply_ : callable
-        Changes a list of tensors in place.
-    keeps_zero : bool
-        Zero gives zero, so that a sparse tensor may be changed by its values.
+    kind : "sign" or "clamp"
+        sign(x), x / |x| where x is complex; or x moved into [low, high].
+    low, high : float, optional
+        The bounds of a clamp.
     """
 
-    apply_: Callable[[Sequence[Tensor]], Any]
-    keeps_zero: bool = True
+    kind: Literal["sign", "clamp"]
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def keeps_zero(self) -> bool:
+        """Whether zero gives zero, so that a sparse tensor may be changed by its values."""
+        return (self.low is None or self.low <= 0) and (self.high is None or self.high >= 0)
+
+    def change_(self, xs: Sequence[Tensor], ks: Sequence[int] = (), plan: object = None) -> None:
+        """Change dense tensors in place."""
+        if self.kind == "clamp":
+            self._clamp_(xs)
+        elif any(map(torch.is_complex, xs)):
+            for x in xs:
+                x.sgn_()
+        else:
+            foreach_sign_(xs)
+
+    def _clamp_(self, xs: Sequence[Tensor]) -> None:
+        if len(xs) < _MANY or len(set(map(operator.attrgetter("dtype"), xs))) > 1:
+            for x in xs:
+                x.clamp_(representable(self.low, x.dtype), representable(self.high, x.dtype))
+            return
+        # two calls for all of them cost less than one for each, but read large ones twice
+        low, high = representable(self.low, xs[0].dtype), representable(self.high, xs[0].dtype)
+        if low is not None:
+            foreach_clamp_min_(xs, low)
+        if high is not None:
+            foreach_clamp_max_(xs, high)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ByNorm:
     """Every datum is multiplied by a factor that is a function of its norm (normalise, L2 ball).
 
@@ -61,6 +97,10 @@ class ByNorm:
     """
 
     factor: NormFactor
+
+    def change_(self, xs: Sequence[Tensor], ks: Sequence[int], plan: ScalingPlan | None = None) -> ScalingPlan:
+        """Change dense tensors in place, a datum being their last k dimensions; return a plan for the next time."""
+        return scale_by_norm_(xs, ks, self.factor, plan)
 
     @property
     def p(self) -> float:
@@ -82,7 +122,7 @@ class ByNorm:
         return ByNorm(dataclasses.replace(self.factor, scale=self.factor.scale * scale))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class PerDatum:
     """An entry's result depends on its whole datum in some other way (top-q, L1 ball, oracles).
 
@@ -97,6 +137,8 @@ class PerDatum:
         `of_all_(xs, ks)` changes a list of tensors, faster than one by one.
     drawn : callable, optional
         Draws the number for one tensor, and returns the transform with that number.
+    draws : Draws, optional
+        Where `drawn` draws from.
     within : callable, optional
         `within(rows, entries)`: the same transform for a part of the tensor that it was made for. Both are functions
         of an option, which cut one that is a tensor: `rows` one that has an entry per datum, `entries` one that
@@ -107,80 +149,128 @@ class PerDatum:
     alike: bool = True
     of_all_: Callable[[Sequence[Tensor], Sequence[int]], Any] | None = None
     drawn: Callable[[], PerDatum] | None = None
+    draws: Draws | None = None
     within: Callable[[Callable[[Any], Any], Callable[[Any], Any]], PerDatum] | None = None
 
+    def change_(self, xs: Sequence[Tensor], ks: Sequence[int], plan: object = None) -> None:
+        """Change dense tensors in place; the last k dimensions of each are one datum."""
+        if self.of_all_ is not None and len(xs) > 1:
+            self.of_all_(xs, ks)
+        else:
+            for x, k in zip(xs, ks, strict=True):
+                self.apply_(x, k)
 
-Transform: TypeAlias = Entrywise | ByNorm | PerDatum
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Hook:
+    """A hook that a user overrides: nobody else knows what it does, so it takes one parameter at a time.
+
+    Attributes
+    ----------
+    owner : weakref to Optimizer
+        Whose hook it is; weak, since plans hold hooks and optimizers hold plans.
+    name : str
+        The name of the method.
+    options : mapping
+        The parameter group as the owner sees it.
+    """
+
+    owner: weakref.ref[Optimizer]
+    name: str
+    options: Mapping[str, Any]
+
+    def change_(self, xs: Sequence[Tensor], ks: Sequence[int], plan: object = None) -> None:
+        """Call the hook with parameters, which have the gradients that are to be changed."""
+        owner = self.owner()
+        assert owner is not None  # it is taking the step
+        for p in xs:
+            run_hook(owner, getattr(owner, self.name), p, self.options)
+
+
+Transform: TypeAlias = Entrywise | ByNorm | PerDatum | Hook
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage:
+    """One change of the gradients or of the parameters of a group.
+
+    A transform that remembers something between steps says so here.
+
+    Attributes
+    ----------
+    transform : Transform, optional
+        None: only scale and shift.
+    param_ndim : int or None
+        How many trailing dimensions of a parameter are one datum.
+    scale, bias : float
+        What the result is multiplied by, and what is then added.
+    """
+
+    transform: Transform | None
+    param_ndim: int | None
+    scale: float = 1.0
+    bias: float = 0.0
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """All but the numbers: work that was laid out for a stage serves every stage of the same form."""
+        t = self.transform
+        if isinstance(t, ByNorm):
+            how: Any = t.factor.kind, t.factor.p, t.factor.scale == 1
+        elif isinstance(t, Entrywise):
+            how = t.kind, t.low is None, t.high is None
+        else:
+            how = isinstance(t, PerDatum) and t.alike
+        return type(t), how, self.param_ndim, self.scale == 1, self.bias == 0
 
 
 def normalization(p: float, eps: float) -> ByNorm:
     """x / max(‖x‖p, eps)."""
-    return ByNorm(NormFactor("normalize", p, eps))
+    return ByNorm(NormFactor("normalize", plain(p), plain(eps)))
 
 
 def signs() -> Entrywise:
     """sign(x); x / |x| where x is complex."""
-
-    def apply_(xs: Sequence[Tensor]) -> None:
-        if any(map(torch.is_complex, xs)):
-            for x in xs:
-                x.sgn_()
-        else:
-            torch._foreach_sign_(xs)  # pyright: ignore
-
-    return Entrywise(apply_)
+    return Entrywise("sign")
 
 
 def clamping(clamp_min: float | None, clamp_max: float | None) -> Entrywise:
     """x moved into [clamp_min, clamp_max]."""
-
-    def apply_(xs: Sequence[Tensor]) -> None:
-        if len(xs) < _MANY or len(set(map(operator.attrgetter("dtype"), xs))) > 1:
-            for x in xs:
-                x.clamp_(representable(clamp_min, x.dtype), representable(clamp_max, x.dtype))
-            return
-        # two calls for all of them cost less than one for each, but read large ones twice
-        low, high = representable(clamp_min, xs[0].dtype), representable(clamp_max, xs[0].dtype)
-        if low is not None:
-            torch._foreach_clamp_min_(xs, low)  # pyright: ignore
-        if high is not None:
-            torch._foreach_clamp_max_(xs, high)  # pyright: ignore
-
-    keeps_zero = (clamp_min is None or clamp_min <= 0) and (clamp_max is None or clamp_max >= 0)
-    return Entrywise(apply_, keeps_zero)
+    return Entrywise("clamp", plain(clamp_min), plain(clamp_max))
 
 
-def selection(q: Callable[[], float], *, alike: bool) -> PerDatum:
-    """Keep the 1 - q share of entries of largest magnitude; `q` is asked anew for each tensor."""
-    return _with_share(lambda x, k, share: top_q_(x, share, param_ndim=k), top_q_of_all_, q, alike)
+def selection(share: Callable[[], float], draws: Draws | None = None) -> PerDatum:
+    """Keep the 1 - q share of entries of largest magnitude, with q from `share`; with `draws`, anew for each tensor."""
+    return _with_share(lambda x, k, q: top_q_(x, q, param_ndim=k), top_q_of_all_, share, draws)
 
 
-def signed_selection(q: Callable[[], float], *, alike: bool, eps: float = 0.0) -> PerDatum:
+def signed_selection(share: Callable[[], float], draws: Draws | None = None, eps: float = 0.0) -> PerDatum:
     """`selection`, then the sign, then division by the L1 norm, at least `eps`."""
 
-    def select_(x: Tensor, k: int, share: float) -> None:
+    def select_(x: Tensor, k: int, q: float) -> None:
         if eps <= 1:  # the norm is a whole number
-            signed_top_q_(x, share, param_ndim=k)
+            signed_top_q_(x, q, param_ndim=k)
         else:
-            _scaling.normalize_(top_q_(x, share, param_ndim=k).sign_(), 1, param_ndim=k, eps=eps)
+            normalize_(top_q_(x, q, param_ndim=k).sign_(), 1, param_ndim=k, eps=eps)
 
-    return _with_share(select_, signed_top_q_of_all_ if eps <= 1 else None, q, alike)
+    return _with_share(select_, signed_top_q_of_all_ if eps <= 1 else None, share, draws)
 
 
 def _with_share(
     select_: Callable[[Tensor, int, float], Any],
     of_all_: Callable[[Sequence[Tensor], Sequence[int], float], Any] | None,
-    q: Callable[[], float],
-    alike: bool,
+    share: Callable[[], float],
+    draws: Draws | None,
 ) -> PerDatum:
     def drawn() -> PerDatum:
-        share = q()
-        return PerDatum(lambda x, k: select_(x, k, share))
+        q = share()
+        return PerDatum(lambda x, k: select_(x, k, q))
 
-    if not alike:
-        return PerDatum(lambda x, k: select_(x, k, q()), alike, drawn=drawn)
-    together_ = None if of_all_ is None else lambda xs, ks: of_all_(xs, ks, q())
-    return PerDatum(lambda x, k: select_(x, k, q()), of_all_=together_)
+    if draws is not None:
+        return PerDatum(lambda x, k: select_(x, k, share()), alike=False, drawn=drawn, draws=draws)
+    q = share()
+    together_ = None if of_all_ is None else lambda xs, ks: of_all_(xs, ks, q)
+    return PerDatum(lambda x, k: select_(x, k, q), of_all_=together_)
 
 
 def negated_l1_vertex() -> PerDatum:
@@ -192,7 +282,7 @@ def l2_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> 
     """The nearest point of the L2 ball, or of the ball and a box."""
     if isinstance(epsilon, Tensor) or lower is not None or upper is not None:
         return _projection(project_l2_ball_, epsilon, lower, upper)
-    return ByNorm(NormFactor("ball", 2, epsilon))
+    return ByNorm(NormFactor("ball", 2, plain(epsilon)))
 
 
 def l1_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> PerDatum:
@@ -208,6 +298,7 @@ def linf_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -
 
 
 def _projection(project_: Callable[..., Any], epsilon: Number, lower: Bound, upper: Bound) -> PerDatum:
+    epsilon, lower, upper = plain(epsilon), plain(lower), plain(upper)
     alike = not isinstance(epsilon, Tensor) and lower is None and upper is None
     return PerDatum(
         lambda x, k: project_(x, epsilon, param_ndim=k, lower=lower, upper=upper),
@@ -218,6 +309,7 @@ def _projection(project_: Callable[..., Any], epsilon: Number, lower: Bound, upp
 
 def simplex_projection(total: Number) -> PerDatum:
     """The nearest point with entries ≥ 0 that sum to `total`."""
+    total = plain(total)
     return PerDatum(
         lambda x, k: project_simplex_(x, total, param_ndim=k),
         not isinstance(total, Tensor),

@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-import operator
-import warnings
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Set
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from rai_toolbox.functional._layout import datum_ndim
-from rai_toolbox.optim import _engine
+from rai_toolbox.functional._layout import datum_ndim, write_through
 from rai_toolbox.optim._around import OptimizerAround, keep_options_on_loading
-from rai_toolbox.optim._compiled import CompiledStep, Group
+from rai_toolbox.optim._compiled import Compiled
 from rai_toolbox.optim._docs import documented
-from rai_toolbox.optim._hooks import refuse_flattened, run_hook
 from rai_toolbox.optim._inner import InnerOptimizer, OptimParams, built, copied, keywords_for, named_parameters
-from rai_toolbox.optim._one_pass import OnePass, Stage, is_plain_sgd
-from rai_toolbox.optim._options import QualifiedOptions, check_number, qualified_keys
-from rai_toolbox.optim._transforms import ByNorm, Transform
+from rai_toolbox.optim._one_pass import OnePass
+from rai_toolbox.optim._options import QualifiedOptions, check_number, plain, qualified_keys
+from rai_toolbox.optim._plans import GroupPlan
+from rai_toolbox.optim._separate import SEPARATE, change_sparse_
+from rai_toolbox.optim._sharding import all_zero
+from rai_toolbox.optim._tensors import has_nonzero, is_sharded
+from rai_toolbox.optim._torch_private import not_traced
+from rai_toolbox.optim._transforms import ByNorm, Hook, Stage, Transform
 
 OptimGroup: TypeAlias = Mapping[str, Any]
 
 # The options that wrappers have put into the groups of an inner optimizer.
 _PUT_BY_WRAPPERS: weakref.WeakKeyDictionary[Optimizer, set[str]] = weakref.WeakKeyDictionary()
 
-# How often the compiled step of an optimizer is made anew before it is given up.
-_COMPILATIONS = 8
+# Who takes a step: the first that accepts it. `compile()` puts another one in front.
+_TAKERS = (OnePass(), SEPARATE)
 
-# Under torch.compile a step breaks the graph anyway, as those of torch's optimizers do; the transforms plan, draw and
-# look at values, so they run as they are.
-# torch.compiler.disable would import the compiler when we are imported.
-_not_traced: Any = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
+_PRE, _POST = "_pre_step_transform_", "_post_step_transform_"
 
 
 def _declared(hook: Callable[..., None]) -> Callable[..., None]:
@@ -103,14 +100,8 @@ class ParamTransformingOptimizer(OptimizerAround):
     tensor([[-0.5000,  0.0000,  0.5000]], requires_grad=True)
     """
 
-    _not_copied = OptimizerAround._not_copied | {
-        "_memos",
-        "_passes",
-        "_known_stages",
-        "_compile_options",
-        "_compiled",
-        "_compilations",
-    }
+    _not_copied = OptimizerAround._not_copied | {"_last_plans", "_takers"}
+    _links: tuple[ParamTransformingOptimizer, ...] = ()  # of a chain
     _applies_scale = True  # a link of a chain leaves that to the chain, unless it has a scale of its own
 
     def __init__(
@@ -131,6 +122,7 @@ class ParamTransformingOptimizer(OptimizerAround):
         self.inner_opt = built(params, InnerOpt, {**inner_opt_kwargs, **inners})
         self._wrapped_before = frozenset(_PUT_BY_WRAPPERS.get(self.inner_opt, ()))
         taken = self.inner_opt._all_option_keys() if isinstance(self.inner_opt, ParamTransformingOptimizer) else set()
+        self._refuse_options_of_inner(options.keys() & own - taken)
         if not isinstance(InnerOpt, Optimizer):
             for name in (options.keys() & self.inner_opt.defaults.keys()) - own - taken:
                 if name not in inners:
@@ -139,11 +131,24 @@ class ParamTransformingOptimizer(OptimizerAround):
         self._adopt_options(options, qualified_keys(type(self), options, taken))
         self._prepare_instance()
 
+    def _refuse_options_of_inner(self, names: Set[str]) -> None:
+        """Raise if the inner optimizer has an option of the same name: one of the two would silently have its way."""
+        inner: Any = self.inner_opt
+        while isinstance(inner, ParamTransformingOptimizer):
+            inner = inner.inner_opt
+        shared = names & named_parameters(type(inner).__init__) & inner.defaults.keys()
+        if shared:
+            name, inners = min(shared), type(inner).__name__
+            raise TypeError(
+                f"{type(self).__name__} and {inners} both have an option {name!r}: rename that of "
+                f"{type(self).__name__}, or hand it on to {inners} as a keyword of `super().__init__`"
+            )
+
     def _adopt_options(self, options: dict[str, Any], keys: dict[str, str]) -> None:
         """Validate `options` for every group, and only then put them into the groups and the defaults."""
         self._qualified = keys
         self._option_keys = tuple(keys.get(name, name) for name in options)
-        stored = dict(zip(self._option_keys, options.values(), strict=True))
+        stored = dict(zip(self._option_keys, map(plain, options.values()), strict=True))
         for group in self.param_groups:
             self._check_group({**stored, **group})
             for key in stored.keys() & self._wrapped_before:
@@ -155,17 +160,13 @@ class ParamTransformingOptimizer(OptimizerAround):
         self.defaults = {**stored, **self.defaults}
         for group in self.param_groups:
             for key, value in stored.items():
-                group.setdefault(key, value)
+                group[key] = plain(group.get(key, value))
         _PUT_BY_WRAPPERS.setdefault(self.inner_opt, set()).update(stored)
 
     def _prepare_instance(self) -> None:
         super()._prepare_instance()
-        self._memos: dict[int, dict[Any, _engine.Memo]] = {}
-        self._passes: dict[int, OnePass] = {}
-        self._known_stages: dict[int, Any] = {}
-        self._compile_options: dict[str, Any] | None = None
-        self._compiled: CompiledStep | None = None
-        self._compilations = 0
+        self._last_plans: list[GroupPlan] = []
+        self._takers: tuple[Any, ...] = _TAKERS
         keep_options_on_loading(self)
 
     # What a family of optimizers declares.
@@ -198,14 +199,14 @@ class ParamTransformingOptimizer(OptimizerAround):
         """
         transform = self._grad_transform(optim_group)
         if transform is not None and param.grad is not None:
-            _engine.apply_(transform, [param.grad], -1)
+            _change_whole_(transform, param.grad)
 
     @_declared
     def _post_step_transform_(self, param: Tensor, optim_group: OptimGroup) -> None:
         """Change `param` in place, after the inner step; the parameters as for `_pre_step_transform_`."""
         transform = self._param_transform(optim_group)
         if transform is not None:
-            _engine.apply_(transform, [param], -1)
+            _change_whole_(transform, param)
 
     # The step.
 
@@ -223,31 +224,40 @@ class ParamTransformingOptimizer(OptimizerAround):
         object
             What the closure returned, or None.
         """
-        probe = False
+        if closure is not None:
+            return self._step_with(closure)
+        inner = self.inner_opt
+        if self._only_initializes_state():
+            inner.step()
+            return None
+        plans = self._plans()
+        for taker in self._takers:
+            if taker.accepts(plans, inner):
+                taker.take(plans, inner)
+                break
+        return None
+
+    def _step_with(self, closure: Callable[[], Any]) -> Any:
+        only_initializes = False
 
         def transforming_closure() -> Any:
-            nonlocal probe
-            loss = closure()  # pyright: ignore[reportOptionalCall]
-            probe = self._is_probe()
-            if not probe:
+            nonlocal only_initializes
+            loss = closure()
+            only_initializes = self._only_initializes_state()
+            if not only_initializes:
                 self._transform_gradients()
             return loss
 
-        if closure is None:
-            probe = self._is_probe()
-            if not probe and (
-                (self._compile_options is not None and self._step_compiled()) or self._step_in_one_pass()
-            ):
-                return None
-            if not probe:
-                self._transform_gradients()
-            self.inner_opt.step()
-            loss = None
-        else:
-            loss = self.inner_opt.step(transforming_closure)
-        if not probe:
+        loss = self.inner_opt.step(transforming_closure)
+        if not only_initializes:
             self._transform_parameters()
         return loss
+
+    def _transform_gradients(self) -> None:
+        SEPARATE.change_gradients(self._plans())
+
+    def _transform_parameters(self) -> None:
+        SEPARATE.change_parameters(self._plans())
 
     def compile(self, **options: Any) -> None:
         """Compile the steps to come, as `torch.nn.Module.compile` compiles the calls of a module.
@@ -267,8 +277,9 @@ class ParamTransformingOptimizer(OptimizerAround):
 
         Notes
         -----
-        An option that changes is compiled anew, a float `lr` too: with a scheduler, let `lr` be a tensor. After eight
-        such changes, or where the compiler fails, a RuntimeWarning says so and steps are ordinary ones again.
+        Schedules of `lr`, `epsilon` and our other numbers compile nothing again. Other shapes, other parameters with
+        gradients, and other options of the inner optimizer do: after eight times, or where the compiler fails, a
+        RuntimeWarning says so and steps are ordinary ones again.
 
         A copy, by deepcopy or pickle, is not compiled. On a GPU, where nobody looks at the norms, a datum with an
         infinite entry becomes NaN.
@@ -281,185 +292,64 @@ class ParamTransformingOptimizer(OptimizerAround):
         >>> optim = LinfProjectedOptim([x], epsilon=0.1, lr=1.0)
         >>> optim.compile(backend="aot_eager")  # Inductor by default
         """
-        self._compile_options = options
-        self._compiled = None
-        self._compilations = 0
+        self._takers = (Compiled(options, type(self).__name__), *_TAKERS)
 
-    @torch.no_grad()
-    def _step_compiled(self) -> bool:
-        """Take the whole step by compiled functions, if that was asked for and can be."""
-        options = self._compile_options
-        if options is None or torch.compiler.is_compiling():
-            return False
-        groups = []
-        for group in self.param_groups:
-            before, after = self._stages(group)
-            if before is None or after is None:
-                return False
-            groups.append(Group([p for p in group["params"] if p.grad is not None and p.numel()], before, after))
-        if self._compiled is None:  # this step makes the state that the compiled ones find
-            self._compiled = CompiledStep(self.inner_opt, groups, options)
-            return False
-        if not self._compiled.holds_for(self.inner_opt, groups):
-            self._compilations += 1
-            if self._compilations > _COMPILATIONS:
-                self._compile_options = self._compiled = None
-                warnings.warn(
-                    f"the options of {type(self).__name__}, or which parameters have a gradient, changed "
-                    f"{_COMPILATIONS} times since `compile()`: from now on it takes ordinary steps",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
-                return False
-            self._compiled = CompiledStep(self.inner_opt, groups, options)
-        if not self._compiled.take():
-            return False
-        for group in self.param_groups:
-            resting = [p for p in group["params"] if p.grad is None]
-            if resting:
-                self._transform_parameters_of(group, resting)
-        return True
+    @not_traced
+    def _plans(self) -> list[GroupPlan]:
+        """Return what is to be done to the tensors of each group: as at the last step, or planned anew."""
+        hooks: list[Any] = []
+        for optim in (self, *self._links):
+            attributes, cls = optim.__dict__, type(optim)
+            hooks += attributes.get(_PRE), attributes.get(_POST), cls._pre_step_transform_, cls._post_step_transform_
+        last, self._last_plans = self._last_plans, []
+        for n, group in enumerate(self.inner_opt.param_groups):
+            plan = last[n] if n < len(last) else None
+            if plan is None or not plan.holds_for(group, hooks):
+                before, after = self._gradient_stages(group), self._parameter_stages(group)
+                plan = GroupPlan(group, hooks, before, after, type(self).__name__, plan)
+            self._last_plans.append(plan)
+        return self._last_plans
 
-    @_not_traced
-    @torch.no_grad()
-    def _step_in_one_pass(self) -> bool:
-        """Take the whole step block by block, if that cannot be told from taking it in three parts."""
-        if not is_plain_sgd(self.inner_opt):
-            return False
-        work = []
-        for group in self.param_groups:
-            before, after = self._stages(group)
-            if before is None or after is None:
-                return False
-            params = [p for p in group["params"] if p.grad is not None]
-            passes = self._passes.get(id(group))
-            if passes is None or not passes.holds_for(params, [*before, *after]):
-                passes = self._kept(self._passes)[id(group)] = OnePass(params, [*before, *after])
-            grads: list[Any] = [p.grad for p in params]
-            if not passes.fits(grads):
-                return False
-            work.append((group, passes, grads, before, after))
-        for group, passes, grads, before, after in work:
-            passes.step(grads, group["lr"], before, after)
-            if len(grads) < len(group["params"]):
-                self._transform_parameters_of(group, [p for p in group["params"] if p.grad is None])
-        return True
-
-    @_not_traced
-    @torch.no_grad()
-    def _transform_gradients(self) -> None:
-        _engine.settle_gradients([p for group in self.param_groups for p in group["params"]])
-        with self._drawing_alike(), _engine.together():
-            for group in self.param_groups:
-                params = [p for p in group["params"] if p.grad is not None]
-                if params:
-                    self._transform_gradients_of(group, params)
-
-    @_not_traced
-    @torch.no_grad()
-    def _transform_parameters(self) -> None:
-        with _engine.together():
-            for group in self.param_groups:
-                if group["params"]:
-                    self._transform_parameters_of(group, group["params"])
-
-    def _drawing_alike(self) -> AbstractContextManager[None]:
-        """The context in which what a step leaves to chance is drawn: there, all ranks draw the same."""
-        return nullcontext()
-
-    def _gradient_stages(self, group: dict[str, Any]) -> list[Stage] | None:
-        """What becomes of the gradients of a group, or None where a user's hook has a hand in it."""
-        if not self._is_declared("_pre_step_transform_"):
-            return None
+    def _gradient_stages(self, group: dict[str, Any]) -> list[Stage]:
+        """Return the stages of the gradients of a group."""
         options = self._options(group)
-        scale, bias = (options["grad_scale"], options["grad_bias"]) if self._applies_scale else (1.0, 0.0)
-        transform = self._grad_transform(options)
+        transform, ndim = self._transform_or_hook(_PRE, self._grad_transform, options), options["param_ndim"]
+        if not self._applies_scale:
+            return [] if transform is None else [Stage(transform, ndim)]
+        scale, bias = plain(options["grad_scale"]), plain(options["grad_bias"])
         if isinstance(transform, ByNorm) and scale != 1 and transform.takes(scale):
             transform, scale = transform.scaled(scale), 1.0
-        return [Stage(transform, options["param_ndim"], scale, bias)]
+        return [] if transform is None and scale == 1 and bias == 0 else [Stage(transform, ndim, scale, bias)]
 
-    def _parameter_stages(self, group: dict[str, Any]) -> list[Stage] | None:
-        """What becomes of the parameters of a group after the step, or None where a user's hook has a hand in it."""
-        if not self._is_declared("_post_step_transform_"):
-            return None
+    def _parameter_stages(self, group: dict[str, Any]) -> list[Stage]:
+        """Return the stages of the parameters of a group, after the inner step."""
         options = self._options(group)
-        return [Stage(self._param_transform(options), options["param_ndim"])]
+        transform = self._transform_or_hook(_POST, self._param_transform, options)
+        return [] if transform is None else [Stage(transform, options["param_ndim"])]
 
-    def _stages(self, group: dict[str, Any]) -> tuple[list[Stage] | None, list[Stage] | None]:
-        """The stages before and after the inner step, built anew only when an option or a hook is another object."""
-        hooks = ("_pre_step_transform_", "_post_step_transform_")
-        # whatever lr is, the inner optimizer deals with it
-        options = [value for key, value in group.items() if key != "lr"]
-        values = [*options, *(self.__dict__.get(h) for h in hooks), *(getattr(type(self), h) for h in hooks)]
-        known = self._known_stages.get(id(group))
-        if known is None or len(known[0]) != len(values) or not all(map(operator.is_, known[0], values)):
-            known = self._kept(self._known_stages)[id(group)] = (
-                values,
-                (self._gradient_stages(group), self._parameter_stages(group)),
-            )
-        return known[1]
-
-    def _transform_gradients_of(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        stages, _ = self._stages(group)
-        if stages is None:
-            options = self._options(group)
-            refuse_flattened(params, None, self)
-            for p in params:
-                run_hook(self, self._pre_step_transform_, p, options)
-            if self._applies_scale:
-                grads = [p.grad for p in params if p.grad is not None]
-                _engine.scale_and_shift_(grads, options["grad_scale"], options["grad_bias"])
-        else:
-            self._run_stages(stages, [p.grad for p in params], params, group, "gradients")
-
-    def _transform_parameters_of(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        _, stages = self._stages(group)
-        if stages is None:
-            refuse_flattened(params, None, self)
-            for p in params:
-                run_hook(self, self._post_step_transform_, p, self._options(group))
-        else:
-            self._run_stages(stages, params, params, group, "parameters")
-
-    def _run_stages(
-        self, stages: list[Stage], tensors: list[Any], params: list[Tensor], group: dict[str, Any], which: str
-    ) -> None:
-        memos = self._memos.get(id(group))
-        if memos is None:
-            memos = self._kept(self._memos)[id(group)] = {}
-        for n, stage in enumerate(stages):
-            if stage.transform is not None:
-                refuse_flattened(params, stage.transform, self)
-                memo = memos.get((which, n))
-                memos[which, n] = _engine.apply_(stage.transform, tensors, stage.param_ndim, params, memo)
-            _engine.scale_and_shift_(tensors, stage.scale, stage.bias)
-
-    def _kept(self, table: dict[int, Any]) -> dict[int, Any]:
-        """A table by the ids of groups, without what it holds of groups that are gone."""
-        for gone in table.keys() - set(map(id, self.param_groups)):
-            del table[gone]
-        return table
+    def _transform_or_hook(
+        self, name: str, declared: Callable[[OptimGroup], Transform | None], options: OptimGroup
+    ) -> Transform | None:
+        return declared(options) if self._is_declared(name) else Hook(weakref.ref(self), name, options)
 
     def _is_declared(self, hook: str) -> bool:
         return hook not in self.__dict__ and getattr(getattr(type(self), hook), "_applies_declared_transform", False)
 
-    def _is_probe(self) -> bool:
-        """Whether nothing is asked for but that the state be there: every learning rate and every gradient is zero."""
-        lrs = [group.get("lr") for group in self.param_groups]
-        for lr in lrs:
+    def _only_initializes_state(self) -> bool:
+        """Return whether every learning rate and every gradient is zero: such a step asks for the state alone."""
+        for group in self.inner_opt.param_groups:
+            lr = group.get("lr")
             if isinstance(lr, Tensor):
                 if lr.device.type != "cpu" or torch.compiler.is_compiling() or lr.numel() != 1 or lr.item() != 0:
                     return False
             elif lr is None or lr != 0:
                 return False
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        grads = [p.grad for group in self.inner_opt.param_groups for p in group["params"] if p.grad is not None]
         if not grads or any(g.is_cuda and torch.cuda.is_current_stream_capturing() for g in grads[:1]):
             return False
-        if any(_engine.is_sharded(g) for g in grads):
-            from rai_toolbox.optim import _sharding
-
-            return _sharding.all_zero(grads)
-        return not any(_engine.has_nonzero(g) for g in grads)
+        if any(map(is_sharded, grads)):
+            return all_zero(grads)
+        return not any(map(has_nonzero, grads))
 
     # Options, in the groups.
 
@@ -497,7 +387,7 @@ class ParamTransformingOptimizer(OptimizerAround):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"`param_group` must be a dict, got {param_group!r}")
-        group = copied([param_group])[0]
+        group = {key: plain(value) for key, value in copied([param_group])[0].items()}
         params = group["params"]
         tensors = [p[1] if isinstance(p, tuple) else p for p in ([params] if isinstance(params, Tensor) else params)]
         if all(isinstance(p, Tensor) for p in tensors):  # else torch says what is wrong
@@ -507,3 +397,11 @@ class ParamTransformingOptimizer(OptimizerAround):
 
 def _equal(a: object, b: object) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or bool(a == b)
+
+
+def _change_whole_(transform: Transform, x: Tensor) -> None:
+    """Change a tensor of shape (N, d0, ...)."""
+    if x.layout is torch.strided:
+        transform.change_([write_through(x)], [x.ndim - 1])
+    else:
+        change_sparse_(transform, x, x.ndim - 1)
