@@ -170,7 +170,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _myself() -> str:
-    since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    since = datetime.datetime.now(datetime.timezone.utc).isoformat(" ", "seconds")
     return f"process {os.getpid()} on {socket.gethostname()}, since {since}"
 
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -342,6 +343,16 @@ def test_a_folder_in_use_is_refused_and_the_other_run_keeps_its_own(place, capsy
         thread.join()
     assert run("--overwrite") == 0
     assert not [path.name for path in Path("out").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the time zone cannot be set here")
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Nonsense/Zone", "UTC-99:99", ""])
+def test_any_time_zone_will_do(place, monkeypatch, zone):
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        assert run() == 0
+    time.tzset()
 
 
 def test_the_lock_of_a_killed_run_is_free(place):

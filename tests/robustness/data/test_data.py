@@ -260,3 +260,18 @@ def test_labels_that_are_written_as_whole_and_as_decimal_numbers_are_one_class(t
     path = tmp_path / "table.csv"
     path.write_text("a,label\n0.5,1\n0.25,1.0\n1,0\n")
     assert targets_for(load_data(str(path)), "classification").tolist() == [1, 1, 0]
+
+
+def test_an_archive_of_many_names_or_of_one_name_twice_is_refused_in_a_short_line(tmp_path):
+    path = tmp_path / "many.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(2000):
+            archive.writestr(f"a{number}", "")
+    with pytest.raises(InputError, match="has no array") as raised:
+        load_data(str(path))
+    assert len(str(raised.value)) < 700
+    np.savez(path, x=np.zeros((4, 2), np.float32), y=np.zeros(4, int))
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("x.npy", b"")
+    with pytest.raises(InputError, match="two arrays of one name"):
+        load_data(str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 
 from rai_toolbox.robustness._errors import InputError, arg
@@ -67,9 +68,10 @@ def _npz_samples(path: Path) -> Samples:
     archive = NpzArchive(path)
     missing = [name for name in ("x", "y") if name not in archive]
     if missing:
+        names = [*map(reprlib.repr, archive.names[:8]), *["..."][: len(archive.names) > 8]]
         raise InputError(
             f"{str(path)!r} has no array {' and no array '.join(map(repr, missing))}; it has"
-            f" {', '.join(map(repr, archive.names)) or 'none'}; write it with numpy.savez(file, x=x, y=y)"
+            f" {', '.join(names) or 'none'}; write it with numpy.savez(file, x=x, y=y)"
         )
     class_names, feature_names = (
         tuple(map(str, archive.array(key).reshape(-1))) if key in archive else None

@@ -39,6 +39,8 @@ class NpzArchive:
             raise InputError(
                 f"{str(path)!r} is not an npz archive; write one with numpy.savez({path.name!r}, x=x, y=y)"
             ) from None
+        if len(self._members) < len(self._zip.namelist()):
+            raise InputError(f"{str(path)!r} has two arrays of one name: which one is meant cannot be known")
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
