@@ -279,6 +279,15 @@ def test_strict_exits_with_3_where_the_checks_fail_and_only_there(place, capsys)
     assert "error: the checks say not to trust the figures (" in capsys.readouterr().err
 
 
+def test_strict_does_not_pass_where_checks_have_nothing_to_look_at(place, capsys):
+    with np.load("data.npz") as data:
+        np.savez("data.npz", x=data["x"], y=1 - data["y"])
+    assert run("--strict") == 3
+    said = capsys.readouterr().err
+    assert "checks could not be made, and count as failed with --strict (" in said
+    assert "The order of the labels" in said
+
+
 def test_regression_runs(place, capsys):
     assert run("--model", "models.py:line", "--data", "values.npz", "--task", "regression", "--epsilons", "0.5") == 0
     points = json.loads(Path("out/results.json").read_text())["curves"]["l2"]["points"]

@@ -10,10 +10,24 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ClassRow", "Curve", "Examples", "Finding", "Point", "Results", "Task", "Verdict", "jsonable"]
+__all__ = [
+    "COULD_NOT_BE_MADE",
+    "ClassRow",
+    "Curve",
+    "Examples",
+    "Finding",
+    "Point",
+    "Results",
+    "Task",
+    "Verdict",
+    "jsonable",
+]
 
 Task = Literal["classification", "regression"]
 Verdict = Literal["ok", "warning", "distrust", "not conclusive", "not run"]
+
+#: The evidence of a check that applies, and had nothing to look at or raised.
+COULD_NOT_BE_MADE: Mapping[str, Any] = {"could_not_be_made": True}
 
 
 @dataclass(frozen=True)
@@ -171,6 +185,11 @@ class Results:
     def trusted(self) -> bool:
         """Whether no check says not to believe the figures."""
         return all(finding.verdict != "distrust" for finding in self.findings)
+
+    @property
+    def unmade(self) -> tuple[str, ...]:
+        """The names of the checks that apply and could not be made."""
+        return tuple(finding.check for finding in self.findings if finding.evidence.get("could_not_be_made"))
 
     @property
     def measure(self) -> str:

@@ -252,3 +252,41 @@ def test_every_check_has_its_text_in_the_report_and_in_the_documentation():
     for text in guidance().values():
         assert "What it means." in text
         assert "What to do." in text
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1", "l0"])
+def test_checks_survive_that_every_sample_is_wrong_and_say_what_is_likely(small_net, digits, norm):
+    x, _ = (torch.from_numpy(part) for part in digits)
+    x, y = x[:30], (small_net(x[:30]).argmax(dim=1) + 1) % 10
+    result = evaluate(small_net, (x, y), norms=norm, steps=3, restarts=1)
+    found = {finding.check: finding for finding in result.findings}
+    assert result.curves[norm].points[0].value == 0
+    assert not any("could not be made" in finding.summary for finding in result.findings)
+    assert "label -1" in found["clean-performance"].summary
+    assert {"random-model", "transfer", "large-epsilon"} <= set(result.unmade)
+    assert "clean-performance" not in result.unmade
+
+
+def test_a_model_that_always_says_one_class_is_told_about_preprocessing(digits):
+    x, y = digits
+    x, y = x[y != 3][:40], y[y != 3][:40]
+
+    def constant(x):
+        return torch.eye(10)[3] + 0.0 * x.flatten(1).sum(dim=1, keepdim=True)
+
+    result = evaluate(constant, (x, y), epsilons=[0.5], steps=3, restarts=1)
+    summary = {finding.check: finding.summary for finding in result.findings}["clean-performance"]
+    assert "class 3" in summary
+    assert "preprocessing" in summary
+
+
+def test_a_check_that_the_model_breaks_is_counted_as_not_made(small_net, digits):
+    class NoSingles(nn.Module):
+        def forward(self, x):
+            if len(x) == 1:
+                raise ValueError("batches only")
+            return small_net(x)
+
+    x, y = digits
+    result = evaluate(NoSingles(), (x[:6], y[:6]), epsilons=[0.5], steps=3, restarts=1)
+    assert "batch-dependence" in result.unmade

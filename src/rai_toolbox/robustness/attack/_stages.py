@@ -81,7 +81,7 @@ class AttackContext:
     def subset(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return inputs and targets of some samples on the device."""
         x = self.samples.gather(indices, self.model.dtype).to(self.device)
-        return x, torch.from_numpy(self.targets[list(indices)]).to(self.device)
+        return x, torch.from_numpy(self.targets[np.asarray(indices, dtype=np.int64)]).to(self.device)
 
     def generator(self, *what: object) -> torch.Generator:
         """Return a generator of its own for one purpose: which process does the work, and when, does not show."""

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from rai_toolbox.robustness._errors import EvaluationFailed, InputError
-from rai_toolbox.robustness._results import Curve, Finding, Verdict, jsonable
+from rai_toolbox.robustness._results import COULD_NOT_BE_MADE, Curve, Finding, Verdict, jsonable
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._stages import AttackContext
@@ -134,7 +134,7 @@ def middle(context: CheckContext, norm: Norm) -> float:
 
 def nothing() -> CheckResult:
     """Return what a check says that has nothing to look at."""
-    return CheckResult("not run", "There are too few samples that the model gets right.")
+    return CheckResult("not run", "There are too few samples that the model gets right.", COULD_NOT_BE_MADE)
 
 
 def run_check(check: Check, context: CheckContext, journal: Journal, *, skip: bool) -> Finding:
@@ -152,7 +152,7 @@ def run_check(check: Check, context: CheckContext, journal: Journal, *, skip: bo
     except (InputError, EvaluationFailed):
         raise
     except (Exception, SystemExit) as error:  # the user's model, at an input of the check's making
-        seen = CheckResult("warning", f"The check could not be made: {one_line(error)}")
+        seen = CheckResult("warning", f"The check could not be made: {one_line(error)}", COULD_NOT_BE_MADE)
     finding = jsonable(vars(seen))
     journal.put(name, {"finding": json.dumps(finding)})
     return Finding(check.name, check.title, **finding)

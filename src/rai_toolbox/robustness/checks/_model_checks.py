@@ -13,6 +13,8 @@ from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResu
 
 __all__ = ["MODEL_CHECKS"]
 
+_LOOKED_AT = 256
+
 
 def _same_twice(context: CheckContext) -> CheckResult:
     x, _ = context.batch()
@@ -157,14 +159,35 @@ def _clean_performance(context: CheckContext) -> CheckResult:
     accuracy = float(np.mean(context.clean))
     most_frequent = float(np.bincount(labels).max() / len(labels))
     evidence = {"accuracy": accuracy, "share_of_the_most_frequent_class": most_frequent}
-    if len(np.unique(labels)) > 1 and accuracy <= most_frequent:
+    if accuracy == 0 or (len(np.unique(labels)) > 1 and accuracy <= most_frequent):
         return CheckResult(
             "warning",
             f"The model is no better than a constant answer: {accuracy:.1%} right, the most frequent class is"
-            f" {most_frequent:.1%}.",
+            f" {most_frequent:.1%}. {_likely_mistake(context)}",
             evidence,
         )
     return CheckResult("ok", "The model is better than a constant answer.", evidence)
+
+
+def _likely_mistake(context: CheckContext) -> str:
+    """Return one sentence: what the predictions of some samples have in common, and the mistake that explains it."""
+    base = context.attack
+    chosen = np.linspace(0, len(context.clean) - 1, min(_LOOKED_AT, len(context.clean))).round().astype(int)
+    x, target = base.subset(chosen.tolist())
+    with torch.no_grad():
+        logits = as_logits(base.model(x), target)
+    predicted, label, classes = logits.argmax(dim=1), target, logits.shape[1]
+    _, times = ((predicted - label) % classes).unique(return_counts=True)
+    shift = int(((predicted - label) % classes).mode().values)
+    if shift and classes > 2 and int(times.max()) > 0.5 * len(label):
+        off = f"+{shift}" if 2 * shift <= classes else f"-{classes - shift}"
+        return f"Most predictions are label {off}: the labels begin at another number or are in another order."
+    if len(label) > 1 and float((predicted == predicted.mode().values).double().mean()) > 0.9:
+        return (
+            f"It predicts class {int(predicted.mode().values)} nearly always: the preprocessing (range, mean and"
+            " deviation, order of channels) is probably not that of the training."
+        )
+    return "The order of the labels, or the preprocessing (range, mean and deviation), is probably not the model's."
 
 
 def _gradient(

@@ -147,6 +147,9 @@ def _outcome(job: Job, evaluation: Evaluation, folder: Path, team: Team) -> Outc
     elif job.strict and not evaluation.complete:
         code = ExitCode.NOT_TRUSTED
         reasons.append("the time limit ended the run before the checks were made")
+    elif job.strict and evaluation.unmade:
+        code = ExitCode.NOT_TRUSTED
+        reasons.append(f"checks could not be made, and count as failed with --strict ({', '.join(evaluation.unmade)})")
     return Outcome(evaluation, folder, code, tuple(reasons), team.leads)
 
 

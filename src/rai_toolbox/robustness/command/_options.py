@@ -202,9 +202,9 @@ class Job:
     diagnostics: Annotated[
         bool, Flag("Whether to check the evaluation itself.", spellings="--diagnostics/--no-diagnostics")
     ] = True
-    strict: Annotated[bool, Flag("Exit with 3 if the checks say not to trust the figures.", spellings="--strict")] = (
-        False
-    )
+    strict: Annotated[
+        bool, Flag("Exit with 3 if the checks distrust the figures or could not be made.", spellings="--strict")
+    ] = False
     fail_under: Annotated[
         tuple[Threshold, ...],
         Flag("Exit with 1 if the accuracy is less: 0.6@l2:0.5.", "THRESHOLD", Threshold.parse),

@@ -77,7 +77,8 @@ class Samples:
 
     def gather(self, indices: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return the inputs of these indices."""
-        return torch.cat([self.inputs(index, index + 1, dtype) for index in indices])
+        rows = [self.inputs(index, index + 1, dtype) for index in indices]
+        return torch.cat(rows) if rows else torch.zeros((0, *self.shape), dtype=dtype)
 
 
 def kind_of(shape: Sequence[int], feature_names: Sequence[str] | None = None) -> Kind:
