@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Set
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from rai_toolbox.functional._layout import datum_ndim, write_through
-from rai_toolbox.optim._around import OptimizerAround, keep_options_on_loading
+from rai_toolbox.optim._around import keep_options_on_loading
 from rai_toolbox.optim._compiled import Compiled
 from rai_toolbox.optim._docs import documented
-from rai_toolbox.optim._inner import InnerOptimizer, OptimParams, built, copied, keywords_for, named_parameters
+from rai_toolbox.optim._group_options import PUT_BY_WRAPPERS, OptimGroup, OptionsInGroups
+from rai_toolbox.optim._inner import InnerOptimizer, OptimParams, built, keywords_for, named_parameters
 from rai_toolbox.optim._one_pass import OnePass
-from rai_toolbox.optim._options import QualifiedOptions, check_number, plain, qualified_keys
+from rai_toolbox.optim._options import check_number, plain, qualified_keys
 from rai_toolbox.optim._plans import GroupPlan
 from rai_toolbox.optim._separate import SEPARATE, change_sparse_
 from rai_toolbox.optim._sharding import all_zero
 from rai_toolbox.optim._tensors import has_nonzero, is_sharded
 from rai_toolbox.optim._torch_private import not_traced
 from rai_toolbox.optim._transforms import ByNorm, Hook, Stage, Transform
-
-OptimGroup: TypeAlias = Mapping[str, Any]
-
-# The options that wrappers have put into the groups of an inner optimizer.
-_PUT_BY_WRAPPERS: weakref.WeakKeyDictionary[Optimizer, set[str]] = weakref.WeakKeyDictionary()
 
 # Who takes a step: the first that accepts it. `compile()` puts another one in front.
 _TAKERS = (OnePass(), SEPARATE)
@@ -42,7 +38,7 @@ def _declared(hook: Callable[..., None]) -> Callable[..., None]:
 
 
 @documented
-class ParamTransformingOptimizer(OptimizerAround):
+class ParamTransformingOptimizer(OptionsInGroups):
     """Wrap an optimizer: change each gradient before its step and each parameter after it.
 
     A step (i) runs the closure, if there is one, (ii) applies `_pre_step_transform_` to every parameter that has a
@@ -100,7 +96,7 @@ class ParamTransformingOptimizer(OptimizerAround):
     tensor([[-0.5000,  0.0000,  0.5000]], requires_grad=True)
     """
 
-    _not_copied = OptimizerAround._not_copied | {"_last_plans", "_takers"}
+    _not_copied = OptionsInGroups._not_copied | {"_last_plans", "_takers"}
     _links: tuple[ParamTransformingOptimizer, ...] = ()  # of a chain
     _applies_scale = True  # a link of a chain leaves that to the chain, unless it has a scale of its own
 
@@ -120,7 +116,7 @@ class ParamTransformingOptimizer(OptimizerAround):
         own = set().union(*(named_parameters(cls.__init__) for cls in type(self).__mro__))
         inners = {name: options[name] for name in keywords_for(InnerOpt) & options.keys() - own}
         self.inner_opt = built(params, InnerOpt, {**inner_opt_kwargs, **inners})
-        self._wrapped_before = frozenset(_PUT_BY_WRAPPERS.get(self.inner_opt, ()))
+        self._wrapped_before = frozenset(PUT_BY_WRAPPERS.get(self.inner_opt, ()))
         taken = self.inner_opt._all_option_keys() if isinstance(self.inner_opt, ParamTransformingOptimizer) else set()
         self._refuse_options_of_inner(options.keys() & own - taken)
         if not isinstance(InnerOpt, Optimizer):
@@ -130,38 +126,6 @@ class ParamTransformingOptimizer(OptimizerAround):
                 del options[name]
         self._adopt_options(options, qualified_keys(type(self), options, taken))
         self._prepare_instance()
-
-    def _refuse_options_of_inner(self, names: Set[str]) -> None:
-        """Raise if the inner optimizer has an option of the same name: one of the two would silently have its way."""
-        inner: Any = self.inner_opt
-        while isinstance(inner, ParamTransformingOptimizer):
-            inner = inner.inner_opt
-        shared = names & named_parameters(type(inner).__init__) & inner.defaults.keys()
-        if shared:
-            name, inners = min(shared), type(inner).__name__
-            raise TypeError(
-                f"{type(self).__name__} and {inners} both have an option {name!r}: rename that of "
-                f"{type(self).__name__}, or hand it on to {inners} as a keyword of `super().__init__`"
-            )
-
-    def _adopt_options(self, options: dict[str, Any], keys: dict[str, str]) -> None:
-        """Validate `options` for every group, and only then put them into the groups and the defaults."""
-        self._qualified = keys
-        self._option_keys = tuple(keys.get(name, name) for name in options)
-        stored = dict(zip(self._option_keys, map(plain, options.values()), strict=True))
-        for group in self.param_groups:
-            self._check_group({**stored, **group})
-            for key in stored.keys() & self._wrapped_before:
-                if group[key] is self.defaults[key] and not _equal(group[key], stored[key]):
-                    raise ValueError(
-                        f"`InnerOpt` was wrapped before, with {key}={group[key]!r}, which {key}={stored[key]!r} would "
-                        f"not change: set it in its `param_groups`, or build another optimizer"
-                    )
-        self.defaults = {**stored, **self.defaults}
-        for group in self.param_groups:
-            for key, value in stored.items():
-                group[key] = plain(group.get(key, value))
-        _PUT_BY_WRAPPERS.setdefault(self.inner_opt, set()).update(stored)
 
     def _prepare_instance(self) -> None:
         super()._prepare_instance()
@@ -350,53 +314,6 @@ class ParamTransformingOptimizer(OptimizerAround):
         if any(map(is_sharded, grads)):
             return all_zero(grads)
         return not any(map(has_nonzero, grads))
-
-    # Options, in the groups.
-
-    def _all_option_keys(self) -> set[str]:
-        keys = set(self._option_keys)
-        return (
-            keys | self.inner_opt._all_option_keys() if isinstance(self.inner_opt, ParamTransformingOptimizer) else keys
-        )
-
-    def _options(self, group: dict[str, Any]) -> Any:
-        """The group as the transforms see it."""
-        for key in self._option_keys:
-            if key not in group:  # somebody put a group of their own there
-                group[key] = self.defaults[key]
-        return self._view(group)
-
-    def _view(self, group: Any) -> Any:
-        return QualifiedOptions(group, self._qualified) if self._qualified else group
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        self._check_options(self._view(group))
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, with the defaults for the options that it does not give.
-
-        Parameters
-        ----------
-        param_group : dict
-            `params`, and options of this optimizer or of the inner one. Not changed.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As at construction; the group is then not added.
-        """
-        if not isinstance(param_group, dict):
-            raise TypeError(f"`param_group` must be a dict, got {param_group!r}")
-        group = {key: plain(value) for key, value in copied([param_group])[0].items()}
-        params = group["params"]
-        tensors = [p[1] if isinstance(p, tuple) else p for p in ([params] if isinstance(params, Tensor) else params)]
-        if all(isinstance(p, Tensor) for p in tensors):  # else torch says what is wrong
-            self._check_group({**self.defaults, **group, "params": tensors})
-        self.inner_opt.add_param_group(group)
-
-
-def _equal(a: object, b: object) -> bool:
-    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or bool(a == b)
 
 
 def _change_whole_(transform: Transform, x: Tensor) -> None:
