@@ -38,7 +38,7 @@ class Settings:
     extra_epsilons : dict of str to tuple of float
         Radii to report beside those.
     steps, restarts : int or None
-        Of the solvers; None is their own default, and few restarts where the minimum-norm solver went before.
+        Of the solvers; None is their own default.
     batch_size : int
         Samples per call of a solver.
     seed : int

@@ -25,9 +25,6 @@ from rai_toolbox.robustness.models._load import Evaluated
 
 __all__ = ["AttackContext", "attack", "clean", "confirm", "distances", "look_at", "search"]
 
-# The minimum-norm search has done the long work on each sample by then.
-_CONFIRMING_RESTARTS = 5
-
 _ORDER = {"l1": 1.0, "l2": 2.0, "linf": float("inf"), "l0": 0.0}
 
 
@@ -181,7 +178,6 @@ def confirm(
                 norm=norm,
                 epsilon=epsilon,
                 purpose=("confirm", norm, level),
-                restarts=context.settings.restarts or _CONFIRMING_RESTARTS,
             )
             nearer = found.distance < distance[rows]
             distance[rows] = np.where(nearer, found.distance, distance[rows])
