@@ -120,17 +120,16 @@ def digits_case(kind: str, n: int = 250, seed: int = 0) -> Case:
 
 DIGITS28 = Path(os.environ.get("RAI_DIGITS28", Path(__file__).parents[1] / "../shared/data/digits28_u8.npz"))
 _DIGITS28_RADII = {
-    "standard": {"linf": 0.1, "l2": 1.5, "l1": 8.0, "l0": 8},
-    "linf": {"linf": 0.25, "l2": 2.0, "l1": 6.0, "l0": 3},
-    "l2": {"linf": 0.15, "l2": 2.0, "l1": 12.0, "l0": 10},
+    "standard": {"linf": 0.1, "l2": 1.2, "l1": 6.5, "l0": 8},
+    "linf": {"linf": 0.24, "l2": 1.5, "l1": 6.0, "l0": 3},
+    "l2": {"linf": 0.15, "l2": 2.0, "l1": 11.0, "l0": 10},
 }
 
 
-def _cnn28(classes: int = 10, width: int = 28) -> nn.Module:
-    flat = 32 * 5 * ((width // 2 - 1 - 4) // 2 + 1)
+def _cnn28() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 16, 4, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2), nn.ReLU(), nn.Flatten(),
-        nn.Linear(flat, 100), nn.ReLU(), nn.Linear(100, classes),
+        nn.Linear(800, 100), nn.ReLU(), nn.Linear(100, 10),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import solver_peers
 import torch
-from solver_models import NORM_ORDER, Case, digits_case, moons_case, series_case
+from solver_models import DIGITS28, NORM_ORDER, Case, digits28_case, digits_case, moons_case, series_case
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -34,6 +34,7 @@ from rai_toolbox.perturbations import gradient_ascent, minimum_norm, worst_case
 
 CASES: dict[str, Callable[[int], Case]] = {
     **{kind: partial(digits_case, kind) for kind in ("standard", "linf", "l2", "mlp")},
+    **{f"{kind}-28": partial(digits28_case, kind) for kind in ("standard", "linf", "l2")},
     "moons1": lambda n: moons_case(1),
     "moons2": lambda n: moons_case(2),
     "series": series_case,
@@ -105,13 +106,13 @@ def measured(case: Case, solve: Solve) -> tuple[Tensor, dict[str, float]]:
     """The perturbed data, and forward and backward passes per sample."""
     torch.manual_seed(0)
     passes = Passes(case.model)
-    begin = time.perf_counter()
+    begin = time.process_time()
     try:
         x = solve().detach()
     finally:
         passes.close()
     n = len(case.data)
-    cost = {"forward": passes.forward / n, "backward": passes.backward / n, "seconds": time.perf_counter() - begin}
+    cost = {"forward": passes.forward / n, "backward": passes.backward / n, "seconds": time.process_time() - begin}
     return x, cost
 
 
@@ -121,6 +122,22 @@ def plain_pgd(case: Case, norm: str, epsilon: float, steps: int = 100) -> Tensor
         model=case.model, data=case.data, target=case.target, optimizer=optimizer, epsilon=epsilon, lr=epsilon / 10,
         steps=steps, bounds=case.bounds,
     )[0]  # fmt: skip
+
+
+def bisected(case: Case, norm: str) -> Tensor:
+    """Nine bisections of epsilon, each by one run of 100 steps."""
+    far = 1.0 if norm == "linf" else 12.0 * case.epsilons[norm]
+    low = torch.zeros(len(case.data), dtype=torch.float64)
+    high, nearest = torch.full_like(low, far), case.data.clone()
+    for _ in range(9):
+        middle = (low + high) / 2
+        found = worst_case(
+            case.model, case.data, case.target, norm=norm, epsilon=middle, bounds=case.bounds, steps=100, restarts=1
+        )
+        nearest[found.success] = found.perturbed[found.success]
+        high = torch.where(found.success, torch.minimum(middle, found.distances), high)
+        low = torch.where(found.success, low, middle)
+    return nearest
 
 
 def pgd_by_hand(case: Case, norm: str, epsilon: float, steps: int = 100) -> Tensor:
@@ -205,6 +222,7 @@ class Bench:
             solvers: dict[str, Solve] = {
                 "`minimum_norm`": lambda solve=solve: solve().perturbed,
                 "`minimum_norm`, 9 descents": lambda solve=solve: solve(restarts=9).perturbed,
+                "nine bisections by `worst_case`": partial(bisected, case, norm),
                 **solver_peers.minimum_norm(case, norm, self._options.large),
             }
             self._say(f"\n{case.name}, minimum {norm}, {len(case.data)} samples")
@@ -297,7 +315,12 @@ def _cell(name: str, value: Any) -> str:
 def main() -> None:
     """Measure, print the tables, write them as JSON and markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--case", choices=CASES, action="append", help="default: standard, linf and l2")
+    parser.add_argument(
+        "--case",
+        choices=CASES,
+        action="append",
+        help="default: standard, linf and l2, of 8 x 8 and, where RAI_DIGITS28 or ../shared has them, 28 x 28 digits",
+    )
     parser.add_argument("--table", choices=TITLES, action="append")
     parser.add_argument("--data", type=int, default=80, help="samples of the tables at a fixed radius")
     parser.add_argument("--minimum-data", type=int, default=60, help="samples of the table of minimum norms")
@@ -317,7 +340,8 @@ def main() -> None:
     )
     print(setting, flush=True)
     tables: dict[str, list[Row]] = {table: [] for table in options.table or TITLES}
-    for name in options.case or ("standard", "linf", "l2"):
+    usual = ["standard", "linf", "l2", *(["standard-28", "linf-28", "l2-28"] if DIGITS28.exists() else [])]
+    for name in options.case or usual:
         bench = Bench(name, options)
         for table, rows in tables.items():
             rows += getattr(bench, table)()
