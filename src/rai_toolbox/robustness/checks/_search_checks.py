@@ -103,7 +103,7 @@ def _convergence(context: CheckContext, norm: Norm) -> CheckResult:
     more = np.minimum(known, distance(max(4 * usual, _USUAL_STEPS), restarts))
     # Where all stand, or none, nothing can be seen: half of the samples stand here.
     epsilon = float(np.sort(known)[(len(known) - 1) // 2])
-    epsilon = epsilon * (1 - _CLOSE) if np.isfinite(epsilon) else _middle(context, norm)
+    epsilon = epsilon * (1 - _CLOSE) if np.isfinite(epsilon) else middle(context, norm)
     lost = int(((known > epsilon) & (more <= epsilon)).sum())
     before, now, limit = _extrapolated(fewer, known, more)
     nearer = float(np.median(more))
