@@ -86,11 +86,36 @@ def test_model_files_can_be_evaluated(place, net, kind):
     assert result.curves["l2"].points[0].value == 1.0
 
 
-def test_a_program_exported_for_one_batch_size_says_so(place, net):
-    export(net, dynamic_shapes=None)
-    x = np.zeros((12, 1, 8, 8), dtype=np.float32)
-    with pytest.raises(InputError, match="cannot take a batch"):
-        evaluate(load_model("model.pt2"), (x, np.zeros(12)), epsilons=[1], steps=2)
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_program_exported_for_one_batch_size_takes_any(place, net, size):
+    torch.export.save(torch.export.export(net, (torch.rand(size, 1, 8, 8),), strict=False), "model.pt2")
+    model = load_model("model.pt2")
+    for count in (0, 1, 4, 7):
+        x = torch.rand(count, 1, 8, 8, requires_grad=True)
+        assert torch.allclose(model(x), net(x), atol=1e-6)
+        mine, its = (torch.autograd.grad(one(x).square().sum(), x)[0] for one in (model, net))
+        assert torch.allclose(mine, its, atol=1e-6)
+    x = np.random.default_rng(0).random((6, 1, 8, 8), dtype=np.float32)
+    y = net(torch.from_numpy(x)).argmax(dim=1).numpy()
+    result = evaluate(model, (x, y), epsilons=[0.1], steps=2, restarts=1, batch_size=5, diagnostics=False)
+    assert result.curves["l2"].points[0].value == 1.0
+
+
+def test_a_static_program_may_return_several_outputs(place, net):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return {"logits": self.net(x), "scale": x.new_tensor(3.0)}, x.flatten(1)
+
+    torch.export.save(torch.export.export(Named(), (torch.rand(4, 1, 8, 8),), strict=False), "model.pt2")
+    x = torch.rand(5, 1, 8, 8)
+    named, flat = load_model("model.pt2")(x)
+    assert torch.allclose(named["logits"], net(x), atol=1e-6)
+    assert named["scale"] == 3
+    assert torch.equal(flat, x.flatten(1))
 
 
 class Evil:
@@ -132,6 +157,17 @@ def test_onnx_without_its_converter_says_what_would_do(place, monkeypatch):
         load_model("model.onnx")
 
 
+def test_a_converter_that_is_installed_and_cannot_be_imported_is_not_called_missing(place, monkeypatch):
+    Path("onnx2pytorch.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.delitem(sys.modules, "onnx2pytorch", raising=False)
+    monkeypatch.setitem(sys.modules, "onnx", types.ModuleType("onnx"))
+    Path("model.onnx").write_bytes(b"\x08\x07")
+    with pytest.raises(InputError, match=r"installed, but importing it raised .*nms.*torchvision") as raised:
+        load_model("model.onnx")
+    assert "pip install" not in str(raised.value)
+
+
 def test_onnx_is_what_its_converter_makes_of_it(place, net, monkeypatch):
     """A stand-in for the converter; the next test has the real one, where it is installed."""
     Path("model.onnx").write_bytes(b"a model")
@@ -165,6 +201,16 @@ def test_a_converted_model_is_the_same_model(place, net):
     model, x = load_model("model.onnx"), torch.rand(7, 1, 8, 8, requires_grad=True)
     assert torch.allclose(model(x), net(x), atol=1e-6)
     assert torch.allclose(torch.autograd.grad(model(x).sum(), x)[0], torch.autograd.grad(net(x).sum(), x)[0], atol=1e-6)
+
+
+@pytest.mark.skipif(
+    not importable("onnx", "onnxscript", "onnx2pytorch"), reason="onnxscript, onnx2pytorch and its torchvision"
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_converted_model_of_a_fixed_batch_takes_any(place, net):
+    torch.onnx.export(net, (torch.rand(2, 1, 8, 8),), "model.onnx", verbose=False)
+    model, x = load_model("model.onnx"), torch.rand(5, 1, 8, 8)
+    assert torch.allclose(model(x), net(x), atol=1e-6)
 
 
 def rewritten(path, change):

@@ -22,6 +22,7 @@ from torch import nn
 
 from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._text import one_line
+from rai_toolbox.robustness.models._fixed_batch import FixedBatch
 
 __all__ = ["load_exported"]
 
@@ -68,13 +69,25 @@ def load_exported(path: Path, device: torch.device) -> nn.Module:
 
             program = move_to_device_pass(program, device)
         module = _module_of(program)
+        size = _fixed_size(program)
     except Exception as error:
         raise InputError(
             f"{arg('model')} {str(path)!r} cannot be loaded by torch.export.load: {one_line(error)}"
         ) from None
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-    return _Exported(module)
+    model = _Exported(module)
+    return model if size is None else FixedBatch(model, size)
+
+
+def _fixed_size(program: torch.export.ExportedProgram) -> int | None:
+    """Return the one batch size that a program takes, None if it takes any: an export is of one unless told."""
+    names = program.graph_signature.user_inputs
+    found = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    if len(found) != 1 or not isinstance(found[0], torch.Tensor) or found[0].ndim < 1:
+        return None
+    size = found[0].shape[0]
+    return size if type(size) is int and size > 0 else None
 
 
 def _module_of(program: torch.export.ExportedProgram) -> nn.Module:
