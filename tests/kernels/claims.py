@@ -14,6 +14,8 @@ from optimizer_cases import MAGNITUDES, values
 from tests.functional import exact_projections
 
 import rai_toolbox.functional as F
+from rai_toolbox import optim as ro
+from rai_toolbox.kernels import _machine
 
 INF = math.inf
 PROJECTIONS = {1: F.project_l1_ball_, 2: F.project_l2_ball_}
@@ -209,3 +211,37 @@ def infinite_entries_share_the_radius_as_if_they_had_grown_together(dtype: torch
         z = project(x[1:2].clone(), 0.25, upper=torch.tensor([0.0625, 1.0, 1.0])).double()
         share = (0.25 - 0.0625) / 2 if p == 1 else ((0.25**2 - 0.0625**2) / 2) ** 0.5
         torch.testing.assert_close(z, torch.tensor([[0.0625, share, share]], dtype=torch.float64), rtol=2 * eps, atol=0)
+
+
+STEPS: dict[str, tuple[type, dict]] = {
+    "L2Normed": (ro.L2NormedGradientOptim, {"grad_scale": 3.0, "grad_bias": 0.5}),
+    "L2Normed whole": (ro.L2NormedGradientOptim, {"param_ndim": None}),
+    "L2Projected": (ro.L2ProjectedOptim, {"epsilon": 0.75}),
+    "LinfProjected": (ro.LinfProjectedOptim, {"epsilon": 0.75}),
+    "L1qNormed": (ro.L1qNormedGradientOptim, {"q": 0.6}),
+    "L1Ball": (ro.L1BallOptim, {"epsilon": 0.75}),
+    "L2Ball and box": (ro.L2BallOptim, {"epsilon": 0.75, "lower": -0.5, "upper": 0.5}),
+    "ClampedGradient": (ro.ClampedGradientOptimizer, {"clamp_min": -0.5}),
+    "ClampedParameter": (ro.ClampedParameterOptimizer, {"clamp_max": 0.25}),
+    "Simplex": (ro.SimplexOptim, {}),
+}
+
+
+@claim
+def a_step_of_many_tensors_is_that_of_a_cpu(dtype: torch.dtype) -> None:
+    def stepped(cls: type, options: dict) -> list[torch.Tensor]:
+        params = [
+            values(shape, dtype, "normal", i) for i, shape in enumerate([(3, 7), (2, 130), (5,), (0, 3), (9000,)])
+        ]
+        for i, p in enumerate(params):
+            p.requires_grad_().grad = values(tuple(p.shape), dtype, "normal", 20 + i)
+        optim = cls(params, lr=0.25, **options)
+        optim.step()
+        return [t.detach() for p in params for t in (p, p.grad) if t is not None]
+
+    for name, (cls, options) in STEPS.items():
+        ours = stepped(cls, options)
+        with _machine.forced(None):
+            theirs = stepped(cls, options)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=8 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps, msg=name)

@@ -50,19 +50,9 @@ ROWS = {
     "L2Projected, resnet50": (ro.L2ProjectedOptim, {"epsilon": 1.0}, resnet50(), 10, 2.4),
     "L2Normed, 400 small": (ro.L2NormedGradientOptim, {}, SMALL, 10, 1.7),
 }
-# Until the whole step is one pass on a GPU as well.
-IN_THREE_PARTS = {name for name in ROWS if "resnet" in name or "400" in name} | {
-    "LinfProjected, images",
-    "L2Normed whole, images",
-    "L2Projected, images",
-    "L2Normed, images",
-    "L1Normed, images",
-    "L2Normed, cifar",
-    "L2Projected, cifar",
-}
 
 
-@pytest.mark.parametrize("name", sorted(ROWS.keys() - IN_THREE_PARTS))
+@pytest.mark.parametrize("name", ROWS)
 def test_a_step_makes_few_calls_moves_few_bytes_and_allocates_nothing_large(name: str) -> None:
     cls, options, shapes, calls, traffic = ROWS[name]
     sgd = fake_cost.step(lambda ps: torch.optim.SGD(ps, lr=0.1, foreach=True), shapes)
