@@ -16,7 +16,6 @@ from rai_toolbox.optim._compiled import Compiled
 from rai_toolbox.optim._docs import documented
 from rai_toolbox.optim._group_options import PUT_BY_WRAPPERS, OptimGroup, OptionsInGroups
 from rai_toolbox.optim._inner import InnerOptimizer, OptimParams, built, keywords_for, named_parameters
-from rai_toolbox.optim._inner import InnerOptimizer, OptimParams, built, copied, keywords_for, named_parameters
 from rai_toolbox.optim._on_device import OnDevice
 from rai_toolbox.optim._one_pass import OnePass
 from rai_toolbox.optim._options import check_number, plain, qualified_keys
