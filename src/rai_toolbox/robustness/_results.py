@@ -48,6 +48,8 @@ class Point:
         The accuracy that the minimum-norm solver alone leaves.
     also_by_fixed_budget : int
         How many samples only the fixed-budget solver broke within this radius.
+    also_by_stronger_attacks : int
+        How many samples only an attack without the gradient broke, where a check asked for these.
     """
 
     epsilon: float
@@ -57,6 +59,7 @@ class Point:
     samples: int
     by_minimum_norm: float | None = None
     also_by_fixed_budget: int = 0
+    also_by_stronger_attacks: int = 0
 
 
 @dataclass(frozen=True)

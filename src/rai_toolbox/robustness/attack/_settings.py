@@ -45,6 +45,8 @@ class Settings:
         All random choices follow from it.
     diagnostics : bool
         Whether to run the checks of the evaluation itself.
+    adaptive : bool
+        Whether to attack without the gradient too, where a check doubts it.
     """
 
     task: Task = "classification"
@@ -56,6 +58,7 @@ class Settings:
     batch_size: int = 128
     seed: int = 0
     diagnostics: bool = True
+    adaptive: bool = True
 
     def grid(self, norm: str) -> tuple[float, ...]:
         """Return the radii asked for, none where a grid is to be found."""
@@ -77,6 +80,7 @@ class Settings:
             "batch_size": self.batch_size,
             "seed": self.seed,
             "diagnostics": self.diagnostics,
+            "adaptive": self.adaptive,
         }
 
 
@@ -91,6 +95,7 @@ def make_settings(
     batch_size: int = 128,
     seed: int = 0,
     diagnostics: bool = True,
+    adaptive: bool = True,
 ) -> Settings:
     """Return checked settings.
 
@@ -116,6 +121,7 @@ def make_settings(
         batch_size=_whole("batch_size", batch_size, least=1),
         seed=_whole("seed", seed, least=0),
         diagnostics=bool(diagnostics),
+        adaptive=bool(adaptive),
     )
 
 

@@ -202,6 +202,12 @@ class Job:
     diagnostics: Annotated[
         bool, Flag("Whether to check the evaluation itself.", spellings="--diagnostics/--no-diagnostics")
     ] = True
+    adaptive: Annotated[
+        bool,
+        Flag(
+            "Whether to attack without the gradient too, where a check doubts it.", spellings="--adaptive/--no-adaptive"
+        ),
+    ] = True
     strict: Annotated[
         bool, Flag("Exit with 3 if the checks distrust the figures or could not be made.", spellings="--strict")
     ] = False

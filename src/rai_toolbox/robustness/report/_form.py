@@ -25,6 +25,7 @@ class _Point(msgspec.Struct):
     samples: Count
     by_minimum_norm: float | None = None
     also_by_fixed_budget: Count = 0
+    also_by_stronger_attacks: Count = 0
 
 
 class _ClassRow(msgspec.Struct):

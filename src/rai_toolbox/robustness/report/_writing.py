@@ -40,9 +40,31 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[T], bytes | str | 
 def _curve_csv(evaluation: Results) -> str:
     """Return every point of every curve as CSV."""
     measure = evaluation.measure.replace(" ", "_")
-    rows = [["norm", "epsilon", measure, "low", "high", "samples", "by_minimum_norm", "also_by_fixed_budget"]]
+    rows = [
+        [
+            "norm",
+            "epsilon",
+            measure,
+            "low",
+            "high",
+            "samples",
+            "by_minimum_norm",
+            "also_by_fixed_budget",
+            "also_by_stronger_attacks",
+        ]
+    ]
     rows += [
-        [norm, p.epsilon, p.value, p.low, p.high, p.samples, p.by_minimum_norm, p.also_by_fixed_budget]
+        [
+            norm,
+            p.epsilon,
+            p.value,
+            p.low,
+            p.high,
+            p.samples,
+            p.by_minimum_norm,
+            p.also_by_fixed_budget,
+            p.also_by_stronger_attacks,
+        ]
         for norm, curve in evaluation.curves.items()
         for p in curve.points
     ]

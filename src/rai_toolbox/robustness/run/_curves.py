@@ -23,6 +23,7 @@ def accuracy_curve(
     *,
     forwards: float,
     confirmed: bool,
+    by_solvers: NDArray | None = None,
 ) -> Curve:
     """Return the curve that the samples' distances make.
 
@@ -32,15 +33,27 @@ def accuracy_curve(
         The nearest error found by any solver.
     searched : NDArray
         The nearest that the minimum-norm solver found.
+    by_solvers : NDArray, optional
+        The nearest that both solvers found, where stronger attacks have been run.
     """
     count = len(distance)
     points = []
     for epsilon in (0.0, *grid):
         standing = int((distance > epsilon).sum())
         by_search = int((searched > epsilon).sum())
+        by_both = standing if by_solvers is None else int((by_solvers > epsilon).sum())
         low, high = wilson_interval(standing, count)
         points.append(
-            Point(epsilon, standing / max(1, count), low, high, count, by_search / max(1, count), by_search - standing)
+            Point(
+                epsilon,
+                standing / max(1, count),
+                low,
+                high,
+                count,
+                by_search / max(1, count),
+                by_search - by_both,
+                by_both - standing,
+            )
         )
     right = distance[distance > 0]
     median = float(np.median(right)) if len(right) else math.inf

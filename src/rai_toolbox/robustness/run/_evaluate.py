@@ -42,6 +42,7 @@ def evaluate(
     seed: int = 0,
     device: torch.device | str | None = None,
     diagnostics: bool = True,
+    adaptive: bool = True,
     folder: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -94,6 +95,8 @@ def evaluate(
         Where to compute; by default where the model is.
     diagnostics : bool
         Whether to check the evaluation itself.
+    adaptive : bool
+        Whether to attack without the gradient too, where a check doubts it.
     folder : path, optional
         Where finished batches are kept, so that a run that was ended can go on. One run at a time writes there.
     resume, overwrite : bool
@@ -129,7 +132,7 @@ def evaluate(
     """
     settings = make_settings(
         task=task, norms=norms, epsilons=epsilons, extra_epsilons=extra_epsilons, steps=steps, restarts=restarts,
-        batch_size=batch_size, seed=seed, diagnostics=diagnostics,
+        batch_size=batch_size, seed=seed, diagnostics=diagnostics, adaptive=adaptive,
     )  # fmt: skip
     if time_limit is not None and not time_limit > 0:
         raise InputError(f"{arg('time_limit')} must be a number of seconds above 0, got {time_limit!r}")

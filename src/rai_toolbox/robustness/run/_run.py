@@ -16,6 +16,8 @@ from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.attack._grid import grid_for_distances, grid_for_spread, widest_radius
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._stages import AttackContext, clean, confirm, search
+from rai_toolbox.robustness.attack._stronger import STRONGER, stronger
+from rai_toolbox.robustness.checks._agreement import AGREEMENT, asks_for_more, judged
 from rai_toolbox.robustness.checks._checks import CheckContext, run_check
 from rai_toolbox.robustness.checks._model_checks import MODEL_CHECKS
 from rai_toolbox.robustness.checks._probes import PROBES
@@ -42,7 +44,7 @@ __all__ = ["CHECKS", "Progress", "Run"]
 #: Called as ``progress(stage, done, total)`` after each finished batch of a stage.
 Progress = Callable[[str, int, int], None]
 
-CHECKS = (*MODEL_CHECKS, *PROBES, *SEARCH_CHECKS, *RIVALS)
+CHECKS = (*MODEL_CHECKS, *PROBES, *SEARCH_CHECKS, *RIVALS, *AGREEMENT)
 
 
 @dataclass
@@ -89,6 +91,8 @@ class Run:
                 f"the time limit came before the first batch was done; go on with {arg('resume', True)}"
             )
         findings = self._checks(by_norm, clean_pieces) if context.settings.diagnostics else ()
+        if context.classifies and context.settings.adaptive and asks_for_more(findings) and self.complete:
+            by_norm, findings = self._stronger(by_norm, findings)
         return assemble(
             context, self.summary, clean_pieces, by_norm, findings,
             complete=self.complete, described=described, seconds=time.perf_counter() - self.begun,
@@ -183,6 +187,40 @@ class Run:
         curve = error_curve(norm, grid, error, total("forwards", confirmed), all(confirmed))
         outcome = scattered(error, reached(context, confirmed), len(context.samples))
         return Measured(curve, outcome, {"confirm": confirmed})
+
+    def _stronger(
+        self, by_norm: Mapping[str, Measured], findings: tuple[Finding, ...]
+    ) -> tuple[dict[str, Measured], tuple[Finding, ...]]:
+        """Attack without the gradient, which is in doubt; the curve is the lowest of all that was found."""
+        context = self.context
+        width = self.summary.maximum - self.summary.minimum or 1.0
+        lower: dict[str, Measured] = {}
+        attacks, grids = {}, {}
+        for norm in context.settings.norms:
+            if norm not in by_norm:
+                continue
+            before = by_norm[norm]
+            grid = tuple(point.epsilon for point in before.curve.points[1:])
+
+            def attack_batch(
+                batch: int, norm: Norm = norm, grid: tuple[float, ...] = grid, before: Measured = before
+            ) -> Mapping[str, Any]:
+                start, stop = context.span(batch)
+                return stronger(context, norm, batch, grid, before.outcome[start:stop], width)
+
+            pieces = self._stage(f"stronger-{norm}", f"Attacking without the gradient ({norm})", attack_batch)
+            if not all(pieces):
+                return dict(by_norm), findings
+            distance = joined(pieces, "distance")
+            grids[norm] = grid
+            attacks[norm] = {"the solvers": before.outcome} | {name: joined(pieces, name) for name in STRONGER}
+            curve = accuracy_curve(
+                norm, grid, distance, joined(before.stages["search"], "distance"), context.targets,
+                class_names(context), by_solvers=before.outcome, confirmed=before.curve.confirmed,
+                forwards=total("forwards", pieces) + before.curve.forwards_per_sample * len(distance),
+            )  # fmt: skip
+            lower[norm] = Measured(curve, distance, {**before.stages, "stronger": pieces})
+        return lower, judged(findings, attacks, grids)
 
     def _checks(self, by_norm: Mapping[str, Measured], clean_pieces: Pieces) -> tuple[Finding, ...]:
         outcome = {norm: measured.outcome for norm, measured in by_norm.items()}

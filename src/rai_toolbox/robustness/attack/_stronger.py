@@ -1,0 +1,174 @@
+"""Attacks that do without the model's gradient, on all samples of a batch: for models whose gradient is in doubt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rai_toolbox.perturbations.losses import misclassified
+from rai_toolbox.robustness.attack._blackbox import random_search
+from rai_toolbox.robustness.attack._decisions import walk_along_boundary
+from rai_toolbox.robustness.attack._settings import Norm
+from rai_toolbox.robustness.attack._stages import AttackContext, Attacked, attack, look_at
+from rai_toolbox.robustness.attack._substitutes import by_differences, length_of_steps, with_gradient_of
+from rai_toolbox.robustness.attack._twin import distill
+
+__all__ = ["STRONGER", "stronger"]
+
+#: The attacks, in the order in which they are run.
+STRONGER = ("differences", "transfer", "decisions", "random search")
+
+_QUERIES = 1000
+# In linf a boundary point comes nearer with each estimate of the normal, but by little.
+_ROUNDS = {"l1": 25, "l2": 25, "linf": 60}
+_POOL = 256
+
+
+def stronger(
+    context: AttackContext, norm: Norm, batch: int, grid: Sequence[float], known: NDArray, width: float
+) -> dict[str, Any]:
+    """Return how far the nearest error is from each sample of a batch, by attacks without the model's gradient.
+
+    Parameters
+    ----------
+    grid : sequence of float
+        The reported radii.
+    known : NDArray
+        The distance at which the solvers broke each sample; 0 where it is wrong from the start.
+    width : float
+        Of the data.
+
+    Returns
+    -------
+    dict
+        ``distance``, the least of all; one array for each attack, under its name; and what a piece of a run holds.
+    """
+    begun, forwards = time.perf_counter(), context.model.forwards
+    rows = np.flatnonzero(known > 0)
+    by_attack = {name: np.where(known > 0, np.inf, 0.0) for name in STRONGER}
+    if len(rows):
+        start, stop = context.span(batch)
+        x, target = (part[torch.from_numpy(rows).to(context.device)] for part in context.batch(start, stop))
+        attacks = _Attacks(context, norm, grid, x, target, known[rows], width)
+        for name, found in attacks.run().items():
+            by_attack[name][rows] = found
+    return {
+        "distance": np.minimum(known, np.min(list(by_attack.values()), axis=0)),
+        **by_attack,
+        "rejected": 0,
+        "forwards": context.model.forwards - forwards,
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+class _Attacks:
+    def __init__(
+        self, context: AttackContext, norm: Norm, grid: Sequence[float], x: torch.Tensor, target: torch.Tensor,
+        known: NDArray, width: float,
+    ) -> None:  # fmt: skip
+        self._norm: Norm = norm
+        self._context, self._grid, self._width = context, grid, width
+        self._x, self._target = x, target
+        self.best = known.copy()
+        self.found: dict[str, NDArray] = {}
+
+    def run(self) -> dict[str, NDArray]:
+        """Return the distances by attack."""
+        self._solve("differences", self._differences())
+        self._solve("transfer", [self._twin()])
+        if self._norm != "l0":
+            self._decisions()
+        self._random_search()
+        return self.found
+
+    def _keep(self, name: str, rows: NDArray, found: Attacked) -> None:
+        mine = self.found.setdefault(name, np.full(len(self._x), np.inf))
+        mine[rows] = np.minimum(mine[rows], found.distance)
+        self.best[rows] = np.minimum(self.best[rows], found.distance)
+
+    def _solve(self, name: str, throughs: list[Any]) -> None:
+        """Search the nearest errors of all samples; then try each radius on those that stand, of those alone whose
+        nearest error is not far from it.
+        """
+        every = np.arange(len(self._x))
+        for number, through in enumerate(throughs):
+            found = attack(
+                self._context, self._x, self._target, norm=self._norm, purpose=("stronger", name, number),
+                steps=30, restarts=3, through=through,
+            )  # fmt: skip
+            self._keep(name, every, found)
+        for level, epsilon in enumerate(self._grid):
+            for number, through in enumerate(throughs):
+                rows = np.flatnonzero((self.best > epsilon) & (self.found[name] < 3 * epsilon))
+                if not len(rows):
+                    continue
+                at = torch.from_numpy(rows).to(self._x.device)
+                found = attack(
+                    self._context, self._x[at], self._target[at], norm=self._norm, epsilon=epsilon,
+                    purpose=("stronger", name, number, level), steps=20, restarts=2, through=through,
+                )  # fmt: skip
+                self._keep(name, rows, found)
+
+    def _typical(self) -> float:
+        """Return the radius in the middle of the reported ones, which says how far to look around a point."""
+        return self._grid[len(self._grid) // 2]
+
+    def _differences(self) -> list[Any]:
+        size = self._x[0].numel()
+        return [
+            by_differences(
+                self._context.model,
+                step=length_of_steps(self._norm, self._typical(), size, self._width, single=single),
+                generator=self._context.generator("stronger differences", self._norm, single),
+                single=single,
+                count=64,
+            )
+            for single in (False, True)
+        ]
+
+    def _twin(self) -> Any:
+        context = self._context
+        pool, _ = context.subset(self._pool())
+        single = self._norm in ("l0", "l1")
+        length = length_of_steps(self._norm, self._typical(), self._x[0].numel(), self._width, single=single)
+        twin = distill(
+            context.model, pool, radius=5 * length, box=context.box,
+            generator=context.generator("stronger twin", self._norm),
+        )  # fmt: skip
+        return with_gradient_of(context.model, twin)
+
+    def _pool(self) -> list[int]:
+        count = len(self._context.samples)
+        return np.unique(np.linspace(0, count - 1, min(count, _POOL)).round().astype(int)).tolist()
+
+    def _decisions(self) -> None:
+        context = self._context
+        pool, _ = context.subset(self._pool())
+
+        def wrong(points: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                return misclassified(context.model(points), self._target[rows])
+
+        nearest = walk_along_boundary(
+            wrong, self._x, pool, norm=self._norm, bounds=context.box.of(self._x), rounds=_ROUNDS[self._norm],
+            generator=context.generator("stronger decisions", self._norm),
+        )  # fmt: skip
+        found = look_at(context, self._x, self._target, nearest, norm=self._norm)
+        self._keep("decisions", np.arange(len(self._x)), found)
+
+    def _random_search(self) -> None:
+        for epsilon in self._grid:
+            rows = np.flatnonzero(self.best > epsilon)
+            if not len(rows):
+                break
+            at = torch.from_numpy(rows).to(self._x.device)
+            x, target = self._x[at], self._target[at]
+            radius = torch.full((len(rows),), float(epsilon), dtype=torch.float64, device=x.device)
+            points = random_search(self._context, x, target, norm=self._norm, epsilon=radius, queries=_QUERIES)
+            found = look_at(self._context, x, target, points, norm=self._norm, epsilon=epsilon)
+            self._keep("random search", rows, found)
