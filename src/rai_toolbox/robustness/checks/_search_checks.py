@@ -122,7 +122,11 @@ def _convergence(context: CheckContext, norm: Norm) -> CheckResult:
         message = f"A search of four times the steps breaks {lost} more of {len(x)} samples at epsilon {epsilon:.3g}."
         return CheckResult("distrust", message, evidence)
     if lost >= 2 or min(nearer, limit) < 0.97 * now:
-        message = f"More steps lower the curve a little: {lost} of {len(x)} samples at epsilon {epsilon:.3g}."
+        message = (
+            f"More steps lower the curve a little: {lost} of {len(x)} samples at epsilon {epsilon:.3g}."
+            if lost
+            else "More steps find nearer errors, but none that changes the curve at a reported epsilon."
+        )
         return CheckResult("warning", message, evidence)
     return CheckResult("ok", "Four times the steps find no more.", evidence)
 
