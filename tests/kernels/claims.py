@@ -231,7 +231,7 @@ STEPS: dict[str, tuple[type, dict]] = {
 def a_step_of_many_tensors_is_that_of_a_cpu(dtype: torch.dtype) -> None:
     def stepped(cls: type, options: dict) -> list[torch.Tensor]:
         params = [
-            values(shape, dtype, "normal", i) for i, shape in enumerate([(3, 7), (2, 130), (5,), (0, 3), (9000,)])
+            values(shape, dtype, "normal", i) for i, shape in enumerate([(3, 7), (2, 130), (5,), (0, 3), (1, 9000)])
         ]
         for i, p in enumerate(params):
             p.requires_grad_().grad = values(tuple(p.shape), dtype, "normal", 20 + i)
