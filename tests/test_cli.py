@@ -288,6 +288,13 @@ def test_strict_does_not_pass_where_checks_have_nothing_to_look_at(place, capsys
     assert "The order of the labels" in said
 
 
+def test_the_bounds_that_were_applied_are_printed(place, capsys):
+    assert run("--no-diagnostics") == 0
+    assert "bounds (from the data): none" in capsys.readouterr().out
+    assert run("--no-diagnostics", "--bounds", "-2,2", "--overwrite") == 0
+    assert "bounds (given): -2 to 2" in capsys.readouterr().out
+
+
 def test_regression_runs(place, capsys):
     assert run("--model", "models.py:line", "--data", "values.npz", "--task", "regression", "--epsilons", "0.5") == 0
     points = json.loads(Path("out/results.json").read_text())["curves"]["l2"]["points"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +11,12 @@ import torch
 from rai_toolbox.perturbations.losses import as_logits, cross_entropy, margin
 from rai_toolbox.robustness.attack._grid import widest_radius
 from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult, nothing
+from rai_toolbox.robustness.data._samples import kind_of
 
 __all__ = ["MODEL_CHECKS"]
 
 _LOOKED_AT = 256
+_MANY_OUTPUTS = 20
 
 
 def _same_twice(context: CheckContext) -> CheckResult:
@@ -224,7 +227,43 @@ def _changed_decisions(context: CheckContext, outputs: torch.Tensor) -> float:
     return float((decided[1:] != decided[0]).any(dim=0).double().mean())
 
 
+def _data_fit(context: CheckContext) -> CheckResult:
+    base, summary = context.attack, context.summary
+    box = base.box.to_dict()
+    evidence: dict[str, Any] = {"smallest": summary.minimum, "largest": summary.maximum, "bounds": _named_box(box)}
+    warned = []
+    pictured = kind_of(base.samples.shape, base.samples.feature_names) == "image"
+    if pictured and box["chosen"] == "from the data" and box["lower"] is None:
+        warned.append(
+            f"The images lie in [{summary.minimum:g}, {summary.maximum:g}] and not in [0, 1]: no bounds were applied,"
+            " so that perturbed ones may be no images; give the bounds."
+        )
+    if base.classifies:
+        x, _ = base.batch(0, 1)
+        with torch.no_grad():
+            outputs = max(2, base.model(x).shape[1])
+        highest = int(base.targets.max())
+        evidence |= {"outputs": outputs, "largest_label": highest}
+        if outputs >= _MANY_OUTPUTS and outputs >= 10 * (highest + 1):
+            warned.append(
+                f"The labels are 0 to {highest} before a model of {outputs} outputs: classes that have names are"
+                " numbered in the order of the names, and may be others for the model; map them by classes."
+            )
+    if warned:
+        return CheckResult("warning", " ".join(warned), evidence)
+    return CheckResult("ok", f"Bounds of perturbed inputs: {evidence['bounds']}.", evidence)
+
+
+def _named_box(box: Mapping[str, Any]) -> str:
+    if box["lower"] is None and box["upper"] is None:
+        return "none"
+    if isinstance(box["lower"], list) or isinstance(box["upper"], list):
+        return "one per feature"
+    return f"[{box['lower']:g}, {box['upper']:g}]"
+
+
 MODEL_CHECKS = (
+    Check("data-fit", "Do the data fit the model?", _data_fit),
     Check("clean-performance", "Does the model do its task?", _clean_performance),
     Check("random-model", "Is the same input answered the same each time?", _same_twice),
     Check("batch-dependence", "Is a sample answered by itself?", _same_alone),

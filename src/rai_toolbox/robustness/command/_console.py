@@ -84,6 +84,7 @@ def report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
             # Not as the table's title, which would be wrapped to its width.
             console.print(escape(f"{evaluation.measure} of {name} under attack ({curve.norm})"), soft_wrap=True)
             console.print(_table(evaluation, curve))
+        console.print(_bounds(evaluation), soft_wrap=True)
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
     if not quiet:
         for finding in evaluation.findings:
@@ -137,6 +138,19 @@ def _table(evaluation: Evaluation, curve: Curve) -> Table:
             f"{point.epsilon:g}", *map(_breakable, (shown(point.value), f"{shown(point.low)} to {shown(point.high)}"))
         )
     return table
+
+
+def _bounds(evaluation: Evaluation) -> str:
+    box = evaluation.settings["bounds"]
+    lower, upper = box["lower"], box["upper"]
+    if isinstance(lower, list) or isinstance(upper, list):
+        applied = "one per feature"
+    elif lower is None and upper is None:
+        applied = "none: perturbed inputs may take any value"
+    else:
+        applied = f"{lower:g} to {upper:g}"
+    frozen = f"; {box['frozen_features']} entries do not change" if box["frozen_features"] else ""
+    return f"bounds ({box['chosen']}): {applied}{frozen}"
 
 
 def _breakable(text: str) -> str:

@@ -162,6 +162,10 @@ class Job:
     label_column: Annotated[
         str | None, Flag("The column of a table with the label; label, target, class or y is found without.", "NAME")
     ] = None
+    classes: Annotated[
+        str | None,
+        Flag("Names of the classes in the order of the model's outputs, one a line, or .json.", "FILE"),
+    ] = None
     task: Annotated[str, Flag("classification (default) or regression.", "TASK")] = "classification"
     norm: Annotated[
         tuple[str, ...], Flag("l2 (default), linf, l1 or l0; several as in linf,l2.", "NORM", _norm, separator=",")

@@ -19,11 +19,15 @@ _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".
 
 
 def load_images(path: Path) -> Samples:
-    """Return the images under ``path/class/``, channels first, in [0, 1]."""
+    """Return the images under ``path/class/``, channels first, in [0, 1].
+
+    Classes are numbered in the order of their names; where all names are numbers, these are the labels.
+    """
     classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    numbers = _as_numbers(classes)
     files = [
         (file, label)
-        for label, name in enumerate(classes)
+        for label, name in zip(numbers or range(len(classes)), classes, strict=True)
         for file in sorted((path / name).rglob("*"))
         if file.suffix.lower() in _IMAGES and file.is_file()
     ]
@@ -34,7 +38,18 @@ def load_images(path: Path) -> Samples:
         spool.append(image[None])
     rows = spool.rows()
     labels = np.array([label for _, label in files])
-    return Samples(rows, labels, scale=1 / np.iinfo(rows.dtype).max, class_names=tuple(classes))
+    scale = 1 / np.iinfo(rows.dtype).max
+    if numbers:
+        return Samples(rows, labels, scale=scale, folder_numbers=tuple(sorted(numbers)))
+    return Samples(rows, labels, scale=scale, class_names=tuple(classes))
+
+
+def _as_numbers(names: list[str]) -> list[int]:
+    """Return the numbers that the names are; none if one is no number, or two are the same one."""
+    if not all(name.isascii() and name.isdecimal() and len(name) < 10 for name in names):
+        return []
+    numbers = [int(name) for name in names]
+    return numbers if len(set(numbers)) == len(numbers) else []
 
 
 def _read_images(files: list[tuple[Path, int]]) -> Iterator[NDArray]:

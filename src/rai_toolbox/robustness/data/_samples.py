@@ -17,7 +17,7 @@ from rai_toolbox.robustness._results import Task
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.data._rows import ArrayRows, Rows, Spool, as_bytes
 
-__all__ = ["Kind", "Samples", "Summary", "as_samples", "kind_of", "summarize", "targets_for"]
+__all__ = ["Kind", "Samples", "Summary", "as_samples", "by_position", "kind_of", "summarize", "targets_for"]
 
 Kind = Literal["image", "series", "table"]
 
@@ -40,6 +40,8 @@ class Samples:
         Names of the classes and, for tables, of the features, in the report.
     one_number : tuple of str or None
         Two labels of a table that are written differently, as 01 and 1, and are the same number.
+    folder_numbers : tuple of int
+        The names of all folders of images, ascending, where all are numbers: these are the labels then.
     """
 
     rows: Rows
@@ -48,6 +50,7 @@ class Samples:
     class_names: tuple[str, ...] | None = None
     feature_names: tuple[str, ...] | None = None
     one_number: tuple[str, str] | None = None
+    folder_numbers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_samples(self)
@@ -195,6 +198,16 @@ def summarize(samples: Samples, task: Task) -> Summary:
     mean = total / len(samples)
     spread = np.sqrt(np.maximum(0.0, squares / len(samples) - mean * mean))
     return Summary(low, high, spread, digest.hexdigest()[:32])
+
+
+def by_position(samples: Samples) -> Samples:
+    """Return samples from folders with numbers as names, labeled by the order of the folders instead."""
+    return dataclasses.replace(
+        samples,
+        targets=np.searchsorted(samples.folder_numbers, samples.targets),
+        class_names=tuple(map(str, samples.folder_numbers)),
+        folder_numbers=(),
+    )
 
 
 def _check_samples(samples: Samples) -> None:

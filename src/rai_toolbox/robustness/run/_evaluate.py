@@ -36,6 +36,7 @@ def evaluate(
     mask: Any = None,
     preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,
     output: str | None = None,
+    classes: str | Path | Sequence[str] | Mapping[str, int] | None = None,
     steps: int | None = None,
     restarts: int | None = None,
     batch_size: int = 128,
@@ -85,6 +86,9 @@ def evaluate(
     output : str, optional
         Which part of what the model returns are the logits: the name of an attribute or of an entry, or the number of
         an entry. Not needed for a tensor, or where the part is called ``logits``.
+    classes : path, sequence of str, or mapping from str to int, optional
+        The names of the classes in the order of the model's outputs (a file with one a line, or .json), or the number
+        of each. Data whose classes have names, as folders of images, get their labels by it.
     steps, restarts : int, optional
         Of the solvers; more of them can only lower the curve.
     batch_size : int
@@ -145,7 +149,7 @@ def evaluate(
             team.together(lambda: stack.enter_context(claimed(out)) if team.leads else None)
         with torch.random.fork_rng(devices=[]):
             context, summary = team.together(
-                lambda: prepare(model, data, settings, bounds, mask, preprocess, output, device)
+                lambda: prepare(model, data, settings, bounds, mask, preprocess, output, classes, device)
             )
             key = run_key(context, summary)
         if len(set(team.gather(summary.fingerprint))) > 1:

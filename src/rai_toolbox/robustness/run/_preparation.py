@@ -16,7 +16,8 @@ from rai_toolbox.robustness._imports import guarded
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.attack._settings import Settings, make_box
 from rai_toolbox.robustness.attack._stages import AttackContext
-from rai_toolbox.robustness.data._samples import Summary, as_samples, summarize, targets_for
+from rai_toolbox.robustness.data._classes import with_classes
+from rai_toolbox.robustness.data._samples import Summary, as_samples, by_position, summarize, targets_for
 from rai_toolbox.robustness.models._load import Evaluated
 from rai_toolbox.robustness.session._journal import MODEL_OUTPUT
 
@@ -33,11 +34,14 @@ def prepare(
     mask: Any,
     preprocess: Any,
     output: str | None,
+    classes: Any,
     device: torch.device | str | None,
 ) -> tuple[AttackContext, Summary]:
     if not callable(model):
         raise InputError(f"the model must be an nn.Module or a function of a batch, got {type(model).__name__}")
     samples = as_samples(data)
+    if classes is not None:
+        samples = with_classes(samples, classes)
     where = _device(model, device)
     targets = targets_for(samples, settings.task)
     summary = summarize(samples, settings.task)
@@ -82,6 +86,12 @@ def _try_model(context: AttackContext) -> None:
         return
     classes = max(2, outputs)
     highest = int(context.targets.max())
+    numbers = context.samples.folder_numbers
+    if highest >= classes and numbers and len(numbers) <= classes:
+        # The model has no outputs of these numbers: they are names.
+        context.samples = by_position(context.samples)
+        context.targets = targets_for(context.samples, context.settings.task)
+        return
     if highest >= classes:
         index = int(np.argmax(context.targets))
         raise InputError(
