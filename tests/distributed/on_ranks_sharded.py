@@ -55,6 +55,16 @@ BUILDS: dict[str, Build] = {
     "L2BallOptim in a box": partial(optim.L2BallOptim, epsilon=0.75, lower=-0.1, upper=0.5, **SGD),
     "LinfBallOptim": partial(optim.LinfBallOptim, epsilon=0.3, upper=0.2, **SGD),
     "SimplexOptim": partial(optim.SimplexOptim, total=1.5, **SGD),
+    "AveragedGradientOptim": partial(optim.AveragedGradientOptim, decay=0.5, mix=0.7, grad_scale=2.0, **SGD),
+    "OrthogonalizedGradientOptim": partial(optim.OrthogonalizedGradientOptim, steps=None, **SGD),
+    "SpectralBallOptim": partial(optim.SpectralBallOptim, epsilon=0.75, **SGD),
+    "SphereOptim": partial(optim.SphereOptim, epsilon=0.75, **SGD),
+    "StiefelOptim": partial(optim.StiefelOptim, **SGD),
+    "SpectralFrankWolfe": partial(optim.SpectralFrankWolfe, epsilon=0.75),
+    "JointOptimizer": lambda params, **options: optim.JointOptimizer(
+        optim.L2ProjectedOptim(params[:1], epsilon=0.75, **{**SGD, **options}),
+        optim.AveragedGradientOptim(params[1:] or [torch.zeros(1)], **{**SGD, **options}),
+    ),
     "FrankWolfe": partial(optim.FrankWolfe, lmo_scaling_factor=0.5),
     "L1FrankWolfe": partial(optim.L1FrankWolfe, epsilon=0.75),
     "L2FrankWolfe": partial(optim.L2FrankWolfe, epsilon=0.75),
@@ -81,6 +91,8 @@ SOME = [
     "L1ProjectedOptim",
     "L2BallOptim in a box",
     "ChainedParamTransformingOptimizer",
+    "AveragedGradientOptim",
+    "OrthogonalizedGradientOptim",
     "LargestIsOne",
 ]
 

@@ -12,6 +12,7 @@ References
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
@@ -21,6 +22,9 @@ Number: TypeAlias = float | Tensor
 
 # The odd polynomial a x + b x³ + c x⁵ that a step of Newton and Schulz [2]_ applies to each singular value.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
+
+# On a CPU, matrices of at most so many entries are multiplied as a stack.
+_STACKED_NUMEL = 2**15
 
 # A singular value below this share of the largest counts as zero, where the data have float32's digits or fewer.
 _RANK_TOLERANCE = 8 * torch.finfo(torch.float32).eps
@@ -34,18 +38,25 @@ def newton_schulz(a: Tensor, steps: int) -> Tensor:
     x = x if wide else x.mT
     norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32).bfloat16()
     x = x / torch.where(norm == 0, 1, norm)
-    factor_a, factor_b, factor_c = _QUINTIC
-    if len(x) == 1:  # one matrix: baddbmm takes twice the time of addmm
-        y = x[0]
-        for _ in range(steps):
-            gram = y @ y.mT
-            y = torch.addmm(y, torch.addmm(gram, gram, gram, beta=factor_b, alpha=factor_c), y, beta=factor_a)
-        x = y.unsqueeze(0)
+    # one product for all where calls are what costs; on a CPU baddbmm is the slower for large matrices
+    if len(x) > 1 and shares_calls(x):
+        x = _iterated(x, steps, torch.baddbmm)
     else:
-        for _ in range(steps):
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=factor_b, alpha=factor_c), x, beta=factor_a)
+        x = torch.stack([_iterated(y, steps, torch.addmm) for y in x])
     return x if wide else x.mT
+
+
+def shares_calls(stack: Tensor) -> bool:
+    """Return whether the matrices of a stack are better multiplied together than one by one."""
+    return stack.device.type != "cpu" or stack[0].numel() <= _STACKED_NUMEL
+
+
+def _iterated(x: Tensor, steps: int, multiply_add: Callable[..., Tensor]) -> Tensor:
+    a, b, c = _QUINTIC
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = multiply_add(x, multiply_add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
 
 
 def _power_of_two(a: Tensor, work: torch.dtype | None = None) -> Tensor:

@@ -1,5 +1,6 @@
 """Optimizers that wrap an optimizer: they change gradients before its step and parameters after it."""
 
+from rai_toolbox.optim._averaged import AveragedGradientOptim
 from rai_toolbox.optim._chain import ChainedParamTransformingOptimizer
 from rai_toolbox.optim._clamped import ClampedGradientOptimizer, ClampedParameterOptimizer
 from rai_toolbox.optim._frank_wolfe import (
@@ -37,6 +38,7 @@ from rai_toolbox.optim._spectral import (
 from rai_toolbox.optim._wrapper import ParamTransformingOptimizer
 
 __all__ = [
+    "AveragedGradientOptim",
     "ChainedParamTransformingOptimizer",
     "ClampedGradientOptimizer",
     "ClampedParameterOptimizer",

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from rai_toolbox.optim._memory import Memory
 from rai_toolbox.optim._torch_private import HOOK_TABLES, SCHEDULERS_MARK, prepare_optimizer
 
 
@@ -53,6 +54,10 @@ class OptimizerAround(Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise unless the options of a group are valid."""
+
+    def _memories(self) -> list[Memory]:
+        """Return what this optimizer, and others between it and the innermost one, remember of parameters."""
+        return self.inner_opt._memories() if isinstance(self.inner_opt, OptimizerAround) else []
 
     def _all_option_keys(self) -> set[str]:
         """The keys of the groups that are not the inner optimizer's."""

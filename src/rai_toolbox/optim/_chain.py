@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from rai_toolbox.optim._docs import documented
+from rai_toolbox.optim._memory import distinct_owner
 from rai_toolbox.optim._options import qualified_keys
 from rai_toolbox.optim._tensors import scale_and_shift_
 from rai_toolbox.optim._torch_private import has_step_hooks
@@ -136,6 +137,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         built.inner_opt = self.inner_opt
         built._applies_scale = scales
         built._wrapped_before = self._wrapped_before
+        built._memory.owner = distinct_owner(type(built).__name__, (m.owner for m in self._memories()))
         taken |= self._all_option_keys() - from_user
         built._refuse_options_of_inner(own.keys() - taken)
         built._adopt_options(own, qualified_keys(type(built), own, taken))

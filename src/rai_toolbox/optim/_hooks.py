@@ -31,12 +31,13 @@ def run_hook(optim: Optimizer, hook: Callable[..., None], p: Tensor, options: Ma
             batch.grad_dtype = None  # any
         batch.grad = grad
     forms = [_form(x) for x in (batch, grad)]
+    batch._viewed_parameter = p  # pyright: ignore[reportAttributeAccessIssue]
     hook(param=batch, optim_group=options)
     if batch in optim.state:
         del optim.state[batch]
         raise TypeError(
             f"{type(optim).__name__}.{hook.__name__} used `self.state[param]`, but `param` is a view that is made for "
-            f"each call, so nothing finds the entry again: keep what must last in an attribute of the optimizer"
+            f"each call, so nothing finds the entry again: keep what must last in `self.memory(param, name)`"
         )
     for name, x, now, form in zip(("param", "param.grad"), (batch, grad), (batch, batch.grad), forms, strict=True):
         if now is not x or _form(x) != form:

@@ -32,7 +32,7 @@ from rai_toolbox.optim._shards import (
     take_part_,
 )
 from rai_toolbox.optim._tensors import is_sharded, scale_and_shift_
-from rai_toolbox.optim._transforms import ByNorm, Entrywise, PerDatum, Transform
+from rai_toolbox.optim._transforms import Averaging, ByNorm, Entrywise, PerDatum, Transform
 
 __all__ = ["Job", "Layout", "all_zero", "own_parts", "run", "run_hook", "settle_gradients"]
 
@@ -81,7 +81,7 @@ def _run_together(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.transform is None:
             continue
-        if isinstance(job.transform, Entrywise) or not job.layout.cutting(job.k):
+        if isinstance(job.transform, Averaging | Entrywise) or not job.layout.cutting(job.k):
             whole.setdefault(id(job.transform), []).append(job)
         elif isinstance(job.transform, ByNorm):
             by_norm.append(NormJob(job.transform, job.part, job.k, job.layout))

@@ -24,6 +24,7 @@ foreach_add_: Any = torch._foreach_add_  # pyright: ignore[reportPrivateImportUs
 foreach_clamp_max_: Any = torch._foreach_clamp_max_  # pyright: ignore[reportPrivateImportUsage]
 foreach_clamp_min_: Any = torch._foreach_clamp_min_  # pyright: ignore[reportPrivateImportUsage]
 foreach_copy_: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+foreach_lerp_: Any = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
 foreach_mul_: Any = torch._foreach_mul_  # pyright: ignore[reportPrivateImportUsage]
 foreach_sign_: Any = torch._foreach_sign_  # pyright: ignore[reportPrivateImportUsage]
 foreach_zero_: Any = torch._foreach_zero_  # pyright: ignore[reportPrivateImportUsage]

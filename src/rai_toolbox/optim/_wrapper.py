@@ -20,11 +20,12 @@ from rai_toolbox.optim._on_device import OnDevice
 from rai_toolbox.optim._one_pass import OnePass
 from rai_toolbox.optim._options import check_number, plain, qualified_keys
 from rai_toolbox.optim._plans import GroupPlan
+from rai_toolbox.optim._remembering import RememberingOptimizer
 from rai_toolbox.optim._separate import SEPARATE, change_sparse_
 from rai_toolbox.optim._sharding import all_zero
 from rai_toolbox.optim._tensors import has_nonzero, is_sharded
 from rai_toolbox.optim._torch_private import not_traced
-from rai_toolbox.optim._transforms import ByNorm, Hook, Stage, Transform
+from rai_toolbox.optim._transforms import Averaging, ByNorm, Hook, Stage, Transform
 
 # Who takes a step: the first that accepts it. `compile()` puts another one in front.
 _TAKERS = (OnDevice(), OnePass(), SEPARATE)
@@ -39,7 +40,7 @@ def _declared(hook: Callable[..., None]) -> Callable[..., None]:
 
 
 @documented
-class ParamTransformingOptimizer(OptionsInGroups):
+class ParamTransformingOptimizer(RememberingOptimizer, OptionsInGroups):
     """Wrap an optimizer: change each gradient before its step and each parameter after it.
 
     A step (i) runs the closure, if there is one, (ii) applies `_pre_step_transform_` to every parameter that has a
@@ -126,6 +127,7 @@ class ParamTransformingOptimizer(OptionsInGroups):
                     raise TypeError(f"`defaults` cannot set {name!r}, which `InnerOpt` sets: give it to {InnerOpt!r}")
                 del options[name]
         self._adopt_options(options, qualified_keys(type(self), options, taken))
+        self._memory = self._new_memory()
         self._prepare_instance()
 
     def _prepare_instance(self) -> None:
@@ -163,6 +165,8 @@ class ParamTransformingOptimizer(OptionsInGroups):
             The parameter group it belongs to.
         """
         transform = self._grad_transform(optim_group)
+        if isinstance(transform, Averaging):
+            transform = transform.with_memory({n: [self.memory(param, n, f)] for n, f in transform.remembers.items()})
         if transform is not None and param.grad is not None:
             _change_whole_(transform, param.grad)
 
@@ -194,28 +198,41 @@ class ParamTransformingOptimizer(OptionsInGroups):
         inner = self.inner_opt
         if self._only_initializes_state():
             inner.step()
+            self._begin_to_remember(self._plans())
             return None
         plans = self._plans()
         for taker in self._takers:
             if taker.accepts(plans, inner):
                 taker.take(plans, inner)
                 break
+        self._settle_memory()
         return None
 
     def _step_with(self, closure: Callable[[], Any]) -> Any:
         only_initializes = False
+        evaluations = 0
 
         def transforming_closure() -> Any:
-            nonlocal only_initializes
+            nonlocal only_initializes, evaluations
             loss = closure()
             only_initializes = self._only_initializes_state()
             if not only_initializes:
+                evaluations += 1
+                if evaluations == 2 and any(stage.memory for plan in self._plans() for stage in plan.before):
+                    raise RuntimeError(
+                        f"{type(self.inner_opt).__name__} evaluated the closure twice in one step, and what "
+                        f"{type(self).__name__} remembers would be updated twice: use an inner optimizer that "
+                        f"evaluates it once"
+                    )
                 self._transform_gradients()
             return loss
 
         loss = self.inner_opt.step(transforming_closure)
-        if not only_initializes:
+        if only_initializes:
+            self._begin_to_remember(self._plans())
+        else:
             self._transform_parameters()
+            self._settle_memory()
         return loss
 
     def _transform_gradients(self) -> None:
@@ -279,12 +296,13 @@ class ParamTransformingOptimizer(OptionsInGroups):
         """Return the stages of the gradients of a group."""
         options = self._options(group)
         transform, ndim = self._transform_or_hook(_PRE, self._grad_transform, options), options["param_ndim"]
+        memory = weakref.WeakMethod(self._remembered) if isinstance(transform, Averaging) else None
         if not self._applies_scale:
-            return [] if transform is None else [Stage(transform, ndim)]
+            return [] if transform is None else [Stage(transform, ndim, memory=memory)]
         scale, bias = plain(options["grad_scale"]), plain(options["grad_bias"])
         if isinstance(transform, ByNorm) and scale != 1 and transform.takes(scale):
             transform, scale = transform.scaled(scale), 1.0
-        return [] if transform is None and scale == 1 and bias == 0 else [Stage(transform, ndim, scale, bias)]
+        return [] if transform is None and scale == 1 and bias == 0 else [Stage(transform, ndim, scale, bias, memory)]
 
     def _parameter_stages(self, group: dict[str, Any]) -> list[Stage]:
         """Return the stages of the parameters of a group, after the inner step."""
