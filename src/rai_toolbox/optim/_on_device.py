@@ -27,8 +27,10 @@ class OnDevice:
 
     def accepts(self, plans: Sequence[GroupPlan], inner: Optimizer) -> bool:
         """Return whether `inner` is plain SGD and there are kernels for all tensors."""
-        some = next((plan.params[0] for plan in plans if plan.params), None)
-        return some is not None and has_kernels(some) and is_plain_sgd(inner) and all(map(_fits, plans))
+        for plan in plans:
+            if plan.params:
+                return has_kernels(plan.params[0]) and is_plain_sgd(inner) and all(map(_fits, plans))
+        return False
 
     @not_traced
     @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from rai_toolbox.optim._tensors import refuse_flattened
-from rai_toolbox.optim._transforms import Entrywise, Hook, Stage
+from rai_toolbox.optim._transforms import Averaging, Entrywise, Hook, Stage
 
 _grad_of = operator.attrgetter("grad")
 _shape_of = operator.attrgetter("shape")
@@ -56,6 +56,8 @@ class GroupPlan:
         The parameters that have none.
     before, after : list of Stage
         What happens to the gradients before the inner step, and to all parameters after it.
+    remembers : bool
+        A stage may remember something of the parameters.
     laid_out : dict
     """
 
@@ -75,6 +77,7 @@ class GroupPlan:
         missing = self._key[1][1]
         self.params = list(itertools.compress(group["params"], map(operator.not_, missing)))
         self.resting = list(itertools.compress(group["params"], missing))
+        self.remembers = any(isinstance(s.transform, Averaging | Hook) for s in (*before, *after))
         self.forms = tuple(s.form for s in before), tuple(s.form for s in after)
         self.laid_out: dict[Any, Any] = {}
         if previous is not None and previous.group is group and self._differs_in_numbers_alone(previous):

@@ -205,7 +205,10 @@ class ParamTransformingOptimizer(RememberingOptimizer, OptionsInGroups):
             if taker.accepts(plans, inner):
                 taker.take(plans, inner)
                 break
-        self._settle_memory()
+        for plan in plans:
+            if plan.remembers:
+                self._settle_memory()
+                break
         return None
 
     def _step_with(self, closure: Callable[[], Any]) -> Any:
