@@ -430,3 +430,21 @@ def test_an_error_names_the_argument(change, error, words):
     }  # fmt: skip
     with pytest.raises(error, match=words):
         worst_case(arguments.pop("model"), arguments.pop("data"), arguments.pop("target"), **arguments)
+
+
+@pytest.mark.parametrize("solve", [minimum_norm, partial(worst_case, epsilon=0.01)])
+def test_a_callback_that_returns_true_ends_the_solve_with_what_was_found(solve):
+    told = []
+
+    def stop(number, found):
+        told.append(number)
+        return number == 1
+
+    data, target = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(6, dtype=torch.long)
+    model = torch.nn.Linear(4, 4)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(4))
+        model.bias.copy_(torch.tensor([2.0, 0, 0, 0]))
+    found = solve(model, data, target, norm="l2", restarts=8, steps=5, callback=stop)
+    assert told == [0, 1]
+    assert found.perturbed.shape == data.shape

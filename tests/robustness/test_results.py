@@ -125,6 +125,49 @@ def test_what_a_time_limit_leaves_nothing_of_is_not_in_the_result(blobs, tmp_pat
     assert Evaluation.load(tmp_path).to_dict() == result.to_dict()
 
 
+def test_a_time_limit_ends_the_only_batch_between_two_runs_of_a_solver(small_net, digits, tmp_path, monkeypatch):
+    x, y = digits
+    options = {"folder": tmp_path, "epsilons": [0.5], "steps": 5, "restarts": 18}
+    calls = 0
+
+    class Counts(nn.Module):
+        def forward(self, x):
+            nonlocal calls
+            calls += 1
+            if calls == 8:
+                monkeypatch.setattr(time, "monotonic", lambda: math.inf)
+            return small_net(x)
+
+    result = evaluate(Counts(), (x[:20], y[:20]), **options, time_limit=100)
+    monkeypatch.undo()
+    assert calls < 30
+    assert not result.complete
+    curve = result.curves["l2"]
+    assert curve.points[0].samples == 20
+    assert not curve.confirmed
+    assert {finding.verdict for finding in result.findings} == {"not run"}
+    assert result.unmade
+    rest = evaluate(small_net, (x[:20], y[:20]), **options, resume=True, diagnostics=False, overwrite=True)
+    assert rest.complete
+    # Fewer runs find no nearer errors.
+    assert (result.distance["l2"] >= rest.distance["l2"] * 0.99).all()
+
+
+def test_progress_beats_inside_a_batch(small_net, digits):
+    beats = []
+
+    class Told:
+        def __call__(self, stage, done, total):
+            assert done
+
+        def beat(self, stage, done, total):
+            beats.append((stage, done, total))
+
+    x, y = digits
+    evaluate(small_net, (x[:4], y[:4]), epsilons=[0.5], steps=2, restarts=1, progress=Told(), diagnostics=False)
+    assert ("Searching the nearest errors (l2)", 0, 1) in beats
+
+
 def test_an_unfinished_run_is_neither_lost_nor_mixed_up(half_plane, blobs, tmp_path):
     options = {**QUICK, "folder": tmp_path, "epsilons": [0.5]}
     evaluate(half_plane, blobs, **options)

@@ -76,7 +76,8 @@ def minimum_norm(
     generator : torch.Generator, optional
         One number is drawn from it. Default: always the same.
     callback : Callable[[int, Tensor], Any], optional
-        Called after each descent with its number and the distances so far, shape (n,), of the data of the batch.
+        Called after each descent with its number and the distances so far, shape (n,), of the data of the batch. If it
+        returns True, the batch ends with what was found.
 
     Returns
     -------
@@ -152,8 +153,8 @@ def _solve(problem: Problem, steps: int, restarts: int, callback: Callable[[int,
             if not len(left):
                 break
             search.run(left, number)
-            if callback is not None:
-                callback(number, nearest.distance.clone())
+            if callback is not None and callback(number, nearest.distance.clone()) is True:
+                return report(problem, nearest.x, nearest.distance.isinf())
         nearest.scatter(rows, _RANDOM_POINTS, restarts * MOST_STEPS)
         search.finish(rows)
     return report(problem, nearest.x, nearest.distance.isinf())

@@ -110,7 +110,8 @@ def worst_case(
     generator : torch.Generator, optional
         One number is drawn from it. Default: always the same.
     callback : Callable[[int, Tensor], Any], optional
-        Called after each run with its number and, shape (n,), which decisions of the batch have changed.
+        Called after each run with its number and, shape (n,), which decisions of the batch have changed. If it returns
+        True, the batch ends with what was found.
 
     Returns
     -------
@@ -193,8 +194,8 @@ def _solve(
         walks = problem.norm in ("l0", "l1") or (restarts > losses.count and objective.crosses)
         runs = _from_outside if stop and walks else _from_inside
         for number, _ in enumerate(runs(problem, best, radii, losses, steps, restarts, stop)):
-            if callback is not None:
-                callback(number, best.achieved.clone())
+            if callback is not None and callback(number, best.achieved.clone()) is True:
+                break
     return report(problem, best.x)
 
 

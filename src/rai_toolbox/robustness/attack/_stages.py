@@ -40,6 +40,10 @@ class AttackContext:
         Where.
     shown : frozenset of int
         The samples whose perturbed inputs are kept for the gallery, chosen before anything is known about them.
+    late : callable or None
+        Asked after each run of a solver whether the time limit has come.
+    cut : bool
+        Whether it has ended a solver before its last run, since this was set to False.
     """
 
     model: Evaluated
@@ -49,6 +53,8 @@ class AttackContext:
     settings: Settings
     device: torch.device
     shown: frozenset[int] = frozenset()
+    late: Callable[[], bool] | None = None
+    cut: bool = False
 
     @property
     def batches(self) -> int:
@@ -79,6 +85,11 @@ class AttackContext:
         """Return inputs and targets of some samples on the device."""
         x = self.samples.gather(indices, self.model.dtype).to(self.device)
         return x, torch.from_numpy(self.targets[np.asarray(indices, dtype=np.int64)]).to(self.device)
+
+    def between_runs(self, *_: object) -> bool:
+        """Return whether a solver ends here, after one of its runs: it has called this."""
+        self.cut |= self.late is not None and self.late()
+        return self.cut
 
     def generator(self, *what: object) -> torch.Generator:
         """Return a generator of its own for one purpose: which process does the work, and when, does not show."""
@@ -160,6 +171,8 @@ def confirm(
             # A larger radius allows every change that a smaller one does.
             error[level] = found.error if level == 0 else np.maximum(error[level - 1], found.error)
             rejected += found.rejected
+            if context.cut:
+                break
             if level == len(grid) // 2:
                 kept.take(np.arange(stop - start), found)
         results: dict[str, Any] = {"error": error}
@@ -184,6 +197,8 @@ def confirm(
             prediction[rows] = np.where(nearer, found.prediction, prediction[rows])
             rejected += found.rejected
             kept.take(rows[nearer], found, nearer)
+            if context.cut:
+                break
         results = {"distance": distance, "prediction": prediction}
     return results | {
         "rejected": rejected,
@@ -248,6 +263,7 @@ def attack(
     """
     bounds = context.box.of(x)
     options: dict[str, Any] = {"norm": norm, "bounds": bounds, "generator": context.generator(*purpose)}
+    options["callback"] = context.between_runs
     asked = {"steps": steps or context.settings.steps, "restarts": restarts or context.settings.restarts}
     options |= {name: value for name, value in asked.items() if value is not None}
     asked_of = through or context.model

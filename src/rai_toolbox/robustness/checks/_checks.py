@@ -24,6 +24,7 @@ from rai_toolbox.robustness.session._journal import Journal
 __all__ = ["Check", "CheckContext", "CheckResult", "middle", "nothing", "per_norm", "run_check", "worst"]
 
 _SUBSET = 64
+_TOO_LATE = "The time limit ended the run before it."
 
 
 @dataclass
@@ -145,10 +146,13 @@ def run_check(check: Check, context: CheckContext, journal: Journal, *, skip: bo
     if (piece := journal.get(name)) is not None:
         return Finding(check.name, check.title, **json.loads(str(piece["finding"])))
     if skip:
-        return Finding(check.name, check.title, "not run", "The time limit ended the run before it.")
+        return Finding(check.name, check.title, "not run", _TOO_LATE, COULD_NOT_BE_MADE)
     try:
         torch.manual_seed(context.attack.settings.seed)
+        context.attack.cut = False
         seen = check.run(context)
+        if context.attack.cut:  # a search that was cut short would find nothing wrong
+            return Finding(check.name, check.title, "not run", _TOO_LATE, COULD_NOT_BE_MADE)
     except (InputError, EvaluationFailed):
         raise
     except (Exception, SystemExit) as error:  # the user's model, at an input of the check's making

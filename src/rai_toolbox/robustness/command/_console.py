@@ -36,7 +36,7 @@ def progress(*, shown: bool) -> Iterator[Callback | None]:
     """Show how far each stage is and the time left, on standard error: bars on a terminal, else a line now and then."""
     console = Console(stderr=True)
     if not shown or not console.is_terminal:
-        yield _lines() if shown else None
+        yield _Lines() if shown else None
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -50,26 +50,42 @@ def progress(*, shown: bool) -> Iterator[Callback | None]:
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done)  # type: ignore[arg-type]
 
+        def beat(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                advance(stage, done, total)
+
+        # A stage is drawn when its first batch begins.
+        vars(advance)["beat"] = beat
         yield advance
 
 
-def _lines() -> Callback:
-    begun: dict[str, tuple[float, int]] = {}
-    told = time.monotonic()
+class _Lines:
+    """A line now and then: how far a stage is, and the time left, once a batch of it is done."""
 
-    def advance(stage: str, done: int, total: int) -> None:
-        nonlocal told
+    def __init__(self) -> None:
+        self._begun: dict[str, tuple[float, int]] = {}
+        self._told = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Take in that so many batches of a stage are done."""
+        self.beat(stage, done, total)
+
+    def beat(self, stage: str, done: int, total: int) -> None:
+        """Take in that the model is at work on the next batch of a stage."""
         now = time.monotonic()
         # What was done before a stage's first call here, by an earlier run, says nothing of the time it takes.
-        since, before = begun.setdefault(stage, (now, done))
-        if now - told < _SECONDS_BETWEEN_LINES or done == before:
+        since, before = self._begun.setdefault(stage, (now, done))
+        if now - self._told < _SECONDS_BETWEEN_LINES:
             return
-        told = now
-        left = datetime.timedelta(seconds=round((now - since) / (done - before) * (total - done)))
+        self._told = now
+        spent = now - since
+        if done > before:
+            left = datetime.timedelta(seconds=round(spent / (done - before) * (total - done)))
+            words = f"about {left} left"
+        else:
+            words = f"{datetime.timedelta(seconds=round(spent))} since its start"
         with contextlib.suppress(OSError):
-            print(f"{stage}: {done} of {total}, about {left} left", file=sys.stderr, flush=True)
-
-    return advance
+            print(f"{stage}: {done} of {total}, {words}", file=sys.stderr, flush=True)
 
 
 def report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:

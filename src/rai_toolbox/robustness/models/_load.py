@@ -51,6 +51,8 @@ class Evaluated(nn.Module):
         self.model = model
         self.preprocess = preprocess
         self.forwards = 0
+        #: Called before each call of the model.
+        self.called: Callable[[], None] | None = None
         tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
         floating = [tensor for tensor in tensors if tensor.is_floating_point()]
         #: The dtype of the model, and of its inputs.
@@ -58,6 +60,8 @@ class Evaluated(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.forwards += len(x)
+        if self.called is not None:
+            self.called()
         # A copy, not a leaf: a model may work in place on its input.
         x = x.clone()
         inputs = x if self.preprocess is None else self.preprocess(x)

@@ -106,7 +106,8 @@ def evaluate(
     resume, overwrite : bool
         Whether to go on with an unfinished run in `folder`, or to throw it away.
     time_limit : float, optional
-        Seconds, after which no further batch is begun; the result then has ``complete == False``.
+        Seconds, after which no further batch, and no further run of a solver, is begun; the result then has
+        ``complete == False``.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
     described : mapping, optional

@@ -36,7 +36,7 @@ from rai_toolbox.robustness.run._assembly import (
     total,
 )
 from rai_toolbox.robustness.run._curves import accuracy_curve, error_curve
-from rai_toolbox.robustness.session._journal import Journal
+from rai_toolbox.robustness.session._journal import Journal, Piece
 from rai_toolbox.robustness.session._team import Team
 
 __all__ = ["CHECKS", "Progress", "Run"]
@@ -58,9 +58,9 @@ class Run:
     team, journal
         Who shares the work, and where finished pieces are kept.
     deadline : float or None
-        Of `time.monotonic`: no batch begins after it.
+        Of `time.monotonic`: no batch and no run of a solver begins after it.
     progress : callable or None
-        Told of each finished batch.
+        Told of each finished batch; its method ``beat``, if it has one, of each call of the model.
     complete : bool
         Whether no batch has been left out so far.
     begun : float
@@ -75,10 +75,13 @@ class Run:
     progress: Progress | None
     complete: bool = True
     begun: float = field(default_factory=time.perf_counter)
+    _at: tuple[str, int, int] = ("Looking at the model", 0, 1)
 
     def all_stages(self, described: Mapping[str, Any]) -> Evaluation:
         """Do all that is not done yet, and return the result."""
         context = self.context
+        context.late = self._late
+        context.model.called = self._beat
         clean_pieces = self._stage("clean", "Looking at the model", lambda batch: clean(context, batch))
         finite = joined(clean_pieces, "finite")
         if len(finite) and not finite.any():
@@ -101,19 +104,26 @@ class Run:
 
     def _stage(self, name: str, words: str, work: Callable[[int], Mapping[str, Any] | None]) -> Pieces:
         """Do the batches that are not done yet, each in one of the processes; return all that are done, or
-        None for the others.
+        None for the others. A batch that the time limit has ended among its runs has an entry ``cut``; it is not kept.
         """
+        cut: dict[str, Piece] = {}
         names = [f"{name}-{batch:07d}" for batch in range(self.context.batches)]
         mine = self.team.mine(len(names))
         for done, batch in enumerate(mine):
             if self._late():
                 break
+            self._at = words, done, len(mine)
             if self.journal.get(names[batch]) is None:
+                self.context.cut = False
                 # A random model draws the same numbers for a batch in any process and order.
                 torch.manual_seed(self.context.generator(names[batch]).initial_seed())
                 piece = _guarded(lambda batch=batch: work(batch))
                 if piece is None:
                     continue
+                if self.context.cut:
+                    cut[names[batch]] = {name: np.asarray(value) for name, value in piece.items()}
+                    cut[names[batch]]["cut"] = np.array(True)
+                    break
                 self.journal.put(names[batch], piece)
             self._tell(words, done + 1, len(mine))
         own = {names[batch]: piece for batch in mine if (piece := self.journal.get(names[batch])) is not None}
@@ -121,7 +131,15 @@ class Run:
             self.journal.learn(pieces)
         results = [self.journal.get(name) for name in names]
         self.complete &= all(result is not None for result in results)
+        for pieces in self.team.gather(cut):
+            results = [pieces.get(name, result) for name, result in zip(names, results, strict=True)]
         return results
+
+    def _beat(self) -> None:
+        """Tell that the model was called: a batch may take long."""
+        beat = getattr(self.progress, "beat", None)
+        if beat is not None and self.team.leads:
+            beat(*self._at)
 
     def _late(self) -> bool:
         return self.deadline is not None and time.monotonic() > self.deadline
@@ -142,6 +160,8 @@ class Run:
             return None if first is None else search(context, norm, batch, first["correct"])
 
         searched = self._stage(f"search-{norm}", f"Searching the nearest errors ({norm})", search_batch)
+        # What the time limit has cut is weaker than the rest, and better than nothing.
+        searched = _whole(searched) if any(_whole(searched)) else searched
         if not any(searched):
             return None
         nearest = joined(searched, "distance")
@@ -159,7 +179,7 @@ class Run:
         curve = accuracy_curve(
             norm, grid, distance, nearest, context.targets[where], class_names(context),
             forwards=total("forwards", (*searched, *confirmed)),
-            confirmed=all(piece is not None for piece in confirmed),
+            confirmed=all(_whole(confirmed)),
         )  # fmt: skip
         outcome = scattered(distance, where, len(context.samples))
         return Measured(curve, outcome, {"search": searched, "confirm": confirmed})
@@ -176,7 +196,7 @@ class Run:
         def confirm_batch(batch: int) -> Mapping[str, Any] | None:
             return None if clean_pieces[batch] is None else confirm(context, norm, batch, grid, None)
 
-        confirmed = self._stage(f"confirm-{norm}", f"Trying each epsilon ({norm})", confirm_batch)
+        confirmed = _whole(self._stage(f"confirm-{norm}", f"Trying each epsilon ({norm})", confirm_batch))
         pairs = [(first, second) for first, second in zip(clean_pieces, confirmed, strict=True) if first and second]
         if not pairs:
             return None
@@ -209,7 +229,7 @@ class Run:
                 return stronger(context, norm, batch, grid, before.outcome[start:stop], width)
 
             pieces = self._stage(f"stronger-{norm}", f"Attacking without the gradient ({norm})", attack_batch)
-            if not all(pieces):
+            if not all(_whole(pieces)):
                 return dict(by_norm), findings
             distance = joined(pieces, "distance")
             grids[norm] = grid
@@ -239,11 +259,17 @@ class Run:
         findings: dict[str, Finding] = {}
         for done, position in enumerate(mine):
             check = CHECKS[position]
+            self._at = "Checking the evaluation itself", done, len(mine)
             findings[check.name] = run_check(check, check_context, self.journal, skip=self._late() or not self.complete)
             self._tell("Checking the evaluation itself", done + 1, len(mine))
         for others in self.team.gather(findings):
             findings |= others
         return tuple(findings[check.name] for check in CHECKS if check.name in findings)
+
+
+def _whole(pieces: Pieces) -> Pieces:
+    """Return the pieces, None for those that the time limit has cut."""
+    return [piece if piece and "cut" not in piece else None for piece in pieces]
 
 
 def _guarded(work: Callable[[], Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
