@@ -171,3 +171,14 @@ def test_importing_the_optimizers_imports_torch_and_nothing_else_that_is_heavy()
 def test_the_version_is_a_version() -> None:
     assert rai_toolbox.__version__.count(".") >= 1
     assert rai_toolbox.__version__[0].isdigit()
+
+
+@pytest.mark.parametrize("name", ["mushin", "losses", "augmentations", "datasets", "mushin.workflows"])
+def test_modules_of_the_older_package_that_are_not_here_point_to_the_page_on_migration(name):
+    with pytest.raises(ImportError, match=r"docs/migration\.md"):
+        importlib.import_module(f"rai_toolbox.{name}")
+    with pytest.raises(ImportError, match=r"docs/migration\.md"):
+        exec("from rai_toolbox import " + name.partition(".")[0])
+    assert importlib.import_module("rai_toolbox.perturbations.losses")
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("rai_toolbox.nothing_of_the_kind")

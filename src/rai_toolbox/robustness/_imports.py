@@ -43,7 +43,7 @@ def import_named(spec: str, what: str) -> Any:
     try:
         return getattr(module, name)
     except AttributeError:
-        public = [key for key in vars(module) if not key.startswith("_")]
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise InputError(f"{what}: {source!r} has no function {name!r}{did_you_mean(name, public)}") from None
 
 

@@ -150,6 +150,24 @@ def test_weights_without_their_model_say_what_is_missing(place, net):
         load_model(export(net), weights="weights.pt")
 
 
+def test_torchscript_given_as_weights_is_called_what_it_is(place, net):
+    saved(net, "torchscript")
+    with pytest.raises(InputError, match=r"is a TorchScript file.*model='model\.ts'"):
+        load_model("build.py:build", weights="model.ts")
+
+
+def test_did_you_mean_offers_functions_only(place):
+    Path("user.py").write_text("import numpy as np\ndef model(): ...\n")
+    with pytest.raises(InputError, match="has no function 'nope'; there is model"):
+        load_model("user.py:nope")
+
+
+def test_preprocessing_of_other_channels_than_the_data_have_is_not_blamed_on_the_model(place, net):
+    x = np.zeros((4, 1, 8, 8), dtype=np.float32)
+    with pytest.raises(InputError, match="preprocess has 3 channels, the data have 1"):
+        evaluate(net, (x, np.zeros(4)), preprocess=load_preprocess("imagenet"), steps=2)
+
+
 def test_onnx_without_its_converter_says_what_would_do(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     Path("model.onnx").write_bytes(b"\x08\x07")

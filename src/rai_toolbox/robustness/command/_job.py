@@ -177,8 +177,10 @@ def _device(name: str) -> torch.device:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"--device {name!r} cannot be used: {reason}") from None
+        known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available():
+            known.append("mps")
+        raise InputError(f"--device {name!r} cannot be used: this torch has {', '.join(known)}") from error
     if device.type == "meta":
         raise InputError("--device 'meta' cannot be used: its tensors hold no numbers")
     return device

@@ -212,6 +212,11 @@ class _Normalize(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shape = (-1, *[1] * (x.ndim - 2))
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        if len(std) not in (1, x.shape[1]):
+            raise InputError(
+                f"{arg('preprocess')} has {len(std)} channels, the data have {x.shape[1]}: samples of shape"
+                f" {tuple(x.shape[1:])}, channels first; give one number, or one per channel"
+            )
         return (x - mean.to(x.dtype).view(shape)) / std.to(x.dtype).view(shape)
 
 
@@ -280,6 +285,10 @@ def _load_weights(model: Any, weights: str) -> None:
                 f"{arg('weights')}: reading .safetensors needs safetensors: pip install safetensors"
             ) from None
         state: Any = guarded(lambda: load_file(weights), f"{arg('weights')} {weights!r} cannot be read:")
+    elif _archive_kind(path) == "torchscript":
+        raise InputError(
+            f"{arg('weights')} {weights!r} is a TorchScript file, a whole model: give it as {arg('model', weights)}"
+        )
     else:
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
