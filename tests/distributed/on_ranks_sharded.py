@@ -36,6 +36,11 @@ class LargestIsOne(optim.ParamTransformingOptimizer):
 SGD: dict[str, Any] = {"InnerOpt": partial(torch.optim.SGD, momentum=0.5), "lr": 0.1}
 
 # How each class is built, and how far the result of its transforms reaches.
+def _joint(params: list[Tensor], **options: Any) -> optim.JointOptimizer:
+    projected = optim.L2ProjectedOptim(params[:1], epsilon=0.75, **options)
+    return optim.JointOptimizer(projected, optim.AveragedGradientOptim(params[1:], **options))
+
+
 BUILDS: dict[str, Build] = {
     "ParamTransformingOptimizer": partial(optim.ParamTransformingOptimizer, grad_scale=2.0, grad_bias=0.1, **SGD),
     "L1NormedGradientOptim": partial(optim.L1NormedGradientOptim, grad_scale=3.0, **SGD),
@@ -56,15 +61,12 @@ BUILDS: dict[str, Build] = {
     "LinfBallOptim": partial(optim.LinfBallOptim, epsilon=0.3, upper=0.2, **SGD),
     "SimplexOptim": partial(optim.SimplexOptim, total=1.5, **SGD),
     "AveragedGradientOptim": partial(optim.AveragedGradientOptim, decay=0.5, mix=0.7, grad_scale=2.0, **SGD),
-    "OrthogonalizedGradientOptim": partial(optim.OrthogonalizedGradientOptim, steps=None, **SGD),
-    "SpectralBallOptim": partial(optim.SpectralBallOptim, epsilon=0.75, **SGD),
+    "OrthogonalizedGradientOptim": partial(optim.OrthogonalizedGradientOptim, steps=None, param_ndim=-1, **SGD),
+    "SpectralBallOptim": partial(optim.SpectralBallOptim, epsilon=0.75, param_ndim=-1, **SGD),
     "SphereOptim": partial(optim.SphereOptim, epsilon=0.75, **SGD),
-    "StiefelOptim": partial(optim.StiefelOptim, **SGD),
-    "SpectralFrankWolfe": partial(optim.SpectralFrankWolfe, epsilon=0.75),
-    "JointOptimizer": lambda params, **options: optim.JointOptimizer(
-        optim.L2ProjectedOptim(params[:1], epsilon=0.75, **{**SGD, **options}),
-        optim.AveragedGradientOptim(params[1:] or [torch.zeros(1)], **{**SGD, **options}),
-    ),
+    "StiefelOptim": partial(optim.StiefelOptim, param_ndim=-1, **SGD),
+    "SpectralFrankWolfe": partial(optim.SpectralFrankWolfe, epsilon=0.75, param_ndim=-1),
+    "JointOptimizer": lambda params, **options: _joint(list(params), **{**SGD, **options}),
     "FrankWolfe": partial(optim.FrankWolfe, lmo_scaling_factor=0.5),
     "L1FrankWolfe": partial(optim.L1FrankWolfe, epsilon=0.75),
     "L2FrankWolfe": partial(optim.L2FrankWolfe, epsilon=0.75),
