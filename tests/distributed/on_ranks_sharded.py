@@ -35,6 +35,7 @@ class LargestIsOne(optim.ParamTransformingOptimizer):
 
 SGD: dict[str, Any] = {"InnerOpt": partial(torch.optim.SGD, momentum=0.5), "lr": 0.1}
 
+
 # How each class is built, and how far the result of its transforms reaches.
 def _joint(params: list[Tensor], **options: Any) -> optim.JointOptimizer:
     projected = optim.L2ProjectedOptim(params[:1], epsilon=0.75, **options)
