@@ -12,7 +12,8 @@ import pytest
 import torch
 from tests.kernels.claims import CLAIMS
 
-from rai_toolbox.kernels import _machine
+import rai_toolbox.functional as F
+from rai_toolbox.kernels import _machine, _operators
 
 ROOT = Path(__file__).parents[2]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -26,7 +27,7 @@ def test_a_form(form: str | None, claim: Callable[[torch.dtype], None], dtype: t
         claim(dtype)
 
 
-@pytest.mark.skipif(_machine.triton is None, reason="Triton is not installed: it comes with CUDA builds of torch")
+@pytest.mark.skipif(not _machine.HAS_TRITON, reason="Triton is not installed: it comes with CUDA builds of torch")
 def test_the_kernels_hold_the_claims_in_tritons_interpreter() -> None:
     done = subprocess.run(
         [
@@ -46,3 +47,22 @@ def test_the_kernels_hold_the_claims_in_tritons_interpreter() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout[-6000:]
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_triton_that_is_missing_or_broken_is_told_of_once_and_results_are_the_same(
+    installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str) -> None:
+        raise ImportError(f"{name} cannot be loaded")
+
+    monkeypatch.setattr(_machine, "HAS_TRITON", installed)
+    monkeypatch.setattr(_operators, "_kernel", broken)
+    monkeypatch.setattr(_machine, "_unusable", set())
+    x = torch.arange(12.0).reshape(3, 4)
+    with _machine.forced("triton"):
+        with pytest.warns(RuntimeWarning, match="cannot be loaded" if installed else "not installed"):
+            first = F.normalize_(x.clone(), 2)
+        second = F.normalize_(x.clone(), 2)
+    torch.testing.assert_close(first, F.normalize_(x.clone(), 2))
+    assert torch.equal(first, second)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-try:
-    import triton  # pyright: ignore[reportMissingImports]
-except ImportError:  # a CPU build of torch, Windows, macOS
-    triton = None
-
+# Not with a CPU build of torch, Windows, macOS. It is imported when a kernel first runs: that takes a second.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 _WITH_TRITON = ("cuda", "xpu")  # a ROCm device is a "cuda" to torch
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -43,15 +41,21 @@ def is_on_cpu(x: Tensor) -> bool:
 def has_kernels(x: Tensor) -> bool:
     """Whether Triton's kernels work on this tensor: on its device, with its dtype, strided and real, not vmapped."""
     return (
-        triton is not None
-        and (x.device.type in _WITH_TRITON or _forced == "triton")
+        (x.device.type in _WITH_TRITON or _forced == "triton")
         and x.device.type not in _unusable
         and _forced != "portable"
         and x.dtype in _NARROW
         and x.layout is torch.strided
         and _is_plain(x)
         and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
+        and _triton_is_there(x.device)
     )
+
+
+def _triton_is_there(device: torch.device) -> bool:
+    if not HAS_TRITON and not torch.compiler.is_compiling():
+        give_up(device, ModuleNotFoundError("Triton is not installed"))
+    return HAS_TRITON
 
 
 def all_have_kernels(xs: Sequence[Tensor]) -> bool:

@@ -7,6 +7,8 @@ not compile gives way to operators of torch, tensor by tensor.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,14 +18,11 @@ from torch import Tensor
 from rai_toolbox.kernels import _layouts, _machine, _portable
 from rai_toolbox.kernels._changes import NOTHING, Change, Kind, slack_of
 
-try:
-    import triton.language as tl  # pyright: ignore[reportMissingImports]
-
-    from rai_toolbox.kernels import _device_rows, _device_scaling
-except ImportError:
-    tl: Any = None
-    _device_rows = _device_scaling = None
-
+# Which module has which kernel. They import Triton, so that the first launch imports them.
+_MODULES = {
+    **dict.fromkeys(("step_rows", "sums_of_parts", "step_parts"), "_device_scaling"),
+    **dict.fromkeys(("keep_largest", "pour", "nearest_in_box"), "_device_rows"),
+}
 # Left to itself, the assembler of NVIDIA gives `pour` so few registers that some are spilled.
 _OPTIONS = {"pour": {"maxnreg": 128}} if torch.version.cuda else {}
 
@@ -55,23 +54,33 @@ def _shapes(xs: Sequence[Tensor], lengths: Sequence[int]) -> _layouts.Shapes:
     return tuple((x.numel() // length, length) for x, length in zip(xs, lengths, strict=True))
 
 
-def _dtype(x: Tensor) -> Any:
-    return {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[x.dtype]
+@functools.cache
+def _kernel(name: str) -> Any:
+    return getattr(importlib.import_module(f"{__package__}.{_MODULES[name]}"), name)
 
 
-def _run(kernel: str, launch: _layouts.Launch, device: torch.device, *args: Any, **constants: Any) -> bool:
-    """Launch a kernel, or return False where it cannot be."""
+@functools.cache
+def _dtype(dtype: torch.dtype) -> Any:
+    """What Triton calls a dtype."""
+    names = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+    return getattr(importlib.import_module("triton.language"), names[dtype])
+
+
+def _run(
+    kernel: str, launch: _layouts.Launch, device: torch.device, *args: Any, T: torch.dtype, **constants: Any
+) -> bool:
+    """Launch a kernel for data of dtype `T`, or return False where it cannot be."""
     if device.type in _machine._unusable:
         return False
-    module = _device_scaling if hasattr(_device_scaling, kernel) else _device_rows
     try:
         here = contextlib.nullcontext()
         if device.type != "cpu":
             here = torch.get_device_module(device).device(device)
         with here:
-            getattr(module, kernel)[(launch.programs,)](
-                launch.table, launch.programs, *args, num_warps=launch.warps, **constants, **_OPTIONS.get(kernel, {})
-            )
+            _kernel(kernel)[(launch.programs,)](
+                launch.table, launch.programs, *args,
+                T=_dtype(T), num_warps=launch.warps, **constants, **_OPTIONS.get(kernel, {}),
+            )  # fmt: skip
     except Exception as error:  # whatever compilers and drivers raise: torch's operators show what is wrong with data
         _machine.give_up(device, error)
         return False
@@ -112,7 +121,7 @@ def step_rows_(
             "step_rows", launch, device, g_addresses, p_addresses, lr,
             bound, factor_scale, low, high, scale, bias,
             radius, column, p_low, p_high, *slacks,
-            T=_dtype(gs[0]), ROWS=launch.rows, COLUMNS=launch.columns,
+            T=gs[0].dtype, ROWS=launch.rows, COLUMNS=launch.columns,
             ALIGNED=launch.aligned and aligned and p_aligned, KIND=kind, P=order, SHIFT=scale != 1 or bias != 0,
             UPDATE=bool(ps), AFTER=after, RADII=stride,
         )  # fmt: skip
@@ -144,7 +153,7 @@ def norm_parts(xs: list[Tensor], lengths: list[int], order: int) -> Tensor:
     (launch,) = _layouts.parts(shapes, device)
     done = _run(
         "sums_of_parts", launch, device, places, result, result.shape[1],
-        T=_dtype(xs[0]), BLOCK=launch.columns, ALIGNED=launch.aligned and aligned, P=order,
+        T=xs[0].dtype, BLOCK=launch.columns, ALIGNED=launch.aligned and aligned, P=order,
     )  # fmt: skip
     return result if done else result.zero_()  # what comes next does without it
 
@@ -180,7 +189,7 @@ def step_parts_(
         "step_parts", launch, device, g_addresses, p_addresses,
         g_addresses if parts is None else parts, g_addresses if p_parts is None else p_parts, launch.programs, lr,
         bound, factor_scale, low, high, scale, bias, column, p_low, p_high, *slack_of(gs[0].dtype),
-        T=_dtype(gs[0]), BLOCK=launch.columns, ALIGNED=launch.aligned and aligned and p_aligned, KIND=kind, P=order,
+        T=gs[0].dtype, BLOCK=launch.columns, ALIGNED=launch.aligned and aligned and p_aligned, KIND=kind, P=order,
         SHIFT=scale != 1 or bias != 0, UPDATE=bool(ps), AFTER=after, MEASURE=p_parts is not None, RADII=stride,
     )  # fmt: skip
     if not done:
@@ -203,7 +212,7 @@ def keep_largest_(
     for launch in _layouts.data(_shapes(xs, lengths), tuple(counts), 4, device):
         done = _run(
             "keep_largest", launch, device, places, scale, column,
-            T=_dtype(xs[0]), BLOCK=launch.columns, ALIGNED=launch.aligned and aligned, SIGNED=signed, RADII=stride,
+            T=xs[0].dtype, BLOCK=launch.columns, ALIGNED=launch.aligned and aligned, SIGNED=signed, RADII=stride,
         )  # fmt: skip
         if not done:
             for i in launch.tensors:
@@ -219,7 +228,7 @@ def pour_(xs: list[Tensor], lengths: list[int], total: float, radii: Tensor | No
     for launch in _layouts.data(_shapes(xs, lengths), (0,) * len(xs), 2, device):
         done = _run(
             "pour", launch, device, places, total, column, *slack_of(xs[0].dtype),
-            T=_dtype(xs[0]), BLOCK=launch.columns, ALIGNED=launch.aligned and aligned, SIMPLEX=simplex, RADII=stride,
+            T=xs[0].dtype, BLOCK=launch.columns, ALIGNED=launch.aligned and aligned, SIMPLEX=simplex, RADII=stride,
         )  # fmt: skip
         if not done:
             for i in launch.tensors:
@@ -252,7 +261,7 @@ def project_in_box_(
         "nearest_in_box", launch, device, places, radius, column, *slack_of(x.dtype),
         places if low is None else low, low_number, *strides[0],
         places if high is None else high, high_number, *strides[1],
-        T=_dtype(x), BLOCK=launch.columns, ALIGNED=launch.aligned and aligned, P=order, RADII=stride,
+        T=x.dtype, BLOCK=launch.columns, ALIGNED=launch.aligned and aligned, P=order, RADII=stride,
         LOWS=low is not None, HIGHS=high is not None,
     )  # fmt: skip
     if not done:
