@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rai_toolbox.robustness._errors import EvaluationFailed, InputError, arg
+from rai_toolbox.robustness._errors import EvaluationFailed, InputError, WriteFailed, arg
 from rai_toolbox.robustness._results import Finding
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.attack._grid import grid_for_distances, grid_for_spread, widest_radius
@@ -228,7 +228,12 @@ class Run:
                 start, stop = context.span(batch)
                 return stronger(context, norm, batch, grid, before.outcome[start:stop], width)
 
-            pieces = self._stage(f"stronger-{norm}", f"Attacking without the gradient ({norm})", attack_batch)
+            try:
+                pieces = self._stage(f"stronger-{norm}", f"Attacking without the gradient ({norm})", attack_batch)
+            except WriteFailed:
+                raise
+            except EvaluationFailed:  # a model that takes no batch of another size, say: what was found stays doubted
+                return dict(by_norm), findings
             if not all(_whole(pieces)):
                 return dict(by_norm), findings
             distance = joined(pieces, "distance")
