@@ -249,8 +249,9 @@ class ParamTransformingOptimizer(RememberingOptimizer, OptionsInGroups):
 
         A step without a closure is then two functions made by `torch.compile`: norms, and all that waits for them, the
         update of the inner optimizer included. The first step is taken as before, the second compiles, which takes
-        seconds for one tensor and a minute or more for hundreds. Worth it on a GPU, where the ordinary step makes
-        several passes, and on a CPU for signs and clamps; measure. What cannot be compiled so takes the ordinary step:
+        seconds for one tensor and a minute or more for hundreds. Worth it on a GPU around optimizers other than plain
+        SGD, where the ordinary step makes several passes (around plain SGD a Triton kernel joins them), and on
+        a CPU for signs and clamps; measure. What cannot be compiled so takes the ordinary step:
         transforms that are neither entrywise nor multiply by a function of a norm, hooks of your own, inner
         optimizers that are not torch's or that somebody hooks or patches, LBFGS, sparse, sharded, float64 or complex
         tensors.

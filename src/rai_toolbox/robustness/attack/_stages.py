@@ -1,4 +1,4 @@
-"""The stages of one batch: the unperturbed outputs, the search for the nearest error, the attack at each radius.
+"""Each stage's work on a batch: the unperturbed outputs, the search for the nearest error, the attack at each radius.
 
 Each function returns arrays, which the journal keeps. No solver is believed: this file checks each perturbed input
 again, its distance in float64, its bounds, and the model's decision.
