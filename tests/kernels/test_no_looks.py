@@ -44,9 +44,7 @@ def test_no_class_looks_in_groups_around_any_optimizer(case: Case, dtype: torch.
     short, long = ((8, 5), (4, 3, 6)) if case in MATRIX_CASES else ((8, 5), (3, 9001))
     for inner in INNER.values():
         with FakeTensorMode(allow_non_fake_inputs=True):
-            # Frank-Wolfe's counts are the CPU's, and stacked; in this mode one alone is known
-            both = [long] if case.name.endswith("FrankWolfe") else [short, long]
-            first, second = parameters(dtype, *both), parameters(dtype, short)
+            first, second = parameters(dtype, short, long), parameters(dtype, short)
             takes_steps(case.build([{"params": first}, {"params": second, "lr": 0.25}], lr=0.5, InnerOpt=inner))
 
 

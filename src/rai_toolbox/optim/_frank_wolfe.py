@@ -132,7 +132,7 @@ class FrankWolfe(Optimizer):
                 continue
             counts = [state["step"] for state in states]
             alike: dict[float, list[Tensor]] = {}
-            for p, k in zip(params, torch.stack(counts).tolist(), strict=True):
+            for p, k in zip(params, [float(count.item()) for count in counts], strict=True):
                 alike.setdefault(k, []).append(p)
             if any(map(Tensor.is_inference, counts)):  # made in inference mode, so that they cannot be changed
                 for state in states:
