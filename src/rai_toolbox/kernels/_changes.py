@@ -83,6 +83,9 @@ def by_factor(factor: NormFactor, scale: float = 1.0, bias: float = 0.0) -> Chan
 
 
 def slack_of(dtype: torch.dtype) -> tuple[float, float]:
-    """The relative slack of a norm, and the least number of the dtype, which the absolute one is counted in."""
+    """Return by what share a norm may exceed the radius and count as inside, and the least number > 0 of the dtype.
+
+    The kernels count the absolute slack of `slack` in that least number.
+    """
     info = torch.finfo(dtype)
     return float(slack(dtype, 1, 1)[0]), info.smallest_normal * info.eps

@@ -1,4 +1,4 @@
-"""What functions of data ask for first: a kernel of the device. Each returns whether it has done the work.
+"""Run the Triton kernel if there is one for these tensors; return False if not.
 
 Tensors come with how long a datum of each is. They are contiguous, or nothing is done.
 """

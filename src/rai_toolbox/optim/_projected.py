@@ -35,7 +35,7 @@ class _InBall(ParamTransformingOptimizer):
         check_radius("epsilon", optim_group)
 
 
-class _Normed(_InBall):
+class _NormalizedInBall(_InBall):
     """The options of the optimizers that normalize by an L1 or L2 norm and project."""
 
     _p: int
@@ -78,7 +78,7 @@ class _Normed(_InBall):
 
 
 @documented
-class L1ProjectedOptim(_Normed):
+class L1ProjectedOptim(_NormalizedInBall):
     """Divide each gradient by its L1 norm before the step, and project each parameter on an L1 ball after it.
 
     The projection is the Euclidean one, the nearest point of the ball [1]_, which makes entries zero; it is not a
@@ -117,7 +117,7 @@ class L1ProjectedOptim(_Normed):
 
 
 @documented
-class L2ProjectedOptim(_Normed):
+class L2ProjectedOptim(_NormalizedInBall):
     """Divide each gradient by its L2 norm before the step, and project each parameter on an L2 ball after it.
 
     Parameters

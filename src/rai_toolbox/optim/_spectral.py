@@ -159,7 +159,7 @@ class OrthogonalizedGradientOptim(ParamTransformingOptimizer):
         return orthogonalization(optim_group["steps"], optim_group["row_blocks"], optim_group["scale"])
 
 
-class _Projected(ParamTransformingOptimizer):
+class _InSet(ParamTransformingOptimizer):
     """The options of optimizers that project on a set with a radius, and leave the gradient alone."""
 
     def _check_options(self, optim_group: OptimGroup) -> None:
@@ -168,7 +168,7 @@ class _Projected(ParamTransformingOptimizer):
 
 
 @documented
-class SpectralBallOptim(_Projected):
+class SpectralBallOptim(_InSet):
     """Project each matrix on a spectral ball after the step: singular values above epsilon become epsilon.
 
     Parameters
@@ -229,7 +229,7 @@ class SpectralBallOptim(_Projected):
 
 
 @documented
-class SphereOptim(_Projected):
+class SphereOptim(_InSet):
     """Project each datum on a sphere after the step: its L2 norm becomes epsilon.
 
     Parameters

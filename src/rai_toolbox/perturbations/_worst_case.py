@@ -33,13 +33,13 @@ from rai_toolbox.perturbations._solution import Solution, concatenate
 
 __all__ = ["worst_case"]
 
-# Of a point outside, so many times the radius away, there may be one inside that a last walk leads to.
+# The last walk is made from errors no further away than this many radii.
 _NEAR = {"linf": 1.03, "l2": 1.05, "l1": 1.3, "l0": 1.3}
 
-# In units of the radius: no point further off is of interest; and by how much more than the radius the nearest known
-# may be away for another run to be worth it, at first and at last. The runs of `minimum_norm` showed how much nearer
-# later ones come.
+# The searches ignore points further away than this many radii.
 _LIMIT = {"linf": 1.5, "l2": 2.0, "l1": 3.0}
+# Of (a, b): another run is made if the nearest known error is at most 1 + a + b radii away when no step is spent, at
+# most 1 + b when all are. Later runs of `minimum_norm` showed how much nearer they come.
 _SLACK = {"linf": (0.4, 0.02), "l2": (0.8, 0.02), "l1": (2.5, 0.05)}
 
 # From what share of zeros among the gradients of a first run on a datum is searched at random.

@@ -1,5 +1,6 @@
-"""The interface of a check, and how it is run; the checks are in `_model_checks` and
-`_search_checks`.
+"""The interface of a check, and how it is run.
+
+The checks are in `_model_checks.py`, `_probes.py`, `_search_checks.py`, `_rivals.py` and `_agreement.py`.
 """
 
 from __future__ import annotations

@@ -268,5 +268,5 @@ MODEL_CHECKS = (
     Check("random-model", "Is the same input answered the same each time?", _same_twice),
     Check("batch-dependence", "Is a sample answered by itself?", _same_alone),
     Check("zero-gradients", "Are there gradients to follow?", _gradients),
-    Check("saturation", "Can the outputs be message apart?", _saturation, classification_only=True),
+    Check("saturation", "Can the outputs be told apart?", _saturation, classification_only=True),
 )

@@ -133,14 +133,17 @@ def _boundary(context: CheckContext) -> CheckResult:
             return margin(base.model((x.double() + share * (other.double() - x.double())).to(x.dtype)), target).double()
 
     clean = at(torch.zeros(len(x), dtype=torch.float64, device=x.device))
-    right, wrong, deepest = _bracket(at, clean)
+    last_correct, first_wrong, deepest = _bracket(at, clean)
     for _ in range(_BISECTIONS):
-        half = (right + wrong) / 2
+        half = (last_correct + first_wrong) / 2
         value = at(half)
         deepest = torch.where(value <= 0, torch.minimum(deepest, value), deepest)
-        right, wrong = torch.where(value > 0, right, half), torch.where(value > 0, half, wrong)
+        last_correct, first_wrong = (
+            torch.where(value > 0, last_correct, half),
+            torch.where(value > 0, half, first_wrong),
+        )
     size = clean.abs().clamp_min(1e-30)
-    jump = float(((at(wrong) - at(right)) / size).median())
+    jump = float(((at(first_wrong) - at(last_correct)) / size).median())
     rise = float((deepest.abs() / size).median())
     evidence = {"samples": len(x), "median_jump_in_clean_margins": jump, "median_rise_in_clean_margins": rise}
     grade = _grade(jump < _JUMP[0] and rise < _RISE[0], jump < _JUMP[1] and rise < _RISE[1])
@@ -158,16 +161,16 @@ def _bracket(at: Callable[[Tensor], Tensor], clean: Tensor) -> tuple[Tensor, Ten
     """Return the places before and after the first of evenly spaced ones at which the decision has changed, and the
     lowest margin until there.
     """
-    right, wrong, deepest = torch.zeros_like(clean), torch.ones_like(clean), clean.clone()
+    last_correct, first_wrong, deepest = torch.zeros_like(clean), torch.ones_like(clean), clean.clone()
     open_yet = torch.ones_like(clean, dtype=torch.bool)
     for number in range(1, _PLACES + 1):
         place = torch.full_like(clean, number / _PLACES)
         value = at(place)
-        wrong = torch.where(open_yet & (value > 0), place, wrong)
+        first_wrong = torch.where(open_yet & (value > 0), place, first_wrong)
         open_yet &= value <= 0
-        right = torch.where(open_yet, place, right)
+        last_correct = torch.where(open_yet, place, last_correct)
         deepest = torch.where(open_yet, torch.minimum(deepest, value), deepest)
-    return right.clamp_max(1.0), wrong, deepest
+    return last_correct.clamp_max(1.0), first_wrong, deepest
 
 
 PROBES = (

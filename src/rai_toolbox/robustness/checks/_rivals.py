@@ -18,7 +18,7 @@ from rai_toolbox.robustness.attack._substitutes import by_differences, length_of
 from rai_toolbox.robustness.attack._twin import distill
 from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult, middle, nothing, per_norm, worst
 
-__all__ = ["RIVALS", "Near", "nearly"]
+__all__ = ["RIVALS", "NearlyBroken", "nearly_broken"]
 
 _SAMPLES = 16
 _DRAWS = 50
@@ -32,7 +32,7 @@ _ELSEWHERE_RESTARTS = 6
 
 
 @dataclass
-class Near:
+class NearlyBroken:
     """Samples that are nearly broken, each with a radius within which it stands.
 
     Attributes
@@ -51,16 +51,17 @@ class Near:
     distance: Tensor
 
 
-def nearly(context: CheckContext, norm: Norm, count: int = _SAMPLES) -> Near | None:
+def nearly_broken(context: CheckContext, norm: Norm, count: int = _SAMPLES) -> NearlyBroken | None:
     """Return those samples that a somewhat better attack would break first; None if there are none."""
     base = context.attack
     if norm not in context.distance:
-        return _nearly_elsewhere(context, norm, count)
+        return _nearly_broken_elsewhere(context, norm, count)
     distance = context.distance[norm]
     able = np.flatnonzero(distance > 0)
     if not len(able):
         return None
     grid = np.array([0.0] + [point.epsilon for point in context.curves[norm].points[1:]])
+    # The largest radius below the distance: at a radius that is exactly a distance found, the sample does not stand.
     stands = grid[np.searchsorted(grid, distance[able], side="left") - 1]
     below = stands == 0
     stands = np.where(below, _PART * np.minimum(distance[able], grid[-1]), stands)
@@ -73,10 +74,10 @@ def nearly(context: CheckContext, norm: Norm, count: int = _SAMPLES) -> Near | N
     order = np.lexsort((distance[able] / np.maximum(stands, 1e-30), below))[:count]
     chosen = able[order]
     x, target = base.subset(chosen.tolist())
-    return _near(x, target, stands[order], distance[chosen])
+    return _nearly_broken_of(x, target, stands[order], distance[chosen])
 
 
-def _nearly_elsewhere(context: CheckContext, norm: Norm, count: int) -> Near | None:
+def _nearly_broken_elsewhere(context: CheckContext, norm: Norm, count: int) -> NearlyBroken | None:
     """Return samples with radii below what the solver needs in a norm that was not asked for."""
     base = context.attack
     if norm not in context.elsewhere:
@@ -89,14 +90,13 @@ def _nearly_elsewhere(context: CheckContext, norm: Norm, count: int) -> Near | N
     if not keep.any():
         return None
     x, target = base.subset(indices[keep].tolist())
-    return _near(x, target, _PART * distance[keep], distance[keep])
+    return _nearly_broken_of(x, target, _PART * distance[keep], distance[keep])
 
 
-def _near(x: Tensor, target: Tensor, epsilon: NDArray, distance: NDArray) -> Near | None:
+def _nearly_broken_of(x: Tensor, target: Tensor, epsilon: NDArray, distance: NDArray) -> NearlyBroken | None:
     if not len(x):
         return None
-    # Just inside: a radius that is exactly a distance found is no radius that withstood.
-    return Near(
+    return NearlyBroken(
         x, target, torch.from_numpy(epsilon).to(x.device), torch.from_numpy(distance.astype(np.float64)).to(x.device)
     )
 
@@ -121,7 +121,7 @@ def _masking(context: CheckContext) -> CheckResult:
 
 
 def _blind(context: CheckContext, norm: Norm) -> CheckResult:
-    near = nearly(context, norm)
+    near = nearly_broken(context, norm)
     if near is None:
         return nothing()
     base = context.attack
@@ -155,7 +155,7 @@ def _blind(context: CheckContext, norm: Norm) -> CheckResult:
 
 
 def _differences(context: CheckContext, norm: Norm) -> CheckResult:
-    near = nearly(context, norm)
+    near = nearly_broken(context, norm)
     if near is None:
         return nothing()
     base = context.attack
@@ -182,7 +182,7 @@ def _differences(context: CheckContext, norm: Norm) -> CheckResult:
 
 
 def _transfer(context: CheckContext, norm: Norm) -> CheckResult:
-    near = nearly(context, norm)
+    near = nearly_broken(context, norm)
     if near is None:
         return nothing()
     base = context.attack
