@@ -54,4 +54,5 @@ if __name__ == "__main__":
     if dist.get_rank() == 0:
         with open(sys.argv[1], "w") as file:
             json.dump({"losses": losses, "shards": shards}, file)
+    dist.barrier()  # nobody leaves while another still listens
     dist.destroy_process_group()
