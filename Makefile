@@ -12,7 +12,7 @@ OTHER := .venv-torch-$(TORCH)
 OTHER_PIP = . $(OTHER)/pip.sh && $(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check \
 	-c $(OTHER)/constraints.txt
 
-.PHONY: help bench bench-solvers demo test test-torch test-fast check format docs readme-picture clean
+.PHONY: help bench bench-solvers demo test test-torch test-fast test-zoo check format docs readme-picture clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,7 +57,10 @@ test-torch: $(OTHER)/.dev  ## every test with another torch: make test-torch TOR
 	$(TEST_ENV) $(OTHER)/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 test-fast: $(VENV)/.dev  ## all but the slow ones
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not distributed and not browser" $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not distributed and not browser and not zoo" $(ARGS)
+
+test-zoo: $(VENV)/.dev  ## the checks on all models of the zoo
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m zoo tests/robustness/checks/test_zoo.py $(ARGS)
 
 check: $(VENV)/.dev  ## format, lint, types and who imports whom, changing nothing
 	$(BIN)/ruff format --check .

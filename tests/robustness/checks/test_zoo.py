@@ -8,16 +8,14 @@ import zoo
 from rai_toolbox.robustness import evaluate
 
 COUNT = 30
-# A few of each norm and kind in every run; all of them among the slow tests.
+# A few of each norm and kind in every run; all of them by `make test-zoo`.
 QUICK = {
     "half detached, Linf", "purifier, L2", "moat, Linf", "ReLU, Linf", "bfloat16, Linf", "two classes, L2",
 }  # fmt: skip
 
 
 def cases(which):
-    return [
-        pytest.param(case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in which.items()
-    ]
+    return [pytest.param(case, id=name, marks=() if name in QUICK else pytest.mark.zoo) for name, case in which.items()]
 
 
 def evaluated(case, **options):

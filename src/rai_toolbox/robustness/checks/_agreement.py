@@ -62,12 +62,15 @@ def judged(
         for number, name in enumerate(names):
             evidence[f"nearest errors found by {name} ({norm})"] = int((broken & (first == number)).sum())
     agree = gap <= _CLOSE
-    if not agree:
-        told = f"Stronger attacks lowered the curve by up to {drop:.2f}, and differ among each other by {gap:.2f}."
-        verdict = "distrust"
-    elif drop <= 0.01:
+    if drop <= 0.01:
         told = "Stronger attacks found no more: the solvers did not need that gradient."
         verdict = "warning"
+    elif not agree and drop <= _CLOSE:
+        told = f"Stronger attacks lowered the curve by up to {drop:.2f}: the solvers had found nearly all of it."
+        verdict = "warning"
+    elif not agree:
+        told = f"Stronger attacks lowered the curve by up to {drop:.2f}, and differ among each other by {gap:.2f}."
+        verdict = "distrust"
     else:
         told = f"Stronger attacks lowered the curve by up to {drop:.2f}, and two kinds of them agree within {gap:.2f}."
         verdict = "warning"
