@@ -51,6 +51,9 @@ $(OTHER)/.torch:
 
 $(OTHER)/.dev: $(OTHER)/.torch pyproject.toml
 	$(OTHER_PIP) -e '.[cli,demo,dev]'
+	@if $(OTHER)/bin/python -c 'import torchvision' 2>/dev/null; then \
+		echo "torchvision is there: with what reads ONNX files"; $(OTHER_PIP) -e '.[cli,demo,dev,onnx]'; \
+	else echo "no torchvision: tests that read ONNX files are skipped"; fi
 	@touch $@
 
 test-torch: $(OTHER)/.dev  ## every test with another torch: make test-torch TORCH=2.6.0
