@@ -1,4 +1,4 @@
-"""ONNX files, read by the real converter: it runs where torchvision fits torch, as in `make test-torch TORCH=2.14.1`."""
+"""ONNX files, read by the real converter, which runs where a torchvision fits torch: `make test-torch TORCH=2.14.1`."""
 
 from __future__ import annotations
 
