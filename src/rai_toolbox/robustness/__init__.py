@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rai_toolbox.robustness._errors import EvaluationFailed, InputError
-from rai_toolbox.robustness._moved import keep_old_paths
 from rai_toolbox.robustness._results import ClassRow, Curve, Examples, Finding, Point
 from rai_toolbox.robustness.data._load import load_data
 from rai_toolbox.robustness.data._samples import Samples
@@ -30,5 +29,3 @@ __all__ = [
     "load_model",
     "load_preprocess",
 ]
-
-keep_old_paths()

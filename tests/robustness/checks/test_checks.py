@@ -9,7 +9,7 @@ from torch import nn
 
 from rai_toolbox.perturbations import Solution
 from rai_toolbox.robustness import evaluate
-from rai_toolbox.robustness.attack import _stages
+from rai_toolbox.robustness.attack import _solver
 
 
 class Wrapped(nn.Module):
@@ -134,7 +134,7 @@ def test_masked_gradients_are_beaten_by_blind_search(small_net, digits):
 
 def test_too_few_steps_are_noticed(small_net, digits, monkeypatch):
     from rai_toolbox.perturbations import minimum_norm
-    from rai_toolbox.robustness.attack import _stages
+    from rai_toolbox.robustness.attack import _solver
 
     def hasty(model, x, target, **options):
         # As a solver does that has not arrived: errors, but farther away than they need to be.
@@ -144,9 +144,9 @@ def test_too_few_steps_are_noticed(small_net, digits, monkeypatch):
         overshot = (x + 1.5 * (solution.perturbed - x)).clamp(0, 1)
         return type(solution)(overshot, solution.losses, solution.success, solution.distances)
 
-    monkeypatch.setattr(_stages, "minimum_norm", hasty)
+    monkeypatch.setattr(_solver, "minimum_norm", hasty)
     monkeypatch.setattr(
-        _stages, "worst_case", lambda model, x, target, **options: hasty(model, x, target, steps=1, norm="l2")
+        _solver, "worst_case", lambda model, x, target, **options: hasty(model, x, target, steps=1, norm="l2")
     )
     found = verdicts(small_net, digits, epsilons=[0.3, 0.5, 0.7, 0.9], steps=4)
     assert found["convergence"].verdict == "distrust"
@@ -191,13 +191,13 @@ def test_labels_in_another_order_are_noticed(small_net, digits):
 
 def test_a_point_that_is_no_error_when_asked_again_is_not_counted(small_net, digits, monkeypatch):
     from rai_toolbox.perturbations import minimum_norm
-    from rai_toolbox.robustness.attack import _stages
+    from rai_toolbox.robustness.attack import _solver
 
     def boastful(model, x, target, **options):
         solution = minimum_norm(model, x, target, **options)
         return type(solution)(x + 1e-6, solution.losses, torch.ones_like(solution.success), 0 * solution.distances)
 
-    monkeypatch.setattr(_stages, "minimum_norm", boastful)
+    monkeypatch.setattr(_solver, "minimum_norm", boastful)
     x, y = digits
     result = evaluate(small_net, (x[:20], y[:20]), epsilons=[0.01], steps=5, restarts=1)
     assert result.curves["l2"].points[1].value == result.curves["l2"].points[0].value
@@ -216,8 +216,8 @@ def test_a_point_out_of_the_bounds_or_the_ball_is_not_counted(half_plane, blobs,
         zeros = torch.zeros(len(x))
         return Solution(x.clone(), zeros, zeros.bool(), zeros + torch.inf)
 
-    monkeypatch.setattr(_stages, "worst_case", reaches_too_far)
-    monkeypatch.setattr(_stages, "minimum_norm", reaches_too_far if bounds else finds_nothing)
+    monkeypatch.setattr(_solver, "worst_case", reaches_too_far)
+    monkeypatch.setattr(_solver, "minimum_norm", reaches_too_far if bounds else finds_nothing)
     result = evaluate(half_plane, blobs, epsilons=[0.5], bounds=bounds, steps=5, restarts=1, adaptive=False)
     assert [point.value for point in result.curves["l2"].points] == [1.0, 1.0]
     assert np.isinf(result.distance["l2"]).all()

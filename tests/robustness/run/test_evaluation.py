@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from rai_toolbox.perturbations import Solution
 from rai_toolbox.robustness import InputError, evaluate
-from rai_toolbox.robustness.attack import _stages
+from rai_toolbox.robustness.attack import _solver
 from rai_toolbox.robustness.attack._grid import grid_for_distances
 
 QUICK = {"steps": 10, "restarts": 1, "diagnostics": False}
@@ -71,7 +71,7 @@ def test_at_each_epsilon_the_lower_of_what_the_two_solvers_leave_is_reported(hal
         return Solution(x.clone(), zeros, zeros.bool(), zeros + math.inf)
 
     x, _ = blobs
-    monkeypatch.setattr(_stages, lazy, finds_nothing)
+    monkeypatch.setattr(_solver, lazy, finds_nothing)
     curve = evaluate(half_plane, blobs, epsilons=[0.3, 0.7], **QUICK).curves["l2"]
     for point in curve.points[1:]:
         assert point.value == pytest.approx(np.mean(np.abs(x[:, 0]) > point.epsilon), abs=1 / 40)

@@ -7,14 +7,12 @@ from torch import Tensor
 
 from rai_toolbox.perturbations.losses import margin
 from rai_toolbox.robustness.attack._settings import Norm
-from rai_toolbox.robustness.attack._stages import AttackContext
+from rai_toolbox.robustness.attack._subject import Subject
 
 __all__ = ["noise_breaks", "random_search", "random_search_breaks"]
 
 
-def noise_breaks(
-    context: AttackContext, x: Tensor, target: Tensor, *, norm: Norm, epsilon: Tensor, draws: int
-) -> Tensor:
+def noise_breaks(subject: Subject, x: Tensor, target: Tensor, *, norm: Norm, epsilon: Tensor, draws: int) -> Tensor:
     """Say which samples some random point on the sphere of radius `epsilon` (cut to the bounds) makes wrong.
 
     Parameters
@@ -30,25 +28,23 @@ def noise_breaks(
     -------
     Tensor of bool, shape (N,)
     """
-    generator = context.generator("noise", norm)
+    generator = subject.generator("noise", norm)
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for _ in range(draws):
         delta = _onto_sphere(_draw(x, norm, epsilon, generator), norm, epsilon)
-        broken |= _score(context, _inside(context, x, delta), target) > 0
+        broken |= _score(subject, _inside(subject, x, delta), target) > 0
     return broken
 
 
 def random_search_breaks(
-    context: AttackContext, x: Tensor, target: Tensor, *, norm: Norm, epsilon: Tensor, queries: int
+    subject: Subject, x: Tensor, target: Tensor, *, norm: Norm, epsilon: Tensor, queries: int
 ) -> Tensor:
     """Say which samples `random_search` makes wrong, as a Tensor of bool of shape (N,)."""
-    found = random_search(context, x, target, norm=norm, epsilon=epsilon, queries=queries)
-    return _score(context, found, target) > 0
+    found = random_search(subject, x, target, norm=norm, epsilon=epsilon, queries=queries)
+    return _score(subject, found, target) > 0
 
 
-def random_search(
-    context: AttackContext, x: Tensor, target: Tensor, *, norm: Norm, epsilon: Tensor, queries: int
-) -> Tensor:
+def random_search(subject: Subject, x: Tensor, target: Tensor, *, norm: Norm, epsilon: Tensor, queries: int) -> Tensor:
     """Return the worst points that a random search finds which keeps what raises the loss.
 
     Each query changes a random window of the input, large at first, smaller later. The change of an entry is as large
@@ -71,27 +67,27 @@ def random_search(
     ----------
     Andriushchenko, M., Croce, F., Flammarion, N. and Hein, M. (2020). Square Attack. ECCV.
     """
-    generator = context.generator("random search", norm)
+    generator = subject.generator("random search", norm)
     delta = _onto_sphere(_draw(x, norm, epsilon, generator), norm, epsilon)
-    best = _score(context, _inside(context, x, delta), target)
+    best = _score(subject, _inside(subject, x, delta), target)
     for query in range(queries):
         share = max(0.02, 0.6 * (1 - query / queries) ** 2)
         window = _window(x.shape, share, generator).to(x.device)
         proposal = _onto_sphere(_proposal(x, delta, window, norm, epsilon, generator), norm, epsilon)
-        score = _score(context, _inside(context, x, proposal), target)
+        score = _score(subject, _inside(subject, x, proposal), target)
         better = score > best
         best = torch.where(better, score, best)
         delta = torch.where(_per_sample(better, x), proposal, delta)
-    return _inside(context, x, delta)
+    return _inside(subject, x, delta)
 
 
-def _score(context: AttackContext, x: Tensor, target: Tensor) -> Tensor:
+def _score(subject: Subject, x: Tensor, target: Tensor) -> Tensor:
     with torch.no_grad():
-        return margin(context.model(x), target).nan_to_num(nan=-torch.inf)
+        return margin(subject.model(x), target).nan_to_num(nan=-torch.inf)
 
 
-def _inside(context: AttackContext, x: Tensor, delta: Tensor) -> Tensor:
-    bounds = context.box.of(x)
+def _inside(subject: Subject, x: Tensor, delta: Tensor) -> Tensor:
+    bounds = subject.box.of(x)
     # Clamping moves every entry towards x, which is in the box: no norm grows.
     return x + delta if bounds is None else torch.minimum(torch.maximum(x + delta, bounds[0]), bounds[1])
 

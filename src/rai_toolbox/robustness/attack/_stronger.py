@@ -14,7 +14,8 @@ from rai_toolbox.perturbations.losses import misclassified
 from rai_toolbox.robustness.attack._blackbox import random_search
 from rai_toolbox.robustness.attack._decisions import walk_along_boundary
 from rai_toolbox.robustness.attack._settings import Norm
-from rai_toolbox.robustness.attack._stages import AttackContext, Attacked, attack, look_at
+from rai_toolbox.robustness.attack._solver import CheckedResult, check_again, run_solver
+from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.attack._substitutes import by_differences, length_of_steps, with_gradient_of
 from rai_toolbox.robustness.attack._twin import distill
 
@@ -30,7 +31,7 @@ _POOL = 256
 
 
 def stronger(
-    context: AttackContext, norm: Norm, batch: int, grid: Sequence[float], known: NDArray, width: float
+    subject: Subject, norm: Norm, batch: int, grid: Sequence[float], known: NDArray, width: float
 ) -> dict[str, Any]:
     """Return how far the nearest error is from each sample of a batch, by attacks without the model's gradient.
 
@@ -48,31 +49,31 @@ def stronger(
     dict
         ``distance``, the least of all; one array for each attack, under its name; and what a piece of a run holds.
     """
-    begun, forwards = time.perf_counter(), context.model.forwards
+    begun, forwards = time.perf_counter(), subject.model.forwards
     rows = np.flatnonzero(known > 0)
     by_attack = {name: np.where(known > 0, np.inf, 0.0) for name in STRONGER}
     if len(rows):
-        start, stop = context.span(batch)
-        x, target = (part[torch.from_numpy(rows).to(context.device)] for part in context.batch(start, stop))
-        attacks = _Attacks(context, norm, grid, x, target, known[rows], width)
+        start, stop = subject.span(batch)
+        x, target = (part[torch.from_numpy(rows).to(subject.device)] for part in subject.batch(start, stop))
+        attacks = _Attacks(subject, norm, grid, x, target, known[rows], width)
         for name, found in attacks.run().items():
             by_attack[name][rows] = found
     return {
         "distance": np.minimum(known, np.min(list(by_attack.values()), axis=0)),
         **by_attack,
         "rejected": 0,
-        "forwards": context.model.forwards - forwards,
+        "forwards": subject.model.forwards - forwards,
         "seconds": time.perf_counter() - begun,
     }
 
 
 class _Attacks:
     def __init__(
-        self, context: AttackContext, norm: Norm, grid: Sequence[float], x: torch.Tensor, target: torch.Tensor,
+        self, subject: Subject, norm: Norm, grid: Sequence[float], x: torch.Tensor, target: torch.Tensor,
         known: NDArray, width: float,
     ) -> None:  # fmt: skip
         self._norm: Norm = norm
-        self._context, self._grid, self._width = context, grid, width
+        self._subject, self._grid, self._width = subject, grid, width
         self._x, self._target = x, target
         self.best = known.copy()
         self.found: dict[str, NDArray] = {}
@@ -86,7 +87,7 @@ class _Attacks:
         self._random_search()
         return self.found
 
-    def _keep(self, name: str, rows: NDArray, found: Attacked) -> None:
+    def _keep(self, name: str, rows: NDArray, found: CheckedResult) -> None:
         mine = self.found.setdefault(name, np.full(len(self._x), np.inf))
         mine[rows] = np.minimum(mine[rows], found.distance)
         self.best[rows] = np.minimum(self.best[rows], found.distance)
@@ -97,8 +98,8 @@ class _Attacks:
         """
         every = np.arange(len(self._x))
         for number, through in enumerate(throughs):
-            found = attack(
-                self._context, self._x, self._target, norm=self._norm, purpose=("stronger", name, number),
+            found = run_solver(
+                self._subject, self._x, self._target, norm=self._norm, purpose=("stronger", name, number),
                 steps=30, restarts=3, through=through,
             )  # fmt: skip
             self._keep(name, every, found)
@@ -108,8 +109,8 @@ class _Attacks:
                 if not len(rows):
                     continue
                 at = torch.from_numpy(rows).to(self._x.device)
-                found = attack(
-                    self._context, self._x[at], self._target[at], norm=self._norm, epsilon=epsilon,
+                found = run_solver(
+                    self._subject, self._x[at], self._target[at], norm=self._norm, epsilon=epsilon,
                     purpose=("stronger", name, number, level), steps=20, restarts=2, through=through,
                 )  # fmt: skip
                 self._keep(name, rows, found)
@@ -122,9 +123,9 @@ class _Attacks:
         size = self._x[0].numel()
         return [
             by_differences(
-                self._context.model,
+                self._subject.model,
                 step=length_of_steps(self._norm, self._typical(), size, self._width, single=single),
-                generator=self._context.generator("stronger differences", self._norm, single),
+                generator=self._subject.generator("stronger differences", self._norm, single),
                 single=single,
                 count=64,
             )
@@ -132,33 +133,33 @@ class _Attacks:
         ]
 
     def _twin(self) -> Any:
-        context = self._context
-        pool, _ = context.subset(self._pool())
+        subject = self._subject
+        pool, _ = subject.subset(self._pool())
         single = self._norm in ("l0", "l1")
         length = length_of_steps(self._norm, self._typical(), self._x[0].numel(), self._width, single=single)
         twin = distill(
-            context.model, pool, radius=5 * length, box=context.box,
-            generator=context.generator("stronger twin", self._norm),
+            subject.model, pool, radius=5 * length, box=subject.box,
+            generator=subject.generator("stronger twin", self._norm),
         )  # fmt: skip
-        return with_gradient_of(context.model, twin)
+        return with_gradient_of(subject.model, twin)
 
     def _pool(self) -> list[int]:
-        count = len(self._context.samples)
+        count = len(self._subject.samples)
         return np.unique(np.linspace(0, count - 1, min(count, _POOL)).round().astype(int)).tolist()
 
     def _decisions(self) -> None:
-        context = self._context
-        pool, _ = context.subset(self._pool())
+        subject = self._subject
+        pool, _ = subject.subset(self._pool())
 
         def wrong(points: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             with torch.no_grad():
-                return misclassified(context.model(points), self._target[rows])
+                return misclassified(subject.model(points), self._target[rows])
 
         nearest = walk_along_boundary(
-            wrong, self._x, pool, norm=self._norm, bounds=context.box.of(self._x), rounds=_ROUNDS[self._norm],
-            generator=context.generator("stronger decisions", self._norm),
+            wrong, self._x, pool, norm=self._norm, bounds=subject.box.of(self._x), rounds=_ROUNDS[self._norm],
+            generator=subject.generator("stronger decisions", self._norm),
         )  # fmt: skip
-        found = look_at(context, self._x, self._target, nearest, norm=self._norm)
+        found = check_again(subject, self._x, self._target, nearest, norm=self._norm)
         self._keep("decisions", np.arange(len(self._x)), found)
 
     def _random_search(self) -> None:
@@ -169,6 +170,6 @@ class _Attacks:
             at = torch.from_numpy(rows).to(self._x.device)
             x, target = self._x[at], self._target[at]
             radius = torch.full((len(rows),), float(epsilon), dtype=torch.float64, device=x.device)
-            points = random_search(self._context, x, target, norm=self._norm, epsilon=radius, queries=_QUERIES)
-            found = look_at(self._context, x, target, points, norm=self._norm, epsilon=epsilon)
+            points = random_search(self._subject, x, target, norm=self._norm, epsilon=radius, queries=_QUERIES)
+            found = check_again(self._subject, x, target, points, norm=self._norm, epsilon=epsilon)
             self._keep("random search", rows, found)

@@ -18,7 +18,7 @@ from rai_toolbox.robustness._errors import EvaluationFailed, InputError
 from rai_toolbox.robustness._results import COULD_NOT_BE_MADE, Curve, Finding, Verdict, jsonable
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.attack._settings import Norm
-from rai_toolbox.robustness.attack._stages import AttackContext
+from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.data._samples import Summary
 from rai_toolbox.robustness.session._journal import Journal
 
@@ -34,7 +34,7 @@ class CheckContext:
 
     Attributes
     ----------
-    attack, summary
+    subject, summary
         What is evaluated, and what one pass over the samples found.
     curves : dict of str to Curve
         The results, by norm.
@@ -48,7 +48,7 @@ class CheckContext:
         Indices and distances in norms that were not asked for, once a check has looked there.
     """
 
-    attack: AttackContext
+    subject: Subject
     summary: Summary
     curves: Mapping[str, Curve]
     distance: Mapping[str, NDArray]
@@ -64,14 +64,14 @@ class CheckContext:
 
     def subset_indices(self, count: int = _SUBSET) -> NDArray:
         """Return evenly spaced indices of samples that the model gets right (regression: of any)."""
-        able = np.flatnonzero(self.clean) if self.attack.classifies else np.arange(len(self.clean))
+        able = np.flatnonzero(self.clean) if self.subject.classifies else np.arange(len(self.clean))
         if len(able) <= count:
             return able
         return able[np.linspace(0, len(able) - 1, count).round().astype(int)]
 
     def batch(self, count: int = _SUBSET) -> tuple[torch.Tensor, torch.Tensor]:
         """Return their inputs and targets."""
-        return self.attack.subset(self.subset_indices(count).tolist())
+        return self.subject.subset(self.subset_indices(count).tolist())
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def per_norm(check: Callable[[CheckContext, Norm], CheckResult]) -> Callable[[Ch
     """Return the check of all norms that a check of one makes."""
 
     def run(context: CheckContext) -> CheckResult:
-        return worst({norm: check(context, norm) for norm in context.attack.settings.norms if norm in context.curves})
+        return worst({norm: check(context, norm) for norm in context.subject.settings.norms if norm in context.curves})
 
     return run
 
@@ -129,7 +129,7 @@ def per_norm(check: Callable[[CheckContext, Norm], CheckResult]) -> Callable[[Ch
 def middle(context: CheckContext, norm: Norm) -> float:
     """Return the reported epsilon at which about half of what the model can do is left."""
     points = context.curves[norm].points
-    if not context.attack.classifies:
+    if not context.subject.classifies:
         return points[max(1, len(points) // 2)].epsilon
     return min(points[1:], key=lambda point: abs(point.value - points[0].value / 2)).epsilon
 
@@ -142,17 +142,17 @@ def nothing() -> CheckResult:
 def run_check(check: Check, context: CheckContext, journal: Journal, *, skip: bool) -> Finding:
     """Run a check, or read its finding from the journal."""
     name = f"check-{check.name}"
-    if check.classification_only and not context.attack.classifies:
+    if check.classification_only and not context.subject.classifies:
         return Finding(check.name, check.title, "not run", "It is for classification.")
     if (piece := journal.get(name)) is not None:
         return Finding(check.name, check.title, **json.loads(str(piece["finding"])))
     if skip:
         return Finding(check.name, check.title, "not run", _TOO_LATE, COULD_NOT_BE_MADE)
     try:
-        torch.manual_seed(context.attack.settings.seed)
-        context.attack.cut = False
+        torch.manual_seed(context.subject.settings.seed)
+        context.subject.cut = False
         seen = check.run(context)
-        if context.attack.cut:  # a search that was cut short would find nothing wrong
+        if context.subject.cut:  # a search that was cut short would find nothing wrong
             return Finding(check.name, check.title, "not run", _TOO_LATE, COULD_NOT_BE_MADE)
     except (InputError, EvaluationFailed):
         raise

@@ -24,7 +24,7 @@ def _same_twice(context: CheckContext) -> CheckResult:
     if not len(x):
         return nothing()
     with torch.no_grad():
-        outputs = torch.stack([context.attack.model(x) for _ in range(3)])
+        outputs = torch.stack([context.subject.model(x) for _ in range(3)])
     difference = _relative_difference(outputs[1:], outputs[0])
     decisions = _changed_decisions(context, outputs)
     evidence = {
@@ -46,7 +46,7 @@ def _same_alone(context: CheckContext) -> CheckResult:
     x, _ = context.batch(16)
     if len(x) < 2:
         return nothing()
-    model = context.attack.model
+    model = context.subject.model
     with torch.no_grad():
         first, again = model(x), model(x)
         if _relative_difference(again, first) > _tolerance(first):
@@ -74,18 +74,18 @@ def _gradients(context: CheckContext) -> CheckResult:
     x, target = context.batch()
     if not len(x):
         return nothing()
-    base = context.attack
+    subject = context.subject
 
     def score(output: torch.Tensor) -> torch.Tensor:
-        return margin(output, target) if base.classifies else output.float().sum(dim=1)
+        return margin(output, target) if subject.classifies else output.float().sum(dim=1)
 
-    value, gradient = _gradient(base.model, x, score)
+    value, gradient = _gradient(subject.model, x, score)
     finite = gradient.isfinite().all(dim=1) & value.isfinite()
     length = torch.linalg.vector_norm(gradient.double(), dim=1)
     zero = finite & (length == 0)
-    reach = widest_radius("l2", context.summary, base.box, base.samples.shape)
+    reach = widest_radius("l2", context.summary, subject.box, subject.samples.shape)
     # To first order the whole width of the data would have to be crossed a thousand times to change the answer.
-    step = value.abs().double() if base.classifies else _spread(value).double()
+    step = value.abs().double() if subject.classifies else _spread(value).double()
     vanishing = finite & ~zero & (step > 1000 * reach * length)
     shares = {
         name: float(part.double().mean())
@@ -105,7 +105,7 @@ def _saturation(context: CheckContext) -> CheckResult:
     x, target = context.batch()
     if not len(x):
         return nothing()
-    model = context.attack.model
+    model = context.subject.model
     with torch.no_grad():
         output = model(x)
     logits = as_logits(output, target).float()
@@ -149,16 +149,16 @@ def _saturation(context: CheckContext) -> CheckResult:
 
 
 def _clean_performance(context: CheckContext) -> CheckResult:
-    base = context.attack
-    if not base.classifies:
-        values = base.targets[: len(context.clean)].astype(np.float64)
+    subject = context.subject
+    if not subject.classifies:
+        values = subject.targets[: len(context.clean)].astype(np.float64)
         guess = float(np.abs(values - np.median(values, axis=0)).mean())
         error = float(np.mean(context.clean))
         evidence = {"mean_absolute_error": error, "error_of_always_guessing_the_median": guess}
         if error >= guess:
             return CheckResult("warning", "The model predicts no better than always the same value would.", evidence)
         return CheckResult("ok", "The model predicts better than always the same value would.", evidence)
-    labels = base.targets[: len(context.clean)]
+    labels = subject.targets[: len(context.clean)]
     accuracy = float(np.mean(context.clean))
     most_frequent = float(np.bincount(labels).max() / len(labels))
     evidence = {"accuracy": accuracy, "share_of_the_most_frequent_class": most_frequent}
@@ -174,11 +174,11 @@ def _clean_performance(context: CheckContext) -> CheckResult:
 
 def _likely_mistake(context: CheckContext) -> str:
     """Return one sentence: what the predictions of some samples have in common, and the mistake that explains it."""
-    base = context.attack
+    subject = context.subject
     chosen = np.linspace(0, len(context.clean) - 1, min(_LOOKED_AT, len(context.clean))).round().astype(int)
-    x, target = base.subset(chosen.tolist())
+    x, target = subject.subset(chosen.tolist())
     with torch.no_grad():
-        logits = as_logits(base.model(x), target)
+        logits = as_logits(subject.model(x), target)
     predicted, label, classes = logits.argmax(dim=1), target, logits.shape[1]
     _, times = ((predicted - label) % classes).unique(return_counts=True)
     shift = int(((predicted - label) % classes).mode().values)
@@ -221,28 +221,28 @@ def _tolerance(outputs: torch.Tensor) -> float:
 
 
 def _changed_decisions(context: CheckContext, outputs: torch.Tensor) -> float:
-    if not context.attack.classifies:
+    if not context.subject.classifies:
         return 0.0
     decided = (outputs[..., 0] > 0).long() if outputs.shape[-1] == 1 else outputs.argmax(dim=-1)
     return float((decided[1:] != decided[0]).any(dim=0).double().mean())
 
 
 def _data_fit(context: CheckContext) -> CheckResult:
-    base, summary = context.attack, context.summary
-    box = base.box.to_dict()
+    subject, summary = context.subject, context.summary
+    box = subject.box.to_dict()
     evidence: dict[str, Any] = {"smallest": summary.minimum, "largest": summary.maximum, "bounds": _named_box(box)}
     warned = []
-    pictured = kind_of(base.samples.shape, base.samples.feature_names) == "image"
+    pictured = kind_of(subject.samples.shape, subject.samples.feature_names) == "image"
     if pictured and box["chosen"] == "from the data" and box["lower"] is None:
         warned.append(
             f"The images lie in [{summary.minimum:g}, {summary.maximum:g}] and not in [0, 1]: no bounds were applied,"
             " so that perturbed ones may be no images; give the bounds."
         )
-    if base.classifies:
-        x, _ = base.batch(0, 1)
+    if subject.classifies:
+        x, _ = subject.batch(0, 1)
         with torch.no_grad():
-            outputs = max(2, base.model(x).shape[1])
-        highest = int(base.targets.max())
+            outputs = max(2, subject.model(x).shape[1])
+        highest = int(subject.targets.max())
         evidence |= {"outputs": outputs, "largest_label": highest}
         if outputs >= _MANY_OUTPUTS and outputs >= 10 * (highest + 1):
             warned.append(

@@ -37,13 +37,13 @@ def _agreement(context: CheckContext, norm: Norm) -> CheckResult:
     x, target = context.batch(_SAMPLES)
     if not len(x):
         return nothing()
-    base = context.attack
+    subject = context.subject
     epsilon = middle(context, norm)
     score = _score(context, x, target)
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(score(base.model(leaf), 1).sum(), leaf)
-    changes = random_changes(norm, x.shape[1:], _DIRECTIONS, base.generator("gradient agreement", norm)).to(x)
+        (gradient,) = torch.autograd.grad(score(subject.model(leaf), 1).sum(), leaf)
+    changes = random_changes(norm, x.shape[1:], _DIRECTIONS, subject.generator("gradient agreement", norm)).to(x)
     evidence: dict[str, Any] = {"samples": len(x), "directions": _DIRECTIONS}
     seen: list[tuple[Verdict, float, float]] = []
     for part in _STEPS:
@@ -79,7 +79,7 @@ def _compared(
     def moved(sign: float) -> Tensor:
         values = []
         for part in changes.split(max(1, _ROWS // len(x))):
-            output = context.attack.model((x[None] + sign * part[:, None]).flatten(0, 1))
+            output = context.subject.model((x[None] + sign * part[:, None]).flatten(0, 1))
             values.append(score(output, len(part)).reshape(len(part), -1))
         return torch.cat(values).double()
 
@@ -95,10 +95,10 @@ def _score(context: CheckContext, x: Tensor, target: Tensor) -> Callable[[Tensor
     """Return the score to differentiate: by how much the rival that is nearest at the samples exceeds the target, or
     the sum of all outputs; of outputs that repeat the samples so many times.
     """
-    if not context.attack.classifies:
+    if not context.subject.classifies:
         return lambda output, times: output.float().sum(dim=1)
     with torch.no_grad():
-        logits = as_logits(context.attack.model(x), target)
+        logits = as_logits(context.subject.model(x), target)
     rival = logits.scatter(1, target[:, None], -torch.inf).argmax(dim=1)
 
     def score(output: Tensor, times: int) -> Tensor:
@@ -117,7 +117,7 @@ def _boundary(context: CheckContext) -> CheckResult:
     x, target = context.batch(_SAMPLES)
     if not len(x):
         return nothing()
-    base = context.attack
+    subject = context.subject
     pool, labels = context.batch(4 * _SAMPLES)
     gap = torch.cdist(x.flatten(1).double(), pool.flatten(1).double())
     gap = torch.where(target[:, None] == labels[None], torch.inf, gap)
@@ -130,7 +130,9 @@ def _boundary(context: CheckContext) -> CheckResult:
         """Return the margin at these shares of the way from each sample to another one of another class."""
         share = place.reshape(-1, *[1] * (x.ndim - 1))
         with torch.no_grad():
-            return margin(base.model((x.double() + share * (other.double() - x.double())).to(x.dtype)), target).double()
+            return margin(
+                subject.model((x.double() + share * (other.double() - x.double())).to(x.dtype)), target
+            ).double()
 
     clean = at(torch.zeros(len(x), dtype=torch.float64, device=x.device))
     last_correct, first_wrong, deepest = _bracket(at, clean)

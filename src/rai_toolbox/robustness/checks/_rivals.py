@@ -13,7 +13,7 @@ from torch import Tensor
 from rai_toolbox.perturbations.losses import margin
 from rai_toolbox.robustness.attack._blackbox import noise_breaks, random_search_breaks
 from rai_toolbox.robustness.attack._settings import Norm
-from rai_toolbox.robustness.attack._stages import attack
+from rai_toolbox.robustness.attack._solver import run_solver
 from rai_toolbox.robustness.attack._substitutes import by_differences, length_of_steps, with_gradient_of
 from rai_toolbox.robustness.attack._twin import distill
 from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult, middle, nothing, per_norm, worst
@@ -53,7 +53,7 @@ class NearlyBroken:
 
 def nearly_broken(context: CheckContext, norm: Norm, count: int = _SAMPLES) -> NearlyBroken | None:
     """Return those samples that a somewhat better attack would break first; None if there are none."""
-    base = context.attack
+    subject = context.subject
     if norm not in context.distance:
         return _nearly_broken_elsewhere(context, norm, count)
     distance = context.distance[norm]
@@ -73,23 +73,23 @@ def nearly_broken(context: CheckContext, norm: Norm, count: int = _SAMPLES) -> N
     # Those that no reported radius leaves standing come last.
     order = np.lexsort((distance[able] / np.maximum(stands, 1e-30), below))[:count]
     chosen = able[order]
-    x, target = base.subset(chosen.tolist())
+    x, target = subject.subset(chosen.tolist())
     return _nearly_broken_of(x, target, stands[order], distance[chosen])
 
 
 def _nearly_broken_elsewhere(context: CheckContext, norm: Norm, count: int) -> NearlyBroken | None:
     """Return samples with radii below what the solver needs in a norm that was not asked for."""
-    base = context.attack
+    subject = context.subject
     if norm not in context.elsewhere:
         indices = context.subset_indices(count)
-        x, target = base.subset(indices.tolist())
-        found = attack(base, x, target, norm=norm, purpose=("elsewhere", norm), restarts=_ELSEWHERE_RESTARTS)
+        x, target = subject.subset(indices.tolist())
+        found = run_solver(subject, x, target, norm=norm, purpose=("elsewhere", norm), restarts=_ELSEWHERE_RESTARTS)
         context.elsewhere[norm] = indices, found.distance
     indices, distance = context.elsewhere[norm]
     keep = np.isfinite(distance) & (distance > 0)
     if not keep.any():
         return None
-    x, target = base.subset(indices[keep].tolist())
+    x, target = subject.subset(indices[keep].tolist())
     return _nearly_broken_of(x, target, _PART * distance[keep], distance[keep])
 
 
@@ -112,7 +112,7 @@ def _verdict(broken: int, count: int, words: str, evidence: dict[str, Any], fine
 
 
 def _masking(context: CheckContext) -> CheckResult:
-    norms: list[Norm] = [norm for norm in context.attack.settings.norms if context.curves.get(norm) is not None]
+    norms: list[Norm] = [norm for norm in context.subject.settings.norms if context.curves.get(norm) is not None]
     seen: dict[Norm, CheckResult] = {norm: _blind(context, norm) for norm in norms}
     if "linf" not in norms:
         # A blind search is strongest there, and a gradient that misleads in one norm does in another.
@@ -124,9 +124,9 @@ def _blind(context: CheckContext, norm: Norm) -> CheckResult:
     near = nearly_broken(context, norm)
     if near is None:
         return nothing()
-    base = context.attack
-    by_noise = noise_breaks(base, near.x, near.target, norm=norm, epsilon=near.epsilon, draws=_DRAWS)
-    by_search = random_search_breaks(base, near.x, near.target, norm=norm, epsilon=near.epsilon, queries=_QUERIES)
+    subject = context.subject
+    by_noise = noise_breaks(subject, near.x, near.target, norm=norm, epsilon=near.epsilon, draws=_DRAWS)
+    by_search = random_search_breaks(subject, near.x, near.target, norm=norm, epsilon=near.epsilon, queries=_QUERIES)
     missed = int((by_noise | by_search).sum())
     evidence: dict[str, Any] = {
         "samples": len(near.x),
@@ -141,7 +141,9 @@ def _blind(context: CheckContext, norm: Norm) -> CheckResult:
         return CheckResult("ok", "Random noise and a random search break no sample that the solvers did not.", evidence)
     easy = _EASY * near.distance[known]
     easy = easy.ceil() if norm == "l0" else easy
-    able = random_search_breaks(base, near.x[known], near.target[known], norm=norm, epsilon=easy, queries=_EASY_QUERIES)
+    able = random_search_breaks(
+        subject, near.x[known], near.target[known], norm=norm, epsilon=easy, queries=_EASY_QUERIES
+    )
     share = float(able.double().mean())
     evidence["share_broken_by_random_search_where_the_solvers_need_half"] = share
     if share < 0.1:
@@ -158,7 +160,7 @@ def _differences(context: CheckContext, norm: Norm) -> CheckResult:
     near = nearly_broken(context, norm)
     if near is None:
         return nothing()
-    base = context.attack
+    subject = context.subject
     size = near.x[0].numel()
     epsilon = float(near.epsilon.median())
     broken = torch.zeros(len(near.x), dtype=torch.bool)
@@ -166,10 +168,10 @@ def _differences(context: CheckContext, norm: Norm) -> CheckResult:
     for single in (False, True):
         step = length_of_steps(norm, epsilon, size, context.width, single=single)
         through = by_differences(
-            base.model, step=step, generator=base.generator("differences", norm, single), single=single, count=64
+            subject.model, step=step, generator=subject.generator("differences", norm, single), single=single, count=64
         )
-        found = attack(
-            base, near.x, near.target, norm=norm, epsilon=near.epsilon, purpose=("differences", norm, single),
+        found = run_solver(
+            subject, near.x, near.target, norm=norm, epsilon=near.epsilon, purpose=("differences", norm, single),
             steps=12, restarts=2, through=through,
         )  # fmt: skip
         mine = torch.from_numpy(np.isfinite(found.distance))
@@ -185,20 +187,26 @@ def _transfer(context: CheckContext, norm: Norm) -> CheckResult:
     near = nearly_broken(context, norm)
     if near is None:
         return nothing()
-    base = context.attack
+    subject = context.subject
     epsilon = middle(context, norm)
     pool, labels = context.batch(256)
     radius = 1.5 * length_of_steps(norm, epsilon, near.x[0].numel(), context.width, single=norm in ("l1", "l0")) / 0.3
     twin = distill(
-        base.model, pool, radius=radius, box=base.box, generator=base.generator("twin", norm), points=2000, steps=150
+        subject.model,
+        pool,
+        radius=radius,
+        box=subject.box,
+        generator=subject.generator("twin", norm),
+        points=2000,
+        steps=150,
     )
     with torch.no_grad():
         agree = float(((margin(twin(pool), labels) < 0).double()).mean())
     broken = torch.zeros(len(near.x), dtype=torch.bool)
     evidence: dict[str, Any] = {"samples": len(near.x), "share_of_samples_that_the_twin_gets_right": agree}
-    for words, through in (("with_its_gradient", with_gradient_of(base.model, twin)), ("alone", twin)):
-        found = attack(
-            base, near.x, near.target, norm=norm, epsilon=near.epsilon, purpose=("transfer", norm, words),
+    for words, through in (("with_its_gradient", with_gradient_of(subject.model, twin)), ("alone", twin)):
+        found = run_solver(
+            subject, near.x, near.target, norm=norm, epsilon=near.epsilon, purpose=("transfer", norm, words),
             steps=20, restarts=2, through=through, to_the_end=words == "alone",
         )  # fmt: skip
         mine = torch.from_numpy(np.isfinite(found.distance))

@@ -13,7 +13,7 @@ from rai_toolbox.perturbations import gradient_ascent
 from rai_toolbox.perturbations.losses import margin, squared_error
 from rai_toolbox.robustness.attack._grid import widest_radius
 from rai_toolbox.robustness.attack._settings import Norm
-from rai_toolbox.robustness.attack._stages import attack
+from rai_toolbox.robustness.attack._solver import run_solver
 from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult, middle, nothing, per_norm
 
 __all__ = ["SEARCH_CHECKS"]
@@ -53,14 +53,14 @@ def _loss_rises(context: CheckContext, norm: Norm) -> CheckResult:
         # Plain steps know two balls; what L1 and L0 reach is within L2's reach too.
         optimizer = L2ProjectedOptim
         radius = epsilon if norm == "l2" else _l2_of(context, norm, epsilon)
-    criterion = margin if context.attack.classifies else squared_error
+    criterion = margin if context.subject.classifies else squared_error
     # A little off the sample: a squared error of zero has no gradient.
-    noise = torch.randn(x.shape, generator=context.attack.generator("loss rises", norm)).to(x)
+    noise = torch.randn(x.shape, generator=context.subject.generator("loss rises", norm)).to(x)
     x = x + 0.05 * radius * noise / noise.flatten(1).abs().amax()
     with torch.no_grad():
-        before = criterion(context.attack.model(x), target)
+        before = criterion(context.subject.model(x), target)
     _, after = gradient_ascent(
-        model=context.attack.model, data=x, target=target, optimizer=optimizer, steps=_PLAIN_STEPS,
+        model=context.subject.model, data=x, target=target, optimizer=optimizer, steps=_PLAIN_STEPS,
         criterion=criterion, lr=radius / 4, epsilon=radius,
     )  # fmt: skip
     share = float((after > before).double().mean())
@@ -83,22 +83,22 @@ def _loss_rises(context: CheckContext, norm: Norm) -> CheckResult:
 
 def _convergence(context: CheckContext, norm: Norm) -> CheckResult:
     """Try a quarter of the steps and four times as many on some samples, where about half of them stand."""
-    base = context.attack
-    usual = base.settings.steps or _USUAL_STEPS
+    subject = context.subject
+    usual = subject.settings.steps or _USUAL_STEPS
     indices = context.subset_indices(_TRIED_AGAIN)
-    x, target = base.subset(indices.tolist())
+    x, target = subject.subset(indices.tolist())
     if not len(x):
         return nothing()
-    if not base.classifies:
+    if not subject.classifies:
         return _error_converges(context, norm, x, target, usual)
 
     def distance(steps: int, restarts: int | None) -> NDArray:
         purpose = ("convergence", norm, steps)
-        return attack(base, x, target, norm=norm, purpose=purpose, steps=steps, restarts=restarts).distance
+        return run_solver(subject, x, target, norm=norm, purpose=purpose, steps=steps, restarts=restarts).distance
 
     known = context.distance[norm][indices]
     # A search that was cut short is no measure of itself: what it is judged by has the usual runs at least.
-    restarts = max(base.settings.restarts or _USUAL_RESTARTS, _USUAL_RESTARTS)
+    restarts = max(subject.settings.restarts or _USUAL_RESTARTS, _USUAL_RESTARTS)
     fewer = distance(max(1, usual // 4), None)
     more = np.minimum(known, distance(max(4 * usual, _USUAL_STEPS), restarts))
     # Where all stand, or none, nothing can be seen: half of the samples stand here.
@@ -139,7 +139,9 @@ def _error_converges(
     def error(steps: int) -> float:
         purpose = ("convergence", norm, steps)
         return float(
-            attack(context.attack, x, target, norm=norm, epsilon=epsilon, purpose=purpose, steps=steps).error.mean()
+            run_solver(
+                context.subject, x, target, norm=norm, epsilon=epsilon, purpose=purpose, steps=steps
+            ).error.mean()
         )
 
     used, more = error(usual), error(4 * usual)
@@ -168,17 +170,17 @@ def _extrapolated(fewer: NDArray, known: NDArray, more: NDArray) -> tuple[float,
 
 
 def _large_epsilon(context: CheckContext, norm: Norm) -> CheckResult:
-    base = context.attack
-    widest = widest_radius(norm, context.summary, base.box, base.samples.shape)
+    subject = context.subject
+    widest = widest_radius(norm, context.summary, subject.box, subject.samples.shape)
     indices = context.subset_indices(_SUBSET)
     if not len(indices):
         return nothing()
-    if not base.classifies:
+    if not subject.classifies:
         return _error_grows(context, norm, indices, widest)
     standing = indices[context.distance[norm][indices] > widest]
     if len(standing):
-        x, target = base.subset(standing.tolist())
-        found = attack(base, x, target, norm=norm, epsilon=widest, purpose=("large epsilon", norm))
+        x, target = subject.subset(standing.tolist())
+        found = run_solver(subject, x, target, norm=norm, epsilon=widest, purpose=("large epsilon", norm))
         standing = standing[~np.isfinite(found.distance)]
     share = len(standing) / len(indices)
     evidence = {"samples": len(indices), "epsilon": widest, "accuracy_there": share}
@@ -195,9 +197,9 @@ def _large_epsilon(context: CheckContext, norm: Norm) -> CheckResult:
 
 
 def _error_grows(context: CheckContext, norm: Norm, indices: NDArray, widest: float) -> CheckResult:
-    base = context.attack
-    x, target = base.subset(indices.tolist())
-    found = attack(base, x, target, norm=norm, epsilon=widest, purpose=("large epsilon", norm))
+    subject = context.subject
+    x, target = subject.subset(indices.tolist())
+    found = run_solver(subject, x, target, norm=norm, epsilon=widest, purpose=("large epsilon", norm))
     before = float(context.error[norm][-1, indices].mean())
     after = float(found.error.mean())
     evidence = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rai_toolbox._version import __version__
 from rai_toolbox.robustness._results import Curve, Examples, Finding
-from rai_toolbox.robustness.attack._stages import AttackContext
+from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.data._samples import Summary
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.session._journal import Piece
@@ -49,9 +49,9 @@ def joined(pieces: Pieces, name: str) -> NDArray:
     return np.concatenate(arrays) if arrays else np.zeros(0)
 
 
-def reached(context: AttackContext, pieces: Pieces) -> NDArray:
+def reached(subject: Subject, pieces: Pieces) -> NDArray:
     """Return the indices of the samples whose batches are among the pieces."""
-    spans = [context.span(batch) for batch, piece in enumerate(pieces) if piece is not None]
+    spans = [subject.span(batch) for batch, piece in enumerate(pieces) if piece is not None]
     return np.concatenate([np.arange(*span) for span in spans]) if spans else np.zeros(0, dtype=np.int64)
 
 
@@ -67,17 +67,17 @@ def total(name: str, pieces: Iterable[Piece | None]) -> float:
     return sum(float(piece[name]) for piece in pieces if piece is not None)
 
 
-def class_names(context: AttackContext) -> tuple[str, ...]:
+def class_names(subject: Subject) -> tuple[str, ...]:
     """Return the names of the classes; a class without one has its number."""
-    if not context.classifies:
+    if not subject.classifies:
         return ()
-    names = context.samples.class_names or ()
-    count = max(int(context.targets.max()) + 1, len(names))
+    names = subject.samples.class_names or ()
+    count = max(int(subject.targets.max()) + 1, len(names))
     return tuple(names[label] if label < len(names) else str(label) for label in range(count))
 
 
 def assemble(
-    context: AttackContext,
+    subject: Subject,
     summary: Summary,
     clean_pieces: Pieces,
     by_norm: Mapping[str, Measured],
@@ -97,39 +97,39 @@ def assemble(
     by_norm : dict of str to Measured
         By norm.
     """
-    where = reached(context, clean_pieces)
+    where = reached(subject, clean_pieces)
     distance, error = (
         {
             norm: measured.outcome[..., where]
             for norm, measured in by_norm.items()
-            if context.classifies is classification
+            if subject.classifies is classification
         }
         for classification in (True, False)
     )
-    examples = {norm: _examples(context, measured.stages.values()) for norm, measured in by_norm.items()}
+    examples = {norm: _examples(subject, measured.stages.values()) for norm, measured in by_norm.items()}
     return Evaluation(
-        task=context.settings.task,
+        task=subject.settings.task,
         complete=complete,
         curves={norm: measured.curve for norm, measured in by_norm.items()},
         findings=findings,
         index=where,
-        label=context.targets[where],
+        label=subject.targets[where],
         prediction=joined(clean_pieces, "prediction"),
-        correct=joined(clean_pieces, "correct") if context.classifies else np.zeros(0, dtype=bool),
+        correct=joined(clean_pieces, "correct") if subject.classifies else np.zeros(0, dtype=bool),
         distance=distance,
         error=error,
-        class_names=class_names(context),
-        settings=context.settings.to_dict()
-        | {"bounds": context.box.to_dict(), "device": context.device.type, **described},
+        class_names=class_names(subject),
+        settings=subject.settings.to_dict()
+        | {"bounds": subject.box.to_dict(), "device": subject.device.type, **described},
         data={
-            "samples": len(context.samples),
+            "samples": len(subject.samples),
             "evaluated": len(where),
-            "shape": list(context.samples.shape),
+            "shape": list(subject.samples.shape),
             "minimum": summary.minimum,
             "maximum": summary.maximum,
             "fingerprint": summary.fingerprint,
         },
-        environment=_environment(context, processes),
+        environment=_environment(subject, processes),
         timings={"total": seconds}
         | {
             f"{stage}_{norm}": total("seconds", pieces)
@@ -137,11 +137,11 @@ def assemble(
             for stage, pieces in measured.stages.items()
         },
         examples={norm: shown for norm, shown in examples.items() if shown is not None},
-        feature_names=context.samples.feature_names,
+        feature_names=subject.samples.feature_names,
     )
 
 
-def _examples(context: AttackContext, stages: Iterable[Pieces]) -> Examples | None:
+def _examples(subject: Subject, stages: Iterable[Pieces]) -> Examples | None:
     # A later stage found something nearer than an earlier measured.
     kept: dict[int, tuple[NDArray, float, Any]] = {}
     for piece in (piece for pieces in stages for piece in pieces if piece is not None and "shown_index" in piece):
@@ -153,15 +153,15 @@ def _examples(context: AttackContext, stages: Iterable[Pieces]) -> Examples | No
     perturbed, distance, prediction = zip(*(kept[index] for index in order), strict=True)
     return Examples(
         index=np.array(order),
-        original=context.samples.gather(order).numpy(),
+        original=subject.samples.gather(order).numpy(),
         perturbed=np.stack(perturbed),
         distance=np.array(distance),
         prediction=np.array(prediction),
     )
 
 
-def _environment(context: AttackContext, processes: int) -> dict[str, Any]:
-    device = context.device
+def _environment(subject: Subject, processes: int) -> dict[str, Any]:
+    device = subject.device
     return {
         "rai_toolbox": __version__,
         "torch": torch.__version__,

@@ -149,16 +149,16 @@ def evaluate(
         if out is not None:
             team.together(lambda: stack.enter_context(claimed(out)) if team.leads else None)
         with torch.random.fork_rng(devices=[]):
-            context, summary = team.together(
+            subject, summary = team.together(
                 lambda: prepare(model, data, settings, bounds, mask, preprocess, output, classes, device)
             )
-            key = run_key(context, summary)
+            key = run_key(subject, summary)
         if len(set(team.gather(summary.fingerprint))) > 1:
             raise InputError("the processes were given different data: their functions must return the same in each")
         journal = Journal(out)
         begin = journal.begin if team.leads else journal.follow
         team.leaders_first(lambda: begin(key, resume=resume, overwrite=overwrite))
-        run = Run(context, summary, team, journal, deadline, progress)
-        devices = [context.device] if context.device.type == "cuda" else []
-        with evaluating(*context.modules), torch.random.fork_rng(devices=devices):
+        run = Run(subject, summary, team, journal, deadline, progress)
+        devices = [subject.device] if subject.device.type == "cuda" else []
+        with evaluating(*subject.modules), torch.random.fork_rng(devices=devices):
             return run.all_stages(dict(described or {}))

@@ -15,7 +15,7 @@ from rai_toolbox.robustness._errors import InputError
 from rai_toolbox.robustness._imports import guarded
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.attack._settings import Settings, make_box
-from rai_toolbox.robustness.attack._stages import AttackContext
+from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.data._classes import with_classes
 from rai_toolbox.robustness.data._samples import Summary, as_samples, by_position, summarize, targets_for
 from rai_toolbox.robustness.models._load import Evaluated
@@ -36,7 +36,7 @@ def prepare(
     output: str | None,
     classes: Any,
     device: torch.device | str | None,
-) -> tuple[AttackContext, Summary]:
+) -> tuple[Subject, Summary]:
     if not callable(model):
         raise InputError(f"the model must be an nn.Module or a function of a batch, got {type(model).__name__}")
     samples = as_samples(data)
@@ -48,9 +48,9 @@ def prepare(
     box = make_box(samples, summary, bounds, mask)
     pool = np.linspace(0, len(samples) - 1, min(_GALLERY_POOL, len(samples))).round().astype(int)
     evaluated = Evaluated(model, preprocess, output)
-    context = AttackContext(evaluated, samples, targets, box, settings, where, frozenset(pool.tolist()))
-    _try_model(context)
-    return context, summary
+    subject = Subject(evaluated, samples, targets, box, settings, where, frozenset(pool.tolist()))
+    _try_model(subject)
+    return subject, summary
 
 
 def _device(model: Any, device: torch.device | str | None) -> torch.device:
@@ -67,49 +67,49 @@ def _device(model: Any, device: torch.device | str | None) -> torch.device:
     return where
 
 
-def _try_model(context: AttackContext) -> None:
+def _try_model(subject: Subject) -> None:
     """See that the model takes a batch, that a gradient comes back, and that labels are among its classes."""
-    x, _ = context.batch(0, min(2, len(context.samples)))
-    with evaluating(*context.modules):
-        outputs = context.model.outputs_for(x)
+    x, _ = subject.batch(0, min(2, len(subject.samples)))
+    with evaluating(*subject.modules):
+        outputs = subject.model.outputs_for(x)
         with torch.enable_grad():
             message = "the model works without gradients, but with them it raised"
-            depends = guarded(lambda: context.model(x.clone().requires_grad_()), message).requires_grad
+            depends = guarded(lambda: subject.model(x.clone().requires_grad_()), message).requires_grad
     if not depends:
         raise InputError(
             "no gradient reaches the model's input: it computes under torch.no_grad(), detaches, or leaves torch;"
             " the solvers need the gradient"
         )
-    if not context.classifies:
-        if outputs != context.targets.shape[1]:
-            raise InputError(f"the model predicts {outputs} values per sample, y has {context.targets.shape[1]}")
+    if not subject.classifies:
+        if outputs != subject.targets.shape[1]:
+            raise InputError(f"the model predicts {outputs} values per sample, y has {subject.targets.shape[1]}")
         return
     classes = max(2, outputs)
-    highest = int(context.targets.max())
-    numbers = context.samples.folder_numbers
+    highest = int(subject.targets.max())
+    numbers = subject.samples.folder_numbers
     if highest >= classes and numbers and len(numbers) <= classes:
         # The model has no outputs of these numbers: they are names.
-        context.samples = by_position(context.samples)
-        context.targets = targets_for(context.samples, context.settings.task)
+        subject.samples = by_position(subject.samples)
+        subject.targets = targets_for(subject.samples, subject.settings.task)
         return
     if highest >= classes:
-        index = int(np.argmax(context.targets))
+        index = int(np.argmax(subject.targets))
         raise InputError(
             f"the label of sample {index} is {highest}, but the model tells {classes} classes apart: labels"
             f" must be 0 to {classes - 1}"
         )
 
 
-def run_key(context: AttackContext, summary: Summary) -> dict[str, Any]:
+def run_key(subject: Subject, summary: Summary) -> dict[str, Any]:
     """Return what decides the figures; an unfinished run of another key cannot be gone on with."""
     digest = hashlib.sha256()
     # A function has no state to compare, and the same weights may be used in another way.
-    x, _ = context.batch(0, min(2, len(context.samples)))
-    devices = [context.device] if context.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), evaluating(*context.modules), torch.no_grad():
-        torch.manual_seed(context.settings.seed)
-        output = guarded(lambda: context.model(x), "the model raised")
-    for name, tensor in context.model.state_dict().items():
+    x, _ = subject.batch(0, min(2, len(subject.samples)))
+    devices = [subject.device] if subject.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), evaluating(*subject.modules), torch.no_grad():
+        torch.manual_seed(subject.settings.seed)
+        output = guarded(lambda: subject.model(x), "the model raised")
+    for name, tensor in subject.model.state_dict().items():
         if isinstance(tensor, torch.Tensor):
             digest.update(name.encode())
             # One at a time: the host holds no second copy of the model.
@@ -118,8 +118,8 @@ def run_key(context: AttackContext, summary: Summary) -> dict[str, Any]:
         "data": summary.fingerprint,
         "model": digest.hexdigest()[:32],
         MODEL_OUTPUT: output.double().tolist(),
-        "bounds": context.box.to_dict(),
-        **context.settings.to_dict(),
+        "bounds": subject.box.to_dict(),
+        **subject.settings.to_dict(),
         "version": __version__,
         "torch": torch.__version__,
     }

@@ -15,8 +15,9 @@ from rai_toolbox.robustness._results import Finding
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.attack._grid import grid_for_distances, grid_for_spread, widest_radius
 from rai_toolbox.robustness.attack._settings import Norm
-from rai_toolbox.robustness.attack._stages import AttackContext, clean, confirm, search
+from rai_toolbox.robustness.attack._stages import clean, confirm, search
 from rai_toolbox.robustness.attack._stronger import STRONGER, stronger
+from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.checks._agreement import AGREEMENT, asks_for_more, judged
 from rai_toolbox.robustness.checks._checks import CheckContext, run_check
 from rai_toolbox.robustness.checks._model_checks import MODEL_CHECKS
@@ -53,7 +54,7 @@ class Run:
 
     Attributes
     ----------
-    context, summary
+    subject, summary
         The model, data and settings; statistics of the data.
     team, journal
         Who shares the work, and where finished pieces are kept.
@@ -67,7 +68,7 @@ class Run:
         Of `time.perf_counter`.
     """
 
-    context: AttackContext
+    subject: Subject
     summary: Summary
     team: Team
     journal: Journal
@@ -79,25 +80,25 @@ class Run:
 
     def all_stages(self, described: Mapping[str, Any]) -> Evaluation:
         """Do all that is not done yet, and return the result."""
-        context = self.context
-        context.late = self._late
-        context.model.called = self._beat
-        clean_pieces = self._stage("clean", "Looking at the model", lambda batch: clean(context, batch))
+        subject = self.subject
+        subject.late = self._late
+        subject.model.called = self._beat
+        clean_pieces = self._stage("clean", "Looking at the model", lambda batch: clean(subject, batch))
         finite = joined(clean_pieces, "finite")
         if len(finite) and not finite.any():
             raise InputError("the model's output is NaN or infinite for every sample")
-        measure = self._accuracies if context.classifies else self._errors
-        outcomes = {norm: measure(norm, clean_pieces) for norm in context.settings.norms}
+        measure = self._accuracies if subject.classifies else self._errors
+        outcomes = {norm: measure(norm, clean_pieces) for norm in subject.settings.norms}
         by_norm = {norm: measured for norm, measured in outcomes.items() if measured is not None}
         if not by_norm:
             raise EvaluationFailed(
                 f"the time limit came before the first batch was done; go on with {arg('resume', True)}"
             )
-        findings = self._checks(by_norm, clean_pieces) if context.settings.diagnostics else ()
-        if context.classifies and context.settings.adaptive and asks_for_more(findings) and self.complete:
+        findings = self._checks(by_norm, clean_pieces) if subject.settings.diagnostics else ()
+        if subject.classifies and subject.settings.adaptive and asks_for_more(findings) and self.complete:
             by_norm, findings = self._stronger(by_norm, findings)
         return assemble(
-            context, self.summary, clean_pieces, by_norm, findings,
+            subject, self.summary, clean_pieces, by_norm, findings,
             complete=self.complete, described=described, seconds=time.perf_counter() - self.begun,
             processes=self.team.size,
         )  # fmt: skip
@@ -107,20 +108,20 @@ class Run:
         None for the others. A batch that the time limit has ended among its runs has an entry ``cut``; it is not kept.
         """
         cut: dict[str, Piece] = {}
-        names = [f"{name}-{batch:07d}" for batch in range(self.context.batches)]
+        names = [f"{name}-{batch:07d}" for batch in range(self.subject.batches)]
         mine = self.team.mine(len(names))
         for done, batch in enumerate(mine):
             if self._late():
                 break
             self._at = words, done, len(mine)
             if self.journal.get(names[batch]) is None:
-                self.context.cut = False
+                self.subject.cut = False
                 # A random model draws the same numbers for a batch in any process and order.
-                torch.manual_seed(self.context.generator(names[batch]).initial_seed())
+                torch.manual_seed(self.subject.generator(names[batch]).initial_seed())
                 piece = _guarded(lambda batch=batch: work(batch))
                 if piece is None:
                     continue
-                if self.context.cut:
+                if self.subject.cut:
                     cut[names[batch]] = {name: np.asarray(value) for name, value in piece.items()}
                     cut[names[batch]]["cut"] = np.array(True)
                     break
@@ -153,11 +154,11 @@ class Run:
 
         Returns None where the time limit came before the first batch.
         """
-        context = self.context
+        subject = self.subject
 
         def search_batch(batch: int) -> Mapping[str, Any] | None:
             first = clean_pieces[batch]
-            return None if first is None else search(context, norm, batch, first["correct"])
+            return None if first is None else search(subject, norm, batch, first["correct"])
 
         searched = self._stage(f"search-{norm}", f"Searching the nearest errors ({norm})", search_batch)
         # What the time limit has cut is weaker than the rest, and better than nothing.
@@ -165,23 +166,23 @@ class Run:
         if not any(searched):
             return None
         nearest = joined(searched, "distance")
-        widest = widest_radius(norm, self.summary, context.box, context.samples.shape)
-        grid = context.settings.grid(norm) or grid_for_distances(norm, nearest, widest)
-        grid = context.settings.with_extra(norm, grid)
+        widest = widest_radius(norm, self.summary, subject.box, subject.samples.shape)
+        grid = subject.settings.grid(norm) or grid_for_distances(norm, nearest, widest)
+        grid = subject.settings.with_extra(norm, grid)
 
         def confirm_batch(batch: int) -> Mapping[str, Any] | None:
             found = searched[batch]
-            return None if found is None else confirm(context, norm, batch, grid, found["distance"])
+            return None if found is None else confirm(subject, norm, batch, grid, found["distance"])
 
         confirmed = self._stage(f"confirm-{norm}", f"Trying each epsilon ({norm})", confirm_batch)
         distance = joined([second or first for first, second in zip(searched, confirmed, strict=True)], "distance")
-        where = reached(context, searched)
+        where = reached(subject, searched)
         curve = accuracy_curve(
-            norm, grid, distance, nearest, context.targets[where], class_names(context),
+            norm, grid, distance, nearest, subject.targets[where], class_names(subject),
             forwards=total("forwards", (*searched, *confirmed)),
             confirmed=all(_whole(confirmed)),
         )  # fmt: skip
-        outcome = scattered(distance, where, len(context.samples))
+        outcome = scattered(distance, where, len(subject.samples))
         return Measured(curve, outcome, {"search": searched, "confirm": confirmed})
 
     def _errors(self, norm: Norm, clean_pieces: Pieces) -> Measured | None:
@@ -189,12 +190,12 @@ class Run:
 
         Returns None where the time limit came before the first batch.
         """
-        context = self.context
-        grid = context.settings.grid(norm) or grid_for_spread(norm, self.summary, context.box)
-        grid = context.settings.with_extra(norm, grid)
+        subject = self.subject
+        grid = subject.settings.grid(norm) or grid_for_spread(norm, self.summary, subject.box)
+        grid = subject.settings.with_extra(norm, grid)
 
         def confirm_batch(batch: int) -> Mapping[str, Any] | None:
-            return None if clean_pieces[batch] is None else confirm(context, norm, batch, grid, None)
+            return None if clean_pieces[batch] is None else confirm(subject, norm, batch, grid, None)
 
         confirmed = _whole(self._stage(f"confirm-{norm}", f"Trying each epsilon ({norm})", confirm_batch))
         pairs = [(first, second) for first, second in zip(clean_pieces, confirmed, strict=True) if first and second]
@@ -205,18 +206,18 @@ class Run:
         # The unperturbed input is in every ball.
         error = np.concatenate([clean_error, np.maximum(np.concatenate(found, axis=1), clean_error)])
         curve = error_curve(norm, grid, error, total("forwards", confirmed), all(confirmed))
-        outcome = scattered(error, reached(context, confirmed), len(context.samples))
+        outcome = scattered(error, reached(subject, confirmed), len(subject.samples))
         return Measured(curve, outcome, {"confirm": confirmed})
 
     def _stronger(
         self, by_norm: Mapping[str, Measured], findings: tuple[Finding, ...]
     ) -> tuple[dict[str, Measured], tuple[Finding, ...]]:
         """Attack without the gradient, which is in doubt; the curve is the lowest of all that was found."""
-        context = self.context
+        subject = self.subject
         width = self.summary.maximum - self.summary.minimum or 1.0
         lower: dict[str, Measured] = {}
         attacks, grids = {}, {}
-        for norm in context.settings.norms:
+        for norm in subject.settings.norms:
             if norm not in by_norm:
                 continue
             before = by_norm[norm]
@@ -225,8 +226,8 @@ class Run:
             def attack_batch(
                 batch: int, norm: Norm = norm, grid: tuple[float, ...] = grid, before: Measured = before
             ) -> Mapping[str, Any]:
-                start, stop = context.span(batch)
-                return stronger(context, norm, batch, grid, before.outcome[start:stop], width)
+                start, stop = subject.span(batch)
+                return stronger(subject, norm, batch, grid, before.outcome[start:stop], width)
 
             try:
                 pieces = self._stage(f"stronger-{norm}", f"Attacking without the gradient ({norm})", attack_batch)
@@ -240,8 +241,8 @@ class Run:
             grids[norm] = grid
             attacks[norm] = {"the solvers": before.outcome} | {name: joined(pieces, name) for name in STRONGER}
             curve = accuracy_curve(
-                norm, grid, distance, joined(before.stages["search"], "distance"), context.targets,
-                class_names(context), by_solvers=before.outcome, confirmed=before.curve.confirmed,
+                norm, grid, distance, joined(before.stages["search"], "distance"), subject.targets,
+                class_names(subject), by_solvers=before.outcome, confirmed=before.curve.confirmed,
                 forwards=total("forwards", pieces) + before.curve.forwards_per_sample * len(distance),
             )  # fmt: skip
             lower[norm] = Measured(curve, distance, {**before.stages, "stronger": pieces})
@@ -249,13 +250,13 @@ class Run:
 
     def _checks(self, by_norm: Mapping[str, Measured], clean_pieces: Pieces) -> tuple[Finding, ...]:
         outcome = {norm: measured.outcome for norm, measured in by_norm.items()}
-        check_context = CheckContext(
-            attack=self.context,
+        context = CheckContext(
+            subject=self.subject,
             summary=self.summary,
             curves={norm: measured.curve for norm, measured in by_norm.items()},
-            distance=outcome if self.context.classifies else {},
-            error={} if self.context.classifies else outcome,
-            clean=joined(clean_pieces, "correct" if self.context.classifies else "error"),
+            distance=outcome if self.subject.classifies else {},
+            error={} if self.subject.classifies else outcome,
+            clean=joined(clean_pieces, "correct" if self.subject.classifies else "error"),
             rejected=int(
                 sum(total("rejected", pieces) for measured in by_norm.values() for pieces in measured.stages.values())
             ),
@@ -265,7 +266,7 @@ class Run:
         for done, position in enumerate(mine):
             check = CHECKS[position]
             self._at = "Checking the evaluation itself", done, len(mine)
-            findings[check.name] = run_check(check, check_context, self.journal, skip=self._late() or not self.complete)
+            findings[check.name] = run_check(check, context, self.journal, skip=self._late() or not self.complete)
             self._tell("Checking the evaluation itself", done + 1, len(mine))
         for others in self.team.gather(findings):
             findings |= others

@@ -1,0 +1,162 @@
+"""One call of a solver, and a second look at what it returns.
+
+No solver is believed: `check_again` computes the distance of each perturbed input in float64, and asks whether it lies
+in ball and box and what the model decides there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rai_toolbox.perturbations import minimum_norm, worst_case
+from rai_toolbox.perturbations.losses import misclassified
+from rai_toolbox.robustness.attack._settings import Norm
+from rai_toolbox.robustness.attack._subject import Subject
+
+__all__ = ["CheckedResult", "as_numpy", "check_again", "decisions", "distances", "mean_absolute_error", "run_solver"]
+
+_ORDER = {"l1": 1.0, "l2": 2.0, "linf": float("inf"), "l0": 0.0}
+
+
+@dataclass
+class CheckedResult:
+    """The result of a solver, checked again.
+
+    Attributes
+    ----------
+    perturbed : Tensor
+        The perturbed inputs.
+    distance : NDArray
+        Of those that lie in ball and box and, in a classification, that the model errs at; infinite elsewhere.
+    prediction : NDArray
+        The model's decision there, -1 where nothing was found. Regression: its outputs, shape (N, outputs).
+    error : NDArray
+        Regression: the mean absolute error at the perturbed inputs; of the clean input where they were rejected.
+    rejected : int
+        How many a solver called a success, or returned, that are none.
+    """
+
+    perturbed: torch.Tensor
+    distance: NDArray
+    prediction: NDArray
+    error: NDArray
+    rejected: int
+
+
+def run_solver(
+    subject: Subject,
+    x: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    norm: Norm,
+    epsilon: float | torch.Tensor | None = None,
+    purpose: tuple[object, ...],
+    steps: int | None = None,
+    restarts: int | None = None,
+    through: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    to_the_end: bool = False,
+) -> CheckedResult:
+    """Run a solver on some samples, the minimum-norm one where no radius is given, and check its result.
+
+    Parameters
+    ----------
+    epsilon : float or Tensor of shape (N,), optional
+        The radius, one for all or one for each.
+    purpose : tuple
+        Names the random numbers.
+    steps, restarts : int or None
+        Other than the settings'.
+    through : callable, optional
+        What the solver attacks instead of the model; what it returns is looked at with the model.
+    to_the_end : bool
+        Whether the solver goes on after the decision has changed: that of `through` may be another.
+    """
+    bounds = subject.box.of(x)
+    options: dict[str, Any] = {"norm": norm, "bounds": bounds, "generator": subject.generator(*purpose)}
+    options["callback"] = subject.between_runs
+    asked = {"steps": steps or subject.settings.steps, "restarts": restarts or subject.settings.restarts}
+    options |= {name: value for name, value in asked.items() if value is not None}
+    asked_of = through or subject.model
+    if epsilon is None:
+        solution = minimum_norm(asked_of, x, target, **options)
+    else:
+        solution = worst_case(asked_of, x, target, epsilon=epsilon, early_stop=not to_the_end, **options)
+    found = check_again(subject, x, target, solution.perturbed.detach(), norm=norm, epsilon=epsilon)
+    if subject.classifies:
+        found.rejected = int((as_numpy(solution.success) & ~np.isfinite(found.distance)).sum())
+    return found
+
+
+def check_again(
+    subject: Subject,
+    x: torch.Tensor,
+    target: torch.Tensor,
+    perturbed: torch.Tensor,
+    *,
+    norm: Norm,
+    epsilon: float | torch.Tensor | None = None,
+) -> CheckedResult:
+    """Return what perturbed inputs are worth: how far they are, whether they lie in ball and box, what the model says.
+
+    Parameters
+    ----------
+    epsilon : float or Tensor of shape (N,), optional
+        The radius of the ball, if there is one.
+    """
+    bounds = subject.box.of(x)
+    with torch.no_grad():
+        output = subject.model(perturbed)
+    distance = distances(perturbed, x, norm)
+    inside = np.isfinite(distance)
+    if bounds is not None:
+        within = (perturbed >= bounds[0]) & (perturbed <= bounds[1])
+        inside &= as_numpy(within.flatten(1).all(dim=1))
+    if epsilon is not None:
+        radius = as_numpy(epsilon.double()) if isinstance(epsilon, torch.Tensor) else epsilon
+        inside &= distance <= radius + _rounding(x, norm)
+        distance = np.minimum(distance, radius)
+    if not subject.classifies:
+        with torch.no_grad():
+            unperturbed = mean_absolute_error(subject.model(x), target)
+        error = np.where(inside, as_numpy(mean_absolute_error(output, target)), as_numpy(unperturbed))
+        return CheckedResult(
+            perturbed, np.where(inside, distance, np.inf), as_numpy(output), error, int((~inside).sum())
+        )
+    wrong = inside & as_numpy(misclassified(output, target))
+    return CheckedResult(
+        perturbed=perturbed,
+        distance=np.where(wrong, distance, np.inf),
+        prediction=np.where(wrong, as_numpy(decisions(output)), -1),
+        error=np.zeros(len(x)),
+        rejected=0,
+    )
+
+
+def distances(perturbed: torch.Tensor, x: torch.Tensor, norm: Norm) -> NDArray:
+    """Return the norm of each perturbation, computed in float64 from the stored values."""
+    delta = (perturbed.double() - x.double()).flatten(1)
+    return as_numpy(torch.linalg.vector_norm(delta, _ORDER[norm], dim=1))
+
+
+def _rounding(x: torch.Tensor, norm: Norm) -> float:
+    """Return by how much rounding `x + delta` to the dtype can lengthen delta."""
+    unit = torch.finfo(x.dtype).eps * max(1e-30, float(x.abs().max()))
+    return unit * {"linf": 1.0, "l2": x[0].numel() ** 0.5, "l1": float(x[0].numel()), "l0": 0.0}[norm]
+
+
+def decisions(output: torch.Tensor) -> torch.Tensor:
+    return (output[:, 0] > 0).long() if output.shape[1] == 1 else output.argmax(dim=1)
+
+
+def mean_absolute_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (output.double() - target.double()).abs().mean(dim=1)
+
+
+def as_numpy(tensor: torch.Tensor) -> NDArray:
+    return tensor.detach().cpu().numpy()
