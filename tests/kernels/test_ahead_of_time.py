@@ -46,7 +46,7 @@ def launches() -> Iterator[tuple[str, _layouts.Launch, dict[str, Any]]]:
         (launch,) = _layouts.data(((4, length),), (2,), 4, CPU)
         yield "keep_largest", launch, {"BLOCK": launch.columns, "SIGNED": True, "RADII": -1}
         (launch,) = _layouts.data(((4, length),), (0,), 2, CPU)
-        yield "pour", launch, {"BLOCK": launch.columns, "SIMPLEX": False, "RADII": 1}
+        yield "l1_or_simplex", launch, {"BLOCK": launch.columns, "SIMPLEX": False, "RADII": 1}
         for p in (1, 2):
             box = {"LOWS": True, "HIGHS": True, "P": p, "RADII": 1}
             yield "nearest_in_box", launch, {"BLOCK": launch.columns, **box}

@@ -30,7 +30,7 @@ from rai_toolbox.functional._sampling import (
 )
 from rai_toolbox.functional._scaling import normalize_
 from rai_toolbox.functional._selection import signed_top_q, signed_top_q_, top_q, top_q_
-from rai_toolbox.functional._spectral import (
+from rai_toolbox.functional._spectral_ball import (
     lmo_spectral_ball,
     lmo_spectral_ball_,
     polar,

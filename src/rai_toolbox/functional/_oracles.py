@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional import _on_device
+from rai_toolbox.functional import _by_kernels
 from rai_toolbox.functional._large_selection import l1_vertex_, signs_of_largest_
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._norms import normalize
@@ -249,7 +249,7 @@ def lmo_l1q_ball_(
 
     k = datum_ndim(g.ndim, param_ndim)
     eps = per_datum("epsilon", epsilon, g, k)
-    if _on_device.signs_of_largest_([g], [k], [count], eps * sign):
+    if _by_kernels.signs_of_largest_([g], [k], [count], eps * sign):
         return g
     return _oracle(map_rows_, lambda rows: signed_rows(rows, count), g, epsilon, param_ndim, sign, large_)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional import _on_device
+from rai_toolbox.functional import _by_kernels
 from rai_toolbox.functional._large_projection import put_large_on_simplex_
 from rai_toolbox.functional._layout import blocks, datum_ndim
 from rai_toolbox.functional._nearest import Bound, Number, clip, nearest_on_simplex
@@ -119,11 +119,11 @@ def project_simplex_(x: Tensor, total: Number = 1.0, *, param_ndim: int | None =
 def _on_simplex(mapper: Callable[..., Tensor], x: Tensor, total: Number, param_ndim: int | None) -> Tensor:
     k = datum_ndim(checked_float("x", x).ndim, param_ndim)
     column_ = per_datum("total", total, x, k)
-    if mapper is map_rows_ and _on_device.put_on_simplex_(x, k, column_):
+    if mapper is map_rows_ and _by_kernels.put_on_simplex_(x, k, column_):
         return x
-    if mapper is map_rows and _on_device.has_kernels(x) and not _on_device.is_differentiated(x, column_):
+    if mapper is map_rows and _by_kernels.has_kernels(x) and not _by_kernels.is_differentiated(x, column_):
         z = x.clone(memory_format=torch.contiguous_format)
-        if _on_device.put_on_simplex_(z, k, column_):
+        if _by_kernels.put_on_simplex_(z, k, column_):
             return z
 
     def rows_function(rows: Tensor, s: Number) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional import _on_device
+from rai_toolbox.functional import _by_kernels
 from rai_toolbox.functional._large_projection import project_large_
 from rai_toolbox.functional._layout import datum_ndim, is_integer
 from rai_toolbox.functional._nearest import (
@@ -265,11 +265,11 @@ def _on_ball(
 
     in_place = mapper is map_rows_
     if p != torch.inf:
-        if in_place and _on_device.project_(x, k, eps, low, high, int(p)):
+        if in_place and _by_kernels.project_(x, k, eps, low, high, int(p)):
             return x
-        if not in_place and _on_device.has_kernels(x) and not _on_device.is_differentiated(x, eps, low, high):
+        if not in_place and _by_kernels.has_kernels(x) and not _by_kernels.is_differentiated(x, eps, low, high):
             z = x.clone(memory_format=torch.contiguous_format)
-            if _on_device.project_(z, k, eps, low, high, int(p)):
+            if _by_kernels.project_(z, k, eps, low, high, int(p)):
                 return z
 
     def rows_function(rows: Tensor, e: Number, lo: Bound, hi: Bound) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional import _on_device
+from rai_toolbox.functional import _by_kernels
 from rai_toolbox.functional._layout import BLOCK_NUMEL, as_rows, block_indices, blocks, datum_ndim, write_through
 from rai_toolbox.functional._norms import (
     SUM_SCRATCH_NUMEL,
@@ -159,7 +159,7 @@ class ScalingPlan:
     def __call__(self, xs: Sequence[Tensor], factor: NormFactor) -> None:
         elsewhere = [xs[i] for i, _ in self._elsewhere]
         ks = [k for _, k in self._elsewhere]
-        for i in _on_device.scale_by_norm_(elsewhere, ks, factor):
+        for i in _by_kernels.scale_by_norm_(elsewhere, ks, factor):
             x, k = elsewhere[i], ks[i]
             for block in blocks(x, k):
                 if block.numel() > BLOCK_NUMEL and not block.is_complex():

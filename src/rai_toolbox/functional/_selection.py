@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional import _on_device
+from rai_toolbox.functional import _by_kernels
 from rai_toolbox.functional._large_selection import keep_largest_, signs_of_largest_
 from rai_toolbox.functional._layout import datum_ndim, is_number
 from rai_toolbox.functional._per_datum import (
@@ -107,7 +107,7 @@ def top_q_(x: Tensor, q: float, *, param_ndim: int | None = -1) -> Tensor:
     tensor([[ 0., -3.,  0.,  0.]])
     """
     count = count_of(x, q, param_ndim)
-    if _on_device.keep_largest_([x], [datum_ndim(x.ndim, param_ndim)], [count]):
+    if _by_kernels.keep_largest_([x], [datum_ndim(x.ndim, param_ndim)], [count]):
         return x
     return map_rows_(lambda rows: _keep_(rows, count), x, param_ndim)
 
@@ -169,23 +169,23 @@ def signed_top_q_(x: Tensor, q: float, *, param_ndim: int | None = -1, scale: fl
     tensor([[-0.0000,  0.5000, -0.5000, -0.0000]])
     """
     count = count_of(x, q, param_ndim)
-    if _on_device.signs_of_largest_([x], [datum_ndim(x.ndim, param_ndim)], [count], scale):
+    if _by_kernels.signs_of_largest_([x], [datum_ndim(x.ndim, param_ndim)], [count], scale):
         return x
     return map_rows_(lambda rows: signed_rows_(rows, count, scale), x, param_ndim)
 
 
 def top_q_of_all_(xs: Sequence[Tensor], ks: Sequence[int], q: float) -> None:
     """`top_q_` of every tensor of a list, whose last k dimensions are a datum."""
-    counts = [kept_count(_on_device.length_of(x, k), q) for x, k in zip(xs, ks, strict=True)]
-    if _on_device.keep_largest_(xs, ks, counts):
+    counts = [kept_count(_by_kernels.length_of(x, k), q) for x, k in zip(xs, ks, strict=True)]
+    if _by_kernels.keep_largest_(xs, ks, counts):
         return
     map_rows_of_all_(lambda rows: _keep_(rows, kept_count(rows.shape[1], q)), xs, ks)
 
 
 def signed_top_q_of_all_(xs: Sequence[Tensor], ks: Sequence[int], q: float) -> None:
     """`signed_top_q_` of every tensor of a list, whose last k dimensions are a datum."""
-    counts = [kept_count(_on_device.length_of(x, k), q) for x, k in zip(xs, ks, strict=True)]
-    if _on_device.signs_of_largest_(xs, ks, counts, 1.0):
+    counts = [kept_count(_by_kernels.length_of(x, k), q) for x, k in zip(xs, ks, strict=True)]
+    if _by_kernels.signs_of_largest_(xs, ks, counts, 1.0):
         return
     map_rows_of_all_(lambda rows: signed_rows_(rows, kept_count(rows.shape[1], q), 1.0), xs, ks)
 

@@ -91,7 +91,7 @@ def keep_largest(
 
 
 @triton.jit
-def pour(
+def l1_or_simplex(
     table, n: tl.int32, addresses, total: tl.float64, radii, slack: tl.float64, tiny: tl.float64,
     T: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr, SIMPLEX: tl.constexpr, RADII: tl.constexpr,
 ):  # fmt: skip

@@ -21,10 +21,10 @@ from rai_toolbox.kernels._changes import NOTHING, Change, Kind, slack_of
 # Which module has which kernel. They import Triton, so that the first launch imports them.
 _MODULES = {
     **dict.fromkeys(("step_rows", "sums_of_parts", "step_parts"), "_device_scaling"),
-    **dict.fromkeys(("keep_largest", "pour", "nearest_in_box"), "_device_rows"),
+    **dict.fromkeys(("keep_largest", "l1_or_simplex", "nearest_in_box"), "_device_rows"),
 }
-# Left to itself, the assembler of NVIDIA gives `pour` so few registers that some are spilled.
-_OPTIONS = {"pour": {"maxnreg": 128}} if torch.version.cuda else {}
+# Left to itself, the assembler of NVIDIA gives `l1_or_simplex` so few registers that some are spilled.
+_OPTIONS = {"l1_or_simplex": {"maxnreg": 128}} if torch.version.cuda else {}
 
 _library = torch.library.Library("rai_toolbox", "DEF")
 _CHANGE = "int kind, int order, float[] numbers"
@@ -219,20 +219,25 @@ def keep_largest_(
                 _portable.keep_largest_(xs[i], lengths[i], counts[i], signed, scale, _own(radii, xs, lengths, i))
 
 
-@_operator("pour_(Tensor(a!)[] xs, int[] lengths, float total, Tensor? radii, bool simplex) -> ()", _nothing)
-def pour_(xs: list[Tensor], lengths: list[int], total: float, radii: Tensor | None, simplex: bool) -> None:
+@_operator(
+    "project_on_l1_or_simplex_(Tensor(a!)[] xs, int[] lengths, float total, Tensor? radii, bool simplex) -> ()",
+    _nothing,
+)
+def project_on_l1_or_simplex_(
+    xs: list[Tensor], lengths: list[int], total: float, radii: Tensor | None, simplex: bool
+) -> None:
     """Replace data by the nearest points of the L1 ball, or of the simplex."""
     device = xs[0].device
     places, aligned = _layouts.addresses(xs, device)
     column, stride = _radii(radii, places)
     for launch in _layouts.data(_shapes(xs, lengths), (0,) * len(xs), 2, device):
         done = _run(
-            "pour", launch, device, places, total, column, *slack_of(xs[0].dtype),
+            "l1_or_simplex", launch, device, places, total, column, *slack_of(xs[0].dtype),
             T=xs[0].dtype, BLOCK=launch.columns, ALIGNED=launch.aligned and aligned, SIMPLEX=simplex, RADII=stride,
         )  # fmt: skip
         if not done:
             for i in launch.tensors:
-                _portable.pour_(xs[i], lengths[i], total, _own(radii, xs, lengths, i), simplex)
+                _portable.project_on_l1_or_simplex_(xs[i], lengths[i], total, _own(radii, xs, lengths, i), simplex)
 
 
 @_operator(

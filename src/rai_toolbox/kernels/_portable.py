@@ -243,7 +243,7 @@ def keep_largest_(x: Tensor, length: int, count: int, is_signed: bool, scale: fl
             rows.copy_(torch.where(kept(rows, count), rows, torch.zeros_like(rows)))
 
 
-def pour_(x: Tensor, length: int, total: float, radii: Tensor | None, simplex: bool) -> None:
+def project_on_l1_or_simplex_(x: Tensor, length: int, total: float, radii: Tensor | None, simplex: bool) -> None:
     """Replace data by the nearest points of the L1 ball, or of the simplex."""
     for rows, radius in _blocks(x, length, _as_column(radii)):
         goal = total if radius is None else radius

@@ -73,7 +73,7 @@ def project_on_ball_(x: Tensor, length: int, radius: Number, p: int) -> bool:
     if p == 2:
         _operators.by_norm_or_entry_([x], [], [length], Change(Kind.BALL, 2, number), 0.0, NOTHING, radii)
     else:
-        _operators.pour_([x], [length], number, radii, False)
+        _operators.project_on_l1_or_simplex_([x], [length], number, radii, False)
         _operators.mark_as_changed([x])
     return True
 
@@ -83,7 +83,7 @@ def project_on_simplex_(x: Tensor, length: int, total: Number) -> bool:
     if not all_have_kernels([x]):
         return False
     number, radii = _split(total)
-    _operators.pour_([x], [length], number, radii, True)
+    _operators.project_on_l1_or_simplex_([x], [length], number, radii, True)
     _operators.mark_as_changed([x])
     return True
 

@@ -18,7 +18,7 @@ from torch.optim import SGD
 from rai_toolbox.functional import project_l2_sphere_, project_spectral_ball_
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._norms import TINY
-from rai_toolbox.functional._spectral import check_spectral_options, matrix_shape, polar_of_all_
+from rai_toolbox.functional._spectral_ball import check_spectral_options, matrix_shape, polar_of_all_
 from rai_toolbox.optim._docs import documented
 from rai_toolbox.optim._frank_wolfe import _OnBall
 from rai_toolbox.optim._options import check_number, check_radius, required

@@ -16,7 +16,7 @@ from rai_toolbox.optim._compiled import Compiled
 from rai_toolbox.optim._docs import documented
 from rai_toolbox.optim._group_options import PUT_BY_WRAPPERS, OptimGroup, OptionsInGroups
 from rai_toolbox.optim._inner import InnerOptimizer, OptimParams, built, keywords_for, named_parameters
-from rai_toolbox.optim._on_device import OnDevice
+from rai_toolbox.optim._one_kernel import OneKernel
 from rai_toolbox.optim._one_pass import OnePass
 from rai_toolbox.optim._options import check_number, plain, qualified_keys
 from rai_toolbox.optim._plans import GroupPlan
@@ -28,7 +28,7 @@ from rai_toolbox.optim._torch_private import not_traced
 from rai_toolbox.optim._transforms import Averaging, ByNorm, Hook, Stage, Transform
 
 # Who takes a step: the first that accepts it. `compile()` puts another one in front.
-_TAKERS = (OnDevice(), OnePass(), SEPARATE)
+_TAKERS = (OneKernel(), OnePass(), SEPARATE)
 
 _PRE, _POST = "_pre_step_transform_", "_post_step_transform_"
 

@@ -156,7 +156,7 @@ def auto_pgd(
 
 def _ask(problem: Problem, best: Best, rows: Tensor, x: Tensor, losses: LossOfRows, stream: int) -> Answer:
     answer = problem.ask(rows, x, losses(rows), stream)
-    best.see(rows, x, answer.score, answer.achieved)
+    best.update(rows, x, answer.score, answer.achieved)
     best.dead[rows] += answer.dead
     return answer
 

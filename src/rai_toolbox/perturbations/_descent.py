@@ -23,7 +23,7 @@ from torch import Tensor
 from rai_toolbox.perturbations._attack_losses import LossOfRows
 from rai_toolbox.perturbations._auto_pgd import sparse_direction
 from rai_toolbox.perturbations._ball import Ball, distances
-from rai_toolbox.perturbations._nearest import Nearest
+from rai_toolbox.perturbations._nearest_found import NearestFound
 from rai_toolbox.perturbations._problem import Problem
 from rai_toolbox.perturbations._query import Answer
 
@@ -59,7 +59,7 @@ class _Walk:
 
 def descend(
     problem: Problem,
-    nearest: Nearest,
+    nearest: NearestFound,
     rows: Tensor,
     start: Tensor,
     losses: LossOfRows,
@@ -123,7 +123,7 @@ def descend(
         if spent is not None:
             spent[walk.rows] += 1
         answer = problem.ask(walk.rows, walk.x, loss_fn, stream + step)
-        nearest.see(walk.rows, walk.x, answer.score, answer.achieved)
+        nearest.update(walk.rows, walk.x, answer.score, answer.achieved)
         wide = max(1.0, widen * (1 - _NARROWING * step / steps))
         _step(problem.norm, nearest, around, walk, answer, step / steps, radius is None, wide, scale, sparse)
     found[walk.at] = walk.found
@@ -137,8 +137,8 @@ def _leaving(walk: _Walk, step: int, patience: int | None, done: Callable[[Tenso
 
 
 def _step(
-    norm: str, nearest: Nearest, around: Ball, walk: _Walk, answer: Answer, progress: float, guess: bool, wide: float,
-    scale: float, sparse: bool,
+    norm: str, nearest: NearestFound, around: Ball, walk: _Walk, answer: Answer, progress: float, guess: bool,
+    wide: float, scale: float, sparse: bool,
 ) -> None:  # fmt: skip
     """A new radius, a step, and back into ball and box."""
     shrink = 0.5 * (1 + math.cos(math.pi * progress))

@@ -160,7 +160,7 @@ def gradient_ascent(
             output = model(perturbed.clone())
             losses = criterion(output, target)
             if best is not None:
-                best.see(perturbed, losses, stop_when and stop_when(output.detach(), target), use_best)
+                best.update(perturbed, losses, stop_when and stop_when(output.detach(), target), use_best)
                 if stop_when and best.all_stopped():
                     break
             if callback is not None:
@@ -191,7 +191,7 @@ def gradient_ascent(
                 last = last.clamp(*box)
             if best is not None:
                 output = model(last.clone())
-                best.see(last, criterion(output, target), stop_when and stop_when(output, target), use_best)
+                best.update(last, criterion(output, target), stop_when and stop_when(output, target), use_best)
                 last = best.perturbed if box is None else best.perturbed.clamp(*box)
             return last, criterion(model(last.clone()), target).detach()
 
@@ -210,7 +210,7 @@ class _Best:
         return self._perturbed
 
     @torch.no_grad()
-    def see(self, perturbed: Tensor, losses: Tensor, stop: Tensor | None, use_best: bool) -> None:
+    def update(self, perturbed: Tensor, losses: Tensor, stop: Tensor | None, use_best: bool) -> None:
         if losses.shape != (self._n,):
             raise ValueError(
                 "use_best and stop_when need a loss per datum: criterion must return the shape "

@@ -12,8 +12,17 @@ from torch import Tensor
 from rai_toolbox.perturbations._attack_losses import ClassLosses
 from rai_toolbox.perturbations._ball import Norm
 from rai_toolbox.perturbations._bounds import Bounds
-from rai_toolbox.perturbations._nearest import Nearest
-from rai_toolbox.perturbations._problem import MOST_STEPS, Problem, batches, look, positive_int, report, setup, solving
+from rai_toolbox.perturbations._nearest_found import NearestFound
+from rai_toolbox.perturbations._problem import (
+    MOST_STEPS,
+    Problem,
+    ask_at_data,
+    batches,
+    check_shared_arguments,
+    positive_int,
+    solution_at,
+    solving,
+)
 from rai_toolbox.perturbations._query import Loss
 from rai_toolbox.perturbations._search import Search
 from rai_toolbox.perturbations._solution import Solution, concatenate
@@ -123,27 +132,27 @@ def minimum_norm(
     >>> found.robust_accuracy([0.1, 0.3, 0.6]).tolist()
     [1.0, 0.5, 0.0]
     """
-    settings = setup(
+    shared = check_shared_arguments(
         model, data, target, norm=norm, bounds=bounds, targeted=targeted, criterion=None, margin=margin,
         samples=samples, batch_size=batch_size, generator=generator,
     )  # fmt: skip
-    if margin is None and settings.target.is_floating_point():
+    if margin is None and shared.target.is_floating_point():
         raise ValueError(
             "target is floating point, so the model is no classifier: give a margin, a function of (output, target) "
             "that is positive where the output counts as wrong; or give class indices"
         )
     positive_int("steps", steps)
     positive_int("restarts", restarts)
-    with solving(model, None, settings.data.device, settings.seed):
-        return concatenate([_solve(problem, steps, restarts, callback) for _, problem in batches(settings)])
+    with solving(model, None, shared.data.device, shared.seed):
+        return concatenate([_solve(problem, steps, restarts, callback) for _, problem in batches(shared)])
 
 
 def _solve(problem: Problem, steps: int, restarts: int, callback: Callable[[int, Tensor], Any] | None) -> Solution:
-    nearest = Nearest(problem)
+    nearest = NearestFound(problem)
     every = torch.arange(len(problem.data), device=problem.data.device)
     if len(every):
-        score, achieved, output = look(problem)
-        nearest.see(every, problem.data, score, achieved)
+        score, achieved, output = ask_at_data(problem)
+        nearest.update(every, problem.data, score, achieved)
         rows = every[~achieved & problem.movable()]
         losses = ClassLosses.after(problem, output)
         search = Search(problem, nearest, losses, steps, restarts)
@@ -154,7 +163,7 @@ def _solve(problem: Problem, steps: int, restarts: int, callback: Callable[[int,
                 break
             search.run(left, number)
             if callback is not None and callback(number, nearest.distance.clone()) is True:
-                return report(problem, nearest.x, nearest.distance.isinf())
+                return solution_at(problem, nearest.x, nearest.distance.isinf())
         nearest.scatter(rows, _RANDOM_POINTS, restarts * MOST_STEPS)
         search.finish(rows)
-    return report(problem, nearest.x, nearest.distance.isinf())
+    return solution_at(problem, nearest.x, nearest.distance.isinf())

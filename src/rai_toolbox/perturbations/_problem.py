@@ -68,11 +68,11 @@ class Problem:
             return torch.zeros(len(self.data), dtype=torch.bool, device=self.data.device)
         return self.data.isfinite().all(1)
 
-    def put(self, rows: Tensor, delta: Tensor) -> Tensor:
+    def clip_to_box(self, rows: Tensor, delta: Tensor) -> Tensor:
         """The stored points nearest to data + delta within the box."""
         return replace(self.ball(self.data.new_zeros(len(self.data)))[rows], norm="l0").land(delta)
 
-    def room(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def search_range(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The least and greatest value worth trying of each entry: the box; without one, some times the data's size."""
         data = self.data[rows]
         size = data.abs().amax(dim=1, keepdim=True)
@@ -86,12 +86,12 @@ class Problem:
     def farthest(self, rows: Tensor) -> Tensor:
         """The distance, (n,), beyond which there is no point worth trying."""
         data = self.data[rows]
-        low, high = self.room(rows)
+        low, high = self.search_range(rows)
         return distances(torch.maximum(high - data, data - low), torch.zeros_like(data), self.norm)
 
     def width(self, rows: Tensor) -> Tensor:
         """A typical size of a large change of an entry, (n, 1)."""
-        low, high = self.room(rows)
+        low, high = self.search_range(rows)
         width = (high - low).mean(dim=1, keepdim=True)
         if self.lower is None:
             width = width / (2 * self.far)
@@ -114,7 +114,7 @@ class Best:
         self.dead = torch.zeros(n, dtype=torch.int64, device=problem.data.device)
         """How often the gradient was zero."""
 
-    def see(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> None:
+    def update(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> None:
         score = score.double()
         better = score > self.score[rows]
         if not self._by_score_alone:
@@ -186,7 +186,7 @@ def positive_int(name: str, value: Any, least: int = 1) -> int:
 
 
 @dataclass(frozen=True)
-class Settings:
+class SharedArguments:
     """The arguments that `worst_case` and `minimum_norm` share, checked."""
 
     model: Callable[[Tensor], Tensor]
@@ -201,7 +201,7 @@ class Settings:
     seed: int
 
 
-def setup(
+def check_shared_arguments(
     model: Callable[[Tensor], Tensor],
     data: Any,
     target: Any,
@@ -214,12 +214,12 @@ def setup(
     samples: int,
     batch_size: int | None,
     generator: torch.Generator | None,
-) -> Settings:
+) -> SharedArguments:
     if not callable(model):
         raise TypeError(f"model must be callable; got {type(model).__name__}")
     data = as_data(data)
     target = as_target(target, data)
-    return Settings(
+    return SharedArguments(
         model=model,
         data=data,
         target=target,
@@ -233,18 +233,18 @@ def setup(
     )
 
 
-def batches(settings: Settings) -> Iterator[tuple[slice, Problem]]:
+def batches(shared: SharedArguments) -> Iterator[tuple[slice, Problem]]:
     """A problem for each batch of data."""
-    data, box = settings.data, settings.box
-    query = Query(settings.model, data.shape[1:], settings.objective, settings.samples)
-    for begin in range(0, max(len(data), 1), settings.batch_size):
-        part = slice(begin, begin + settings.batch_size)
+    data, box = shared.data, shared.box
+    query = Query(shared.model, data.shape[1:], shared.objective, shared.samples)
+    for begin in range(0, max(len(data), 1), shared.batch_size):
+        part = slice(begin, begin + shared.batch_size)
         matrix = data[part].reshape(len(data[part]), data.shape[1:].numel())
         lower, upper = (None, None) if box is None else (_as_matrix(bound, data, part) for bound in box)
-        noise = Noise(matrix, settings.seed)
+        noise = Noise(matrix, shared.seed)
         yield (
             part,
-            Problem(query, data[part].shape, matrix, settings.target[part], lower, upper, noise, settings.norm),
+            Problem(query, data[part].shape, matrix, shared.target[part], lower, upper, noise, shared.norm),
         )
 
 
@@ -256,7 +256,7 @@ def _as_matrix(bound: Tensor, data: Tensor, part: slice) -> Tensor:
     return bound.reshape(len(bound), -1)
 
 
-def look(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+def ask_at_data(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """The data themselves: a model that is wrong already needs no perturbation."""
     with torch.no_grad():
         output = problem.query.output(problem.data)
@@ -282,9 +282,9 @@ def _check_labels(output: Tensor, target: Tensor) -> None:
         )
 
 
-def report(problem: Problem, x: Tensor, never: Tensor | None = None) -> Solution:
+def solution_at(problem: Problem, x: Tensor, never: Tensor | None = None) -> Solution:
     """Ask the model once more about what is returned. Rows of `never` count as not found."""
-    losses, achieved = problem.query.evaluate(x, problem.target, firmly=False)
+    losses, achieved = problem.query.evaluate(x, problem.target, beyond_rounding=False)
     distance = distances(x, problem.data, problem.norm)
     if never is not None:
         achieved = achieved & ~never

@@ -18,16 +18,17 @@ class Objective:
     """What is to be achieved.
 
     `criterion` is reported as it is; `sign` times it is maximized. `achieved` tells where the decision has changed;
-    `firmly` where it has by more than the rounding of a forward pass, which differs between batches of different sizes.
-    Both are None if there is no decision. `default`: class indices, and no criterion or margin of the user's.
+    `achieved_beyond_rounding` where it has by more than the rounding of a forward pass, which differs between batches
+    of different sizes. Both are None if there is no decision. `default`: class indices, and no criterion or margin of
+    the user's.
     """
 
     criterion: Loss
     sign: float
     achieved: Loss | None
-    firmly: Loss | None
+    achieved_beyond_rounding: Loss | None
     default: bool
-    crosses: bool = True
+    criterion_decides: bool = True
     """Whether the criterion is positive just where the decision has changed."""
 
     def score(self, output: Tensor, target: Tensor) -> Tensor:
@@ -40,18 +41,20 @@ def make_objective(target: Tensor, criterion: Loss | None, margin: Loss | None, 
     sign = -1.0 if targeted else 1.0
     classifies = not target.is_floating_point()
     default = classifies and criterion is None and margin is None
-    crosses = criterion is None
+    criterion_decides = criterion is None
     if criterion is None:
         criterion = margin if margin is not None else (L.margin if classifies else L.squared_error)
         # A user's margin is positive where the aim is achieved, whatever the aim.
         sign = 1.0 if margin is not None else sign
     if margin is not None:
         achieved = _positive(margin)
-        return Objective(criterion, sign, achieved, achieved, default, crosses)
+        return Objective(criterion, sign, achieved, achieved, default, criterion_decides)
     if not classifies:
-        return Objective(criterion, sign, None, None, default, crosses)
+        return Objective(criterion, sign, None, None, default, criterion_decides)
     achieved = L.reached if targeted else L.misclassified
-    return Objective(criterion, sign, achieved, _clearly(L.targeted_margin if targeted else L.margin), default, crosses)
+    return Objective(
+        criterion, sign, achieved, _clearly(L.targeted_margin if targeted else L.margin), default, criterion_decides
+    )
 
 
 def _positive(margin: Loss) -> Loss:
@@ -114,21 +117,21 @@ class Query:
             )
         return output
 
-    def _read(self, output: Tensor, target: Tensor, firmly: bool) -> tuple[Tensor, Tensor]:
+    def _read(self, output: Tensor, target: Tensor, beyond_rounding: bool) -> tuple[Tensor, Tensor]:
         score = _per_row(self.objective.score(output, target), len(target), "criterion")
-        decide = self.objective.firmly if firmly else self.objective.achieved
+        decide = self.objective.achieved_beyond_rounding if beyond_rounding else self.objective.achieved
         if decide is None:
             return score, torch.zeros_like(score, dtype=torch.bool)
         return score, _per_row(decide(output, target), len(target), "margin") & ~score.isnan()
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor, target: Tensor, *, firmly: bool) -> tuple[Tensor, Tensor]:
+    def evaluate(self, x: Tensor, target: Tensor, *, beyond_rounding: bool) -> tuple[Tensor, Tensor]:
         """The criterion and the decision at each row; the mean and the majority, if there are several samples."""
         losses = torch.zeros(len(x), device=x.device, dtype=torch.float64)
         votes = torch.zeros(len(x), device=x.device, dtype=torch.int64)
         dtype = torch.float32
         for _ in range(self._samples):
-            score, achieved = self._read(self.output(x), target, firmly)
+            score, achieved = self._read(self.output(x), target, beyond_rounding)
             losses += score.double() * self.objective.sign
             votes += achieved
             dtype = score.dtype

@@ -38,7 +38,7 @@ def search_randomly(
         x = here.land(
             here.project(here.delta(best.x[rows]) + _proposal(problem, here, rows, share, stream + 2 * query))
         )
-        best.see(rows, x, *problem.query.evaluate(x, problem.target[rows], firmly=True))
+        best.update(rows, x, *problem.query.evaluate(x, problem.target[rows], beyond_rounding=True))
 
 
 def _proposal(problem: Problem, ball: Ball, rows: Tensor, share: float, stream: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rai_toolbox.perturbations._attack_losses import ClassLosses, LossOfRows
 from rai_toolbox.perturbations._descent import descend, linearized_distance
-from rai_toolbox.perturbations._nearest import Nearest
+from rai_toolbox.perturbations._nearest_found import NearestFound
 from rai_toolbox.perturbations._problem import MOST_STEPS, Problem
 from rai_toolbox.perturbations._sparse_descent import add_greedily, shrink_smoothly
 
@@ -63,7 +63,7 @@ class Search:
 
     Parameters
     ----------
-    nearest : Nearest
+    nearest : NearestFound
         Sees every point asked about.
     steps, restarts : int
         A row gets `steps` times `restarts` questions at most.
@@ -76,7 +76,7 @@ class Search:
     def __init__(
         self,
         problem: Problem,
-        nearest: Nearest,
+        nearest: NearestFound,
         losses: ClassLosses,
         steps: int,
         restarts: int,

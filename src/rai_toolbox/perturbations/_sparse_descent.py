@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.perturbations._attack_losses import LossOfRows
-from rai_toolbox.perturbations._nearest import Nearest
+from rai_toolbox.perturbations._nearest_found import NearestFound
 from rai_toolbox.perturbations._problem import Problem
 
 # Of the smooth count of changed entries δ² / (δ² + σ), and of the threshold below which an entry counts as unchanged;
@@ -28,7 +28,7 @@ _DECAY_1, _DECAY_2 = 0.9, 0.999
 
 def add_greedily(
     problem: Problem,
-    nearest: Nearest,
+    nearest: NearestFound,
     rows: Tensor,
     start: Tensor,
     losses: LossOfRows,
@@ -45,7 +45,7 @@ def add_greedily(
     for step in range(steps):
         loss_fn = losses(rows)
         answer = problem.ask(rows, x, loss_fn, stream + step)
-        nearest.see(rows, x, answer.score, answer.achieved)
+        nearest.update(rows, x, answer.score, answer.achieved)
         base = problem.data[rows]
         changed = x != base
         # One that is across, or could at best equal what is known, is done.
@@ -55,7 +55,7 @@ def add_greedily(
             if not len(rows):
                 return
             answer.grad = answer.grad[going]
-        low, high = problem.room(rows)
+        low, high = problem.search_range(rows)
         end = torch.where(answer.grad > 0, high, low)
         gain = answer.grad * (end - x)
         worth = gain * problem.noise.uniform(rows, stream + steps + step).to(gain.dtype) if randomly else gain
@@ -67,20 +67,20 @@ def add_greedily(
 
 
 def shrink_smoothly(
-    problem: Problem, nearest: Nearest, rows: Tensor, start: Tensor, losses: LossOfRows, *, steps: int, stream: int
+    problem: Problem, nearest: NearestFound, rows: Tensor, start: Tensor, losses: LossOfRows, *, steps: int, stream: int
 ) -> None:
     """Minimize a smooth count of the changed entries, with Adam and a threshold that adapts [1]_."""
     loss_fn, base = losses(rows), problem.data[rows]
     dtype = torch.float64 if base.dtype == torch.float64 else torch.float32
     width = problem.width(rows)
-    low, high = ((bound - base).to(dtype) / width for bound in problem.room(rows))
+    low, high = ((bound - base).to(dtype) / width for bound in problem.search_range(rows))
     delta = (start - base).to(dtype) / width
     mean, square = torch.zeros_like(delta), torch.zeros_like(delta)
     threshold = delta.new_full((len(rows), 1), _THRESHOLD)
     for step in range(steps):
-        x = problem.put(rows, delta * width)
+        x = problem.clip_to_box(rows, delta * width)
         answer = problem.ask(rows, x, loss_fn, stream + step)
-        nearest.see(rows, x, answer.score, answer.achieved)
+        nearest.update(rows, x, answer.score, answer.achieved)
         across = (answer.loss > 0)[:, None]
         uphill = torch.where(across, 0.0, answer.grad * width)
         smooth = 2 * _SIGMA * delta / (delta.square() + _SIGMA).square() / delta.shape[1]

@@ -209,7 +209,7 @@ class _Run:
     def measure(self, loader: Iterable[Any]) -> UniversalSolution:
         total, changed, count = 0.0, 0, 0
         for data, target in _batches(loader):
-            losses, achieved = self._query.evaluate(self._perturbed(data), target, firmly=False)
+            losses, achieved = self._query.evaluate(self._perturbed(data), target, beyond_rounding=False)
             total += losses.double().sum().item()
             changed += int(achieved.sum())
             count += len(data)

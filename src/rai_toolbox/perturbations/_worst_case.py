@@ -13,17 +13,17 @@ from rai_toolbox.perturbations._attack_losses import ClassLosses, LossOfRows
 from rai_toolbox.perturbations._auto_pgd import auto_pgd
 from rai_toolbox.perturbations._ball import Ball, Norm, distances
 from rai_toolbox.perturbations._bounds import Bounds
-from rai_toolbox.perturbations._nearest import Nearest
+from rai_toolbox.perturbations._nearest_found import NearestFound
 from rai_toolbox.perturbations._problem import (
     MOST_STEPS,
     Best,
     Problem,
     as_epsilon,
+    ask_at_data,
     batches,
-    look,
+    check_shared_arguments,
     positive_int,
-    report,
-    setup,
+    solution_at,
     solving,
 )
 from rai_toolbox.perturbations._query import Loss
@@ -160,16 +160,16 @@ def worst_case(
     >>> found.success
     tensor([False,  True])
     """
-    settings = setup(
+    shared = check_shared_arguments(
         model, data, target, norm=norm, bounds=bounds, targeted=targeted, criterion=criterion, margin=margin,
         samples=samples, batch_size=batch_size, generator=generator,
     )  # fmt: skip
-    radii = as_epsilon(epsilon, len(settings.data), settings.data.device, settings.norm)
+    radii = as_epsilon(epsilon, len(shared.data), shared.data.device, shared.norm)
     positive_int("steps", steps)
     positive_int("restarts", restarts)
-    with solving(model, criterion, settings.data.device, settings.seed):
+    with solving(model, criterion, shared.data.device, shared.seed):
         parts = [
-            _solve(problem, radii[part], steps, restarts, early_stop, callback) for part, problem in batches(settings)
+            _solve(problem, radii[part], steps, restarts, early_stop, callback) for part, problem in batches(shared)
         ]
     return concatenate(parts)
 
@@ -186,17 +186,17 @@ def _solve(
     stop = early_stop and objective.achieved is not None
     best = Best(problem, by_score_alone=not stop)
     if len(problem.data):
-        score, achieved, output = look(problem)
-        best.see(torch.arange(len(problem.data), device=problem.data.device), problem.data, score, achieved)
+        score, achieved, output = ask_at_data(problem)
+        best.update(torch.arange(len(problem.data), device=problem.data.device), problem.data, score, achieved)
         losses = ClassLosses.after(problem, output)
         # A walk along the boundary needs runs to spare for the classes; and with a criterion of the user's, only the
         # norms whose projections make for crooked paths are worth it, for nothing tells on which side it is.
-        walks = problem.norm in ("l0", "l1") or (restarts > losses.count and objective.crosses)
+        walks = problem.norm in ("l0", "l1") or (restarts > losses.count and objective.criterion_decides)
         runs = _from_outside if stop and walks else _from_inside
         for number, _ in enumerate(runs(problem, best, radii, losses, steps, restarts, stop)):
             if callback is not None and callback(number, best.achieved.clone()) is True:
                 break
-    return report(problem, best.x)
+    return solution_at(problem, best.x)
 
 
 def _from_inside(
@@ -268,7 +268,7 @@ def _at_random(problem: Problem, ball: Ball, best: Best, rows: Tensor, steps: in
     search_randomly(problem, ball, best, rows, queries=steps, stream=number * MOST_STEPS, progress=part)
 
 
-class _Within(Nearest):
+class _Within(NearestFound):
     """Passes on to `best` the points within the radius that `minimum_norm`'s searches come by."""
 
     def __init__(self, problem: Problem, best: Best, radii: Tensor) -> None:
@@ -279,10 +279,10 @@ class _Within(Nearest):
             # No point that is further off is worth a search.
             self.distance = radii + 1
 
-    def see(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> None:
-        super().see(rows, x, score, achieved)
+    def update(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> None:
+        super().update(rows, x, score, achieved)
         inside = distances(x, self._problem.data[rows], self._problem.norm) <= self._radii[rows]
-        self._best.see(rows, x, torch.where(inside, score, -torch.inf), achieved & inside)
+        self._best.update(rows, x, torch.where(inside, score, -torch.inf), achieved & inside)
 
 
 def _run(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from rai_toolbox.functional._by_kernels import length_of
 from rai_toolbox.functional._layout import datum_ndim
-from rai_toolbox.functional._on_device import length_of
 from rai_toolbox.kernels import _rows
 from rai_toolbox.kernels._changes import NOTHING, Change, Kind, by_factor
 from rai_toolbox.kernels._machine import all_have_kernels, has_kernels
@@ -22,7 +22,7 @@ from rai_toolbox.optim._torch_private import is_flattened, not_traced, note_step
 from rai_toolbox.optim._transforms import Averaging, ByNorm, Entrywise, Hook, PerDatum, Stage
 
 
-class OnDevice:
+class OneKernel:
     """Take the step where a kernel does the last change of the gradients, the update, and what follows it."""
 
     def accepts(self, plans: Sequence[GroupPlan], inner: Optimizer) -> bool:

@@ -9,7 +9,7 @@ from rai_toolbox.perturbations._ball import distances
 from rai_toolbox.perturbations._problem import Problem
 
 
-class Nearest:
+class NearestFound:
     """Of every point asked about, per row, the nearest one at which the decision has changed."""
 
     def __init__(self, problem: Problem) -> None:
@@ -17,7 +17,7 @@ class Nearest:
         self.x = problem.data.clone()
         self.distance = torch.full((len(self.x),), torch.inf, dtype=torch.float64, device=self.x.device)
 
-    def see(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> None:
+    def update(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> None:
         distance = distances(x, self._problem.data[rows], self._problem.norm)
         nearer = achieved & (distance < self.distance[rows])
         self.x[rows] = torch.where(nearer[:, None], x, self.x[rows])
@@ -33,12 +33,12 @@ class Nearest:
         rows = rows[self.distance[rows].isinf()]
         if not len(rows):
             return
-        low, high = (bound.double() for bound in problem.room(rows))
+        low, high = (bound.double() for bound in problem.search_range(rows))
         for number in range(times):
-            x = problem.put(
+            x = problem.clip_to_box(
                 rows, torch.lerp(low, high, problem.noise.uniform(rows, stream + number)) - problem.data[rows]
             )
-            self.see(rows, x, *problem.query.evaluate(x, problem.target[rows], firmly=True))
+            self.update(rows, x, *problem.query.evaluate(x, problem.target[rows], beyond_rounding=True))
 
     def bisect(self, rows: Tensor, times: int) -> None:
         """Back along the segment to the data, as far as the decision stays changed."""
@@ -54,8 +54,8 @@ class Nearest:
         share = delta.new_full((len(rows), 1), 0.99)
         for _ in range(times):
             x = (base + share * delta).to(problem.data.dtype)
-            score, achieved = problem.query.evaluate(x, problem.target[rows], firmly=True)
-            self.see(rows, x, score, achieved)
+            score, achieved = problem.query.evaluate(x, problem.target[rows], beyond_rounding=True)
+            self.update(rows, x, score, achieved)
             high = torch.where(achieved[:, None], share, high)
             low = torch.where(achieved[:, None], low, share)
             share = (low + high) / 2
@@ -83,8 +83,8 @@ class Nearest:
                 return
             chosen = (rank >= position) & (rank < position + stride) & changed
             trial = torch.where(chosen, base, x)
-            score, achieved = problem.query.evaluate(trial, problem.target[rows], firmly=True)
-            self.see(rows, trial, score, achieved)
+            score, achieved = problem.query.evaluate(trial, problem.target[rows], beyond_rounding=True)
+            self.update(rows, trial, score, achieved)
             achieved = achieved[:, None] & going
             x = torch.where(achieved, trial, x)
             single = stride == 1
