@@ -5,8 +5,9 @@ nothing is sent. Where data are cut,
 
 - a transform by norm has every rank measure its part, exchanges the norms of all tensors at once, and has every rank
   scale its part;
-- any other transform has the tensors gathered, in buffers of at most `GATHER_BYTES` (a single tensor may be larger);
-  all ranks do the same work on whole data, and keep their part of the result.
+- any other transform has each datum brought to one rank, which changes it and sends the parts of the result back;
+- what cannot be shared out so, and what a user's hook sees, is gathered, in buffers of at most `GATHER_BYTES` (a single
+  tensor may be larger): all ranks do the same work on whole data, and keep their part of the result.
 """
 
 from __future__ import annotations
@@ -18,29 +19,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional._layout import batch_shape, write_through
+from rai_toolbox.functional._layout import write_through
+from rai_toolbox.optim._sharded_data import DatumJob, share_out, within
 from rai_toolbox.optim._sharded_gradients import all_zero, own_parts, settle_gradients
 from rai_toolbox.optim._sharded_norms import NormJob, scale_by_exchanged_norms_
 from rai_toolbox.optim._shards import (
+    ALIGNMENT,
     Bundle,
     Layout,
     Ranges,
     gather,
     local_part,
-    part_of,
     put_part_,
     take_part_,
 )
-from rai_toolbox.optim._tensors import is_sharded, scale_and_shift_
+from rai_toolbox.optim._tensors import scale_and_shift_
 from rai_toolbox.optim._transforms import Averaging, ByNorm, Entrywise, PerDatum, Transform
 
 __all__ = ["Job", "Layout", "all_zero", "own_parts", "run", "run_hook", "settle_gradients"]
 
-# How many bytes of whole tensors are gathered at once: a bound of the memory that cut data take, but for one tensor
-# that is larger by itself.
+# How many bytes of whole tensors a rank has at once: a bound of the memory that cut data take, but for one tensor that
+# is larger by itself.
 GATHER_BYTES = 2**29
-
-_ALIGNMENT = 16
 
 
 @dataclasses.dataclass(eq=False)
@@ -77,7 +77,7 @@ def run(jobs: Sequence[Job]) -> None:
 def _run_together(jobs: Sequence[Job]) -> None:
     whole: dict[int, list[Job]] = {}
     by_norm: list[NormJob] = []
-    by_datum: list[Job] = []
+    by_datum: list[DatumJob] = []
     for job in jobs:
         if job.transform is None:
             continue
@@ -86,13 +86,14 @@ def _run_together(jobs: Sequence[Job]) -> None:
         elif isinstance(job.transform, ByNorm):
             by_norm.append(NormJob(job.transform, job.part, job.k, job.layout))
         else:
-            by_datum.append(job)
+            assert isinstance(job.transform, PerDatum)
+            by_datum.append(DatumJob(job.transform, job.part, job.k, job.layout))
     for alike in whole.values():
         _apply_to_whole_data_(alike)
     if by_norm:
         scale_by_exchanged_norms_(by_norm)
     if by_datum:
-        _apply_to_gathered_data_(by_datum)
+        _apply_to_gathered_data_(share_out(by_datum, GATHER_BYTES))
     for job in jobs:
         if job.scale != 1 or job.bias != 0:
             scale_and_shift_([job.part], job.scale, job.bias)
@@ -100,70 +101,33 @@ def _run_together(jobs: Sequence[Job]) -> None:
 
 def _apply_to_whole_data_(jobs: Sequence[Job]) -> None:
     transform = jobs[0].transform
-    if isinstance(transform, PerDatum) and transform.within is not None:
+    if isinstance(transform, PerDatum) and transform.within is not None and not transform.alike:
         for job in jobs:
             held = job.layout.held(job.layout.with_coordinates({}))
-            _within(transform, job, held).apply_(write_through(job.part), job.k)
+            within(transform, job.layout, job.k, held).apply_(write_through(job.part), job.k)
     else:
         assert transform is not None
         transform.change_([write_through(job.part) for job in jobs], [job.k for job in jobs])
 
 
-def _within(transform: PerDatum, job: Job, held: Sequence[Ranges]) -> PerDatum:
-    """The transform for the part of the tensor that `held` names: options that are tensors are cut alike."""
-    if transform.within is None:
-        return transform
-    layout, batch_ndim = job.layout, len(job.layout.shape) - job.k
-    batch = layout.shape[:batch_ndim]
-
-    def rows(option: Any) -> Any:
-        if not isinstance(option, Tensor):
-            return option
-        if is_sharded(option):
-            raise TypeError(
-                "`epsilon` of a sharded parameter must be a number or a plain tensor on every rank, not a DTensor"
-            )
-        one_per_datum = option.ndim == 1 and option.numel() == batch_shape(layout.shape, job.k)[0]
-        option = option.reshape(batch) if one_per_datum else option.expand(batch)
-        return part_of(option, held[:batch_ndim])
-
-    def entries(option: Any) -> Any:
-        if not isinstance(option, Tensor):
-            return option
-        if not is_sharded(option):
-            return part_of(option.expand(layout.shape), held)
-        own = layout.held(layout.with_coordinates({}))
-        alike = option.shape == job.x.shape and Layout(option).held(layout.with_coordinates({})) == own  # pyright: ignore
-        if alike and tuple(held) == own:
-            return local_part(option)  # pyright: ignore[reportArgumentType]
-        raise TypeError(
-            "a bound that is a DTensor must have the shape and the placements of its parameter, whose data must not be "
-            "cut: give it as a plain tensor on every rank"
-        )
-
-    return transform.within(rows, entries)
-
-
 # By gathering.
 
 
-def _apply_to_gathered_data_(jobs: Sequence[Job]) -> None:
-    batch: list[Job] = []
+def _apply_to_gathered_data_(jobs: Sequence[DatumJob]) -> None:
+    batch: list[DatumJob] = []
     size = 0
     for job in jobs:
-        nbytes = job.x.numel() * job.x.element_size()
-        if batch and size + nbytes > GATHER_BYTES:
+        if batch and size + job.nbytes > GATHER_BYTES:
             _apply_to_some_gathered_data_(batch)
             batch, size = [], 0
         batch.append(job)
-        size += nbytes
+        size += job.nbytes
     _apply_to_some_gathered_data_(batch)
 
 
-def _apply_to_some_gathered_data_(jobs: Sequence[Job]) -> None:
+def _apply_to_some_gathered_data_(jobs: Sequence[DatumJob]) -> None:
     for job, (data, held) in zip(jobs, _gathered([(job.layout, job.k, [job.part]) for job in jobs]), strict=True):
-        assert isinstance(job.transform, PerDatum)
-        _within(job.transform, job, held).apply_(data[0], job.k)
+        within(job.transform, job.layout, job.k, held).apply_(data[0], job.k)
         take_part_(job.part, data[0], _own(job.layout, job.k))
 
 
@@ -207,7 +171,7 @@ def _gathered(
 def _room(layout: Layout, part: Tensor) -> int:
     """How many bytes the largest part takes, so that parts of any dtype can follow one another."""
     n = torch.Size(layout.largest_part_shape()).numel() * part.element_size()
-    return -(-n // _ALIGNMENT) * _ALIGNMENT
+    return -(-n // ALIGNMENT) * ALIGNMENT
 
 
 def _packed(layout: Layout, parts: Sequence[Tensor]) -> Tensor:

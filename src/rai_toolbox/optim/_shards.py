@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,9 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rai_toolbox.optim._tensors import dtensor
-from rai_toolbox.optim._torch_private import strided_shard
+from rai_toolbox.optim._torch_private import foreach_copy_, strided_shard
 
 Ranges = tuple[range, ...]
+
+ALIGNMENT = 16  # of tensors that are packed as bytes, one after the other
 
 
 def local_part(x: Any) -> Tensor:
@@ -46,6 +49,7 @@ class Layout:
         self.mesh = x.device_mesh
         coordinate: Any = self.mesh.get_coordinate()
         self.coordinate: tuple[int, ...] | None = None if coordinate is None else tuple(coordinate)
+        self.laid_out: dict[Any, Any] = {}  # what is found once for this tensor and others beside it
         self._cuts: list[tuple[int, int, int]] = []  # (mesh dimension, tensor dimension, split factor)
         for mesh_dim, placement in enumerate(x.placements):
             if isinstance(placement, (dtensor().Shard, strided_shard())):
@@ -63,9 +67,19 @@ class Layout:
                 f"shards as `torch.chunk` cuts them are supported"
             )
 
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """All that says, with the mesh, which rank holds what."""
+        return self.shape, tuple(self._cuts)
+
     def cutting(self, k: int) -> tuple[int, ...]:
         """The dimensions of the mesh over which a datum, the last `k` dimensions, is cut."""
         return tuple(mesh_dim for mesh_dim, dim, _ in self._cuts if dim >= len(self.shape) - k)
+
+    def replicated(self) -> tuple[int, ...]:
+        """The dimensions of the mesh along which all ranks hold the same."""
+        cut = {mesh_dim for mesh_dim, _, _ in self._cuts}
+        return tuple(d for d in range(self.mesh.ndim) if d not in cut and self.mesh.size(d) > 1)
 
     def held(self, coordinate: Sequence[int]) -> tuple[Ranges, ...]:
         """The indices that the rank at `coordinate` of the mesh holds, along each dimension."""
@@ -190,6 +204,58 @@ def gather(bundles: Sequence[Bundle]) -> None:
         columns = received.view(-1, sent.numel()).split([b.values.numel() for b, _ in members], dim=1)
         for (bundle, dims), everything in zip(members, columns, strict=True):
             bundle._receive(everything, group, dims)
+
+
+def exchange(
+    group: Any,
+    sent: Sequence[tuple[int, Tensor]],
+    expected: Sequence[tuple[int, Sequence[int], torch.dtype]],
+    device: str,
+) -> list[Tensor]:
+    """Send tensors to members of a group, and receive others, in one collective.
+
+    Parameters
+    ----------
+    group : ProcessGroup
+    sent : sequence of (int, Tensor)
+        Tensors and their receivers, in the order of the receivers.
+    expected : sequence of (int, shape, dtype)
+        What is received and from whom, in the order of the senders; from each, in the order in which it sends.
+    device : str
+        Of what the group sends.
+
+    Returns
+    -------
+    list of Tensor
+        In the order of `expected`.
+    """
+    members = range(dist.get_world_size(group))
+    rooms = [_room(x.shape, x.dtype) for _, x in sent], [_room(shape, dtype) for _, shape, dtype in expected]
+    sizes: list[list[int]] = []
+    for peers, room in zip(([r for r, _ in sent], [s for s, _, _ in expected]), rooms, strict=True):
+        totals = dict.fromkeys(members, 0)
+        for peer, n in zip(peers, room, strict=True):
+            totals[peer] += n
+        sizes.append(list(totals.values()))
+    there = torch.zeros(sum(rooms[0]), dtype=torch.uint8, device=device)
+    here = torch.empty(sum(rooms[1]), dtype=torch.uint8, device=device)
+    if sent:
+        foreach_copy_(_seen(there, rooms[0], [(x.shape, x.dtype) for _, x in sent]), [x for _, x in sent])
+    dist.all_to_all_single(here, there, sizes[1], sizes[0], group=group)
+    return _seen(here, rooms[1], [(shape, dtype) for _, shape, dtype in expected])
+
+
+def _room(shape: Sequence[int], dtype: torch.dtype) -> int:
+    """How many bytes a tensor takes, so that tensors of any dtype can follow one another."""
+    return -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+
+
+def _seen(packed: Tensor, rooms: Sequence[int], forms: Sequence[tuple[Sequence[int], torch.dtype]]) -> list[Tensor]:
+    """Views of bytes as the tensors that were packed into them."""
+    return [
+        some[: math.prod(shape) * dtype.itemsize].view(dtype).view(tuple(shape))
+        for some, (shape, dtype) in zip(packed.split(list(rooms)), forms, strict=True)
+    ]
 
 
 def covers_the_world(mesh: Any) -> bool:

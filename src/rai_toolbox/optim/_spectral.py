@@ -44,7 +44,18 @@ def orthogonalization(steps: int | None, row_blocks: int, scale: float | str = 1
             if factor != 1 and x.numel():
                 x.mul_(factor)  # pyright: ignore[reportArgumentType]
 
-    return PerDatum(lambda x, k: of_all_([x], [k]), of_all_=of_all_)
+    return PerDatum(lambda x, k: of_all_([x], [k]), of_all_=of_all_, cost=_multiplications(row_blocks, steps))
+
+
+def _multiplications(row_blocks: int, steps: int | None) -> Callable[[Sequence[int]], int]:
+    """How many multiplications a datum takes, but for a factor: of a step of Newton and Schulz, or of eigenvectors."""
+
+    def cost(shape: Sequence[int]) -> int:
+        rows, columns = matrix_shape(shape, len(shape), row_blocks)
+        short, long = sorted((rows, columns))
+        return row_blocks * short * short * (long + 2 * short if steps is None else 2 * long + short)
+
+    return cost
 
 
 def spectral_projection(epsilon: Number, row_blocks: int) -> PerDatum:
@@ -53,6 +64,7 @@ def spectral_projection(epsilon: Number, row_blocks: int) -> PerDatum:
         lambda x, k: project_spectral_ball_(x, epsilon, param_ndim=k, row_blocks=row_blocks),
         not isinstance(epsilon, Tensor),
         within=lambda rows, _: spectral_projection(rows(epsilon), row_blocks),
+        cost=_multiplications(row_blocks, None),
     )
 
 

@@ -7,6 +7,7 @@ and `_sharding.py`. A step is a list of stages: transforms, each with a scale an
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -153,6 +154,9 @@ class PerDatum:
         `within(rows, entries)`: the same transform for a part of the tensor that it was made for. Both are functions
         of an option, which cut one that is a tensor: `rows` one that has an entry per datum, `entries` one that
         broadcasts to the tensor.
+    cost : callable
+        `cost(shape)`: the work that a datum of this shape takes, for comparison with others; the number of its entries.
+        Ranks share cut data out by it.
     """
 
     apply_: Callable[[Tensor, int], Any]
@@ -161,6 +165,7 @@ class PerDatum:
     drawn: Callable[[], PerDatum] | None = None
     draws: Draws | None = None
     within: Callable[[Callable[[Any], Any], Callable[[Any], Any]], PerDatum] | None = None
+    cost: Callable[[Sequence[int]], int] = math.prod
 
     def change_(self, xs: Sequence[Tensor], ks: Sequence[int], plan: object = None) -> None:
         """Change dense tensors in place; the last k dimensions of each are one datum."""
