@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rai_toolbox.robustness._evidence import AveragePoint, Corruption, Evidence, evidence_of
+
 __all__ = [
     "COULD_NOT_BE_MADE",
     "ClassRow",
@@ -49,7 +51,8 @@ class Point:
     also_by_fixed_budget : int
         How many samples only the fixed-budget solver broke within this radius.
     also_by_stronger_attacks : int
-        How many samples only an attack without the gradient broke, where a check asked for these.
+        How many samples only an attack without the gradient broke, or a random point: where a check asked for such
+        attacks, and where the average was measured.
     """
 
     epsilon: float
@@ -91,6 +94,8 @@ class Curve:
         How many times a sample went through the model.
     confirmed : bool
         Whether the fixed-budget solver has tried every sample of it.
+    average : tuple of AveragePoint
+        The model at random points of the same balls, at the same radii; empty where none were drawn.
     """
 
     norm: str
@@ -99,6 +104,7 @@ class Curve:
     classes: tuple[ClassRow, ...]
     forwards_per_sample: float
     confirmed: bool
+    average: tuple[AveragePoint, ...] = ()
 
     def at(self, epsilon: float) -> Point:
         """Return the point at a reported epsilon.
@@ -183,6 +189,17 @@ class Results:
     timings: Mapping[str, float]
     examples: Mapping[str, Examples] = field(default_factory=dict)
     feature_names: tuple[str, ...] | None = None
+    corruptions: Mapping[str, Corruption] = field(default_factory=dict)
+    ids: tuple[int | str, ...] | None = None
+
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        """What the figures are evidence of."""
+        return evidence_of(
+            accuracy=self.task == "classification",
+            average=any(curve.average for curve in self.curves.values()),
+            corruptions=self.corruptions,
+        )
 
     @property
     def trusted(self) -> bool:
@@ -201,7 +218,12 @@ class Results:
 
     def columns(self) -> dict[str, NDArray]:
         """Return the per-sample outcomes as flat columns: what samples.csv and `to_pandas` hold."""
-        columns = {"index": self.index, **_flat("label", self.label), **_flat("prediction", self.prediction)}
+        columns: dict[str, NDArray] = {"index": self.index}
+        if self.ids is not None:
+            columns["id"] = np.array(self.ids, dtype=object)
+        columns |= {**_flat("label", self.label), **_flat("prediction", self.prediction)}
+        if any(name != str(label) for label, name in enumerate(self.class_names)):
+            columns |= {"label_name": self._named(self.label), "prediction_name": self._named(self.prediction)}
         if self.task == "classification":
             columns["correct"] = self.correct
             columns |= {f"distance_{norm}": values for norm, values in self.distance.items()}
@@ -214,6 +236,10 @@ class Results:
             ]
             columns |= {f"error_{norm}_{name}": values for name, values in zip(names, error, strict=True)}
         return columns
+
+    def _named(self, labels: NDArray) -> NDArray:
+        names = self.class_names
+        return np.array([names[label] if label < len(names) else str(label) for label in labels.tolist()], dtype=object)
 
 
 def _flat(name: str, values: NDArray) -> dict[str, NDArray]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
-__all__ = ["McNemar", "mcnemar", "mean_interval", "wilson_interval"]
+__all__ = ["McNemar", "clopper_pearson_interval", "mcnemar", "mean_interval", "wilson_interval"]
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -41,10 +41,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     >>> [round(end, 4) for end in wilson_interval(8, 10)]
     [0.4902, 0.9433]
     """
-    if not 0 <= successes <= trials:
-        raise ValueError(f"successes must be between 0 and trials = {trials}, got {successes}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    _check_counts(successes, trials, confidence)
     if trials == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
@@ -55,6 +52,89 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     low = 0.0 if successes == 0 else max(0.0, center - half)
     high = 1.0 if successes == trials else min(1.0, center + half)
     return low, high
+
+
+def clopper_pearson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the exact (Clopper-Pearson) interval of a proportion.
+
+    It covers the true proportion at least as often as `confidence` says, for every proportion and every number of
+    trials. The trials may have different chances of success: it covers their mean then [2]_.
+
+    Parameters
+    ----------
+    successes, trials : int
+        How often it happened, out of how many independent trials.
+    confidence : float
+        The least coverage.
+
+    Returns
+    -------
+    tuple[float, float]
+        The lower and the upper end; (0, 1) when there was no trial.
+
+    Raises
+    ------
+    ValueError
+        As `wilson_interval`.
+
+    References
+    ----------
+    .. [1] C. J. Clopper, E. S. Pearson, "The use of confidence or fiducial limits illustrated in the case of the
+       binomial", Biometrika 26, 1934.
+    .. [2] W. Hoeffding, "On the distribution of the number of successes in independent trials", Annals of Mathematical
+       Statistics 27, 1956.
+
+    Examples
+    --------
+    >>> [round(end, 4) for end in clopper_pearson_interval(8, 10)]
+    [0.4439, 0.9748]
+    """
+    _check_counts(successes, trials, confidence)
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else _beta_quantile(tail, successes, trials - successes + 1)
+    high = 1.0 if successes == trials else 1.0 - _beta_quantile(tail, trials - successes, successes + 1)
+    return low, high
+
+
+def _beta_quantile(share: float, a: float, b: float) -> float:
+    """Return where the distribution function of Beta(a, b) is `share`, by bisection."""
+    low, high = 0.0, 1.0
+    while True:
+        middle = (low + high) / 2
+        if not low < middle < high or high - low <= 1e-15 * high:
+            return middle
+        low, high = (middle, high) if _beta_cdf(middle, a, b) < share else (low, middle)
+
+
+def _beta_cdf(x: float, a: float, b: float) -> float:
+    """Return the regularized incomplete beta function, by Lentz's evaluation of its continued fraction (DLMF 8.17.22)."""
+    if x > (a + 1) / (a + b + 2):  # where the fraction converges fast for the complement
+        return 1.0 - _beta_cdf(1.0 - x, b, a)
+    if x <= 0.0:
+        return 0.0
+    logs = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    fraction, c, d = 1.0, 1.0, 0.0
+    for i in range(100_000):
+        m = i // 2
+        if i == 0:
+            term = 1.0
+        elif i % 2 == 0:
+            term = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        else:
+            term = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        d = 1.0 / ((1.0 + term * d) or 1e-300)
+        c = (1.0 + term / c) or 1e-300
+        fraction *= c * d
+        if abs(c * d - 1.0) < 1e-15:
+            break
+    return math.exp(logs) / a * (fraction - 1.0)
+
+
+def _check_counts(successes: int, trials: int, confidence: float) -> None:
+    if not 0 <= successes <= trials:
+        raise ValueError(f"successes must be between 0 and trials = {trials}, got {successes}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
 
 
 def mean_interval(total: float, total_of_squares: float, count: int, confidence: float = 0.95) -> tuple[float, float]:

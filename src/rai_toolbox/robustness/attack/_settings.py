@@ -47,6 +47,12 @@ class Settings:
         Whether to run the checks of the evaluation itself.
     adaptive : bool
         Whether to attack without the gradient too, where a check doubts it.
+    average : int
+        How many random points of the same ball and box are tried per sample and radius.
+    corruptions : tuple of str
+        The names of the corruptions to try.
+    severities : tuple of float
+        Of the corruptions, ascending.
     """
 
     task: Task = "classification"
@@ -59,6 +65,9 @@ class Settings:
     seed: int = 0
     diagnostics: bool = True
     adaptive: bool = True
+    average: int = 1
+    corruptions: tuple[str, ...] = ()
+    severities: tuple[float, ...] = ()
 
     def grid(self, norm: str) -> tuple[float, ...]:
         """Return the radii asked for, none where a grid is to be found."""
@@ -81,6 +90,9 @@ class Settings:
             "seed": self.seed,
             "diagnostics": self.diagnostics,
             "adaptive": self.adaptive,
+            "average": self.average,
+            "corruptions": list(self.corruptions),
+            "severities": list(self.severities),
         }
 
 
@@ -96,6 +108,9 @@ def make_settings(
     seed: int = 0,
     diagnostics: bool = True,
     adaptive: bool = True,
+    average: int = 1,
+    corruptions: Sequence[str] = (),
+    severities: Sequence[float] = (),
 ) -> Settings:
     """Return checked settings.
 
@@ -122,6 +137,9 @@ def make_settings(
         seed=_whole("seed", seed, least=0),
         diagnostics=bool(diagnostics),
         adaptive=bool(adaptive),
+        average=_whole("average", average, least=0),
+        corruptions=tuple(corruptions),
+        severities=_severities(severities) if corruptions else (),
     )
 
 
@@ -164,6 +182,17 @@ def _grid(norm: str, grid: Sequence[float]) -> tuple[float, ...]:
     return positive
 
 
+def _severities(severities: Sequence[float]) -> tuple[float, ...]:
+    try:
+        values = sorted({float(value) for value in severities})
+    except (TypeError, ValueError):
+        raise InputError(f"{arg('severities')} must be numbers, got {severities!r}") from None
+    if not values or not all(math.isfinite(value) and value > 0 for value in values):
+        raise InputError(f"{arg('severities')} must be finite numbers above 0, got {severities!r}")
+    # A corruption may look its strength up in a list.
+    return tuple(int(value) if value == int(value) else value for value in values)
+
+
 def _whole(name: str, value: Any, *, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least or value >= 2**63:
         raise InputError(f"{arg(name)} must be a whole number, at least {least}, got {value!r}")
@@ -188,6 +217,11 @@ class Box:
     upper: float | NDArray | None = None
     movable: NDArray | None = None
     chosen: str = "given"
+
+    @property
+    def ends(self) -> tuple[float | NDArray | None, float | NDArray | None]:
+        """The lower and the upper bound."""
+        return self.lower, self.upper
 
     def of(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return lower and upper bounds that broadcast to `x`; a frozen feature has its value as both."""

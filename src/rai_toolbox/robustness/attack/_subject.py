@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ class Subject:
         Where.
     shown : frozenset of int
         The samples whose perturbed inputs are kept for the gallery, chosen before anything is known about them.
+    corruptions : dict of str to callable
+        By their names.
     late : callable or None
         Asked after each run of a solver whether the time limit has come.
     cut : bool
@@ -43,6 +46,7 @@ class Subject:
     settings: Settings
     device: torch.device
     shown: frozenset[int] = frozenset()
+    corruptions: Mapping[str, Callable[[torch.Tensor, float], Any]] = field(default_factory=dict)
     late: Callable[[], bool] | None = None
     cut: bool = False
 

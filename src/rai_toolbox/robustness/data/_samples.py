@@ -40,6 +40,8 @@ class Samples:
         Names of the classes and, for tables, of the features, in the report.
     one_number : tuple of str or None
         Two labels of a table that are written differently, as 01 and 1, and are the same number.
+    ids : tuple of int or str, or None
+        What the user calls each sample.
     folder_numbers : tuple of int
         The names of all folders of images, ascending, where all are numbers: these are the labels then.
     """
@@ -50,6 +52,7 @@ class Samples:
     class_names: tuple[str, ...] | None = None
     feature_names: tuple[str, ...] | None = None
     one_number: tuple[str, str] | None = None
+    ids: tuple[int | str, ...] | None = None
     folder_numbers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -67,7 +70,8 @@ class Samples:
         """Return the first `count` samples."""
         if count >= len(self):
             return self
-        return dataclasses.replace(self, rows=_First(self.rows, count), targets=self.targets[:count])
+        ids = None if self.ids is None else self.ids[:count]
+        return dataclasses.replace(self, rows=_First(self.rows, count), targets=self.targets[:count], ids=ids)
 
     def inputs(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return the inputs from `start` to before `stop` as a tensor of its own memory."""

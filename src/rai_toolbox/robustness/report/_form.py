@@ -28,6 +28,28 @@ class _Point(msgspec.Struct):
     also_by_stronger_attacks: Count = 0
 
 
+class _AveragePoint(msgspec.Struct):
+    epsilon: Size
+    error: float | None
+    low: float | None
+    high: float | None
+    points: Count
+    clamped: Count
+
+
+class _CorruptionPoint(msgspec.Struct):
+    severity: Size
+    value: float | None
+    low: float | None
+    high: float | None
+    samples: Count
+
+
+class _Corruption(msgspec.Struct):
+    name: Text
+    points: Annotated[list[_CorruptionPoint], msgspec.Meta(min_length=1)]
+
+
 class _ClassRow(msgspec.Struct):
     label: int
     name: Text
@@ -42,6 +64,7 @@ class _Curve(msgspec.Struct):
     classes: list[_ClassRow]
     forwards_per_sample: float | None
     confirmed: bool
+    average: list[_AveragePoint] = []  # new in version 2
 
 
 class _Finding(msgspec.Struct):
@@ -56,6 +79,7 @@ class _Samples(msgspec.Struct):
     index: list[Count]
     label: list[int | list[float | None]]
     prediction: list[int | list[float | None]]
+    id: list[int | str] | None = None  # new in version 2
     correct: list[bool] | None = None
     distance: dict[str, list[float | None]] = {}
     error: dict[str, list[list[float | None]]] = {}
@@ -90,6 +114,7 @@ class _File(msgspec.Struct):
     feature_names: list[Text] | None
     samples: _Samples
     timings: dict[str, float]
+    corruptions: dict[str, _Corruption] = {}  # new in version 2
 
 
 def check_form(content: Any, path: str) -> None:
@@ -115,6 +140,8 @@ def _faults(file: _File) -> Iterator[str]:
     if not samples.index:
         yield "there are no samples"
     lists: dict[str, Sized | None] = {"label": samples.label, "prediction": samples.prediction}
+    if samples.id is not None:
+        lists["id"] = samples.id
     if classifies:
         lists["correct"] = samples.correct
     per_norm = samples.distance if classifies else samples.error
@@ -138,6 +165,12 @@ def _faults(file: _File) -> Iterator[str]:
         yield from _faults_of_curve(norm, curve, classifies)
         if any(len(row) != len(curve.points) for row in samples.error.get(norm, [])):
             yield f"samples.error.{norm} has a row that is not as long as the curve"
+    for name, corruption in file.corruptions.items():
+        if corruption.name != name:
+            yield f"corruptions.{name}.name is {corruption.name!r}"
+        shares = [share for point in corruption.points for share in (point.value, point.low, point.high)]
+        if classifies and not _are_shares(shares):
+            yield f"corruptions.{name}.points: an accuracy is not in [0, 1]"
 
 
 def _faults_of_curve(norm: str, curve: _Curve, classifies: bool) -> Iterator[str]:
@@ -146,8 +179,17 @@ def _faults_of_curve(norm: str, curve: _Curve, classifies: bool) -> Iterator[str
         yield f"curves.{norm}.norm is {curve.norm!r}"
     if radii != sorted(set(radii)) or radii[0] != 0:
         yield f"curves.{norm}.points: the radii must ascend from 0"
+    if curve.average and [point.epsilon for point in curve.average] != radii:
+        yield f"curves.{norm}.average: the radii are not those of the curve"
+    for point in curve.average if classifies else ():
+        if not _are_shares([point.error, point.low, point.high]):
+            yield f"curves.{norm}.average: an error at epsilon {point.epsilon:g} is not in [0, 1]"
     for point in curve.points if classifies else ():
-        if not all(value is not None and 0 <= value <= 1 for value in (point.value, point.low, point.high)):
+        if not _are_shares([point.value, point.low, point.high]):
             yield f"curves.{norm}.points: an accuracy at epsilon {point.epsilon:g} is not in [0, 1]"
     if any(len(row.values) != len(radii) for row in curve.classes):
         yield f"curves.{norm}.classes has a row that is not as long as the curve"
+
+
+def _are_shares(values: list[float | None]) -> bool:
+    return all(value is not None and 0 <= value <= 1 for value in values)

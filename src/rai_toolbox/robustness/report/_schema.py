@@ -11,18 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._evidence import AveragePoint, Corruption, CorruptionPoint
 from rai_toolbox.robustness._results import ClassRow, Curve, Finding, Point, Results, jsonable
 from rai_toolbox.robustness.report._form import check_form
 
 __all__ = ["SCHEMA", "SCHEMA_VERSION", "read", "to_dict", "to_json"]
 
 SCHEMA = "rai-toolbox/evaluation"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+#: The versions that are read.
+_READ = (1, 2)
 
 
 def to_dict(results: Results) -> dict[str, Any]:
     """Return the content of results.json; infinite distances are null there."""
-    samples: dict[str, Any] = {"index": results.index, "label": results.label, "prediction": results.prediction}
+    samples: dict[str, Any] = {"index": results.index, "id": results.ids}
+    samples |= {"label": results.label, "prediction": results.prediction}
     if results.task == "classification":
         samples["correct"] = results.correct
         # Not measured, where a time limit came first, is -1; no error found is null.
@@ -41,7 +45,12 @@ def to_dict(results: Results) -> dict[str, Any]:
             "settings": results.settings,
             "data": results.data,
             "environment": results.environment,
+            "evidence": [vars(evidence) for evidence in results.evidence],
             "curves": {norm: _curve_dict(curve) for norm, curve in results.curves.items()},
+            "corruptions": {
+                name: {"name": name, "points": [vars(point) for point in corruption.points]}
+                for name, corruption in results.corruptions.items()
+            },
             "diagnostics": [vars(finding) for finding in results.findings],
             "class_names": results.class_names,
             "feature_names": results.feature_names,
@@ -73,10 +82,9 @@ def read(path: Path) -> Results:
         raise InputError(f"{str(path)!r} is not JSON; give a report's folder or its results.json") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f"{str(path)!r} is not a results.json of rai-toolbox evaluate")
-    if content.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(
-            f"{str(path)!r} has schema version {content.get('schema_version')!r}, this release reads {SCHEMA_VERSION}"
-        )
+    if (version := content.get("schema_version")) not in _READ or isinstance(version, bool):
+        read = " and ".join(map(str, _READ))
+        raise InputError(f"{str(path)!r} has schema version {version!r}, this release reads {read}")
     check_form(content, str(path))
     try:
         return _from_dict(content)
@@ -91,6 +99,7 @@ def _refused(constant: str) -> Any:
 def _curve_dict(curve: Curve) -> dict[str, Any]:
     return vars(curve) | {
         "points": [vars(point) for point in curve.points],
+        "average": [vars(point) for point in curve.average],
         "classes": [vars(row) for row in curve.classes],
     }
 
@@ -106,12 +115,15 @@ def _from_dict(content: dict[str, Any]) -> Results:
     classifies = content["task"] == "classification"
     curves = {}
     for norm, entry in content["curves"].items():
-        points = tuple(
-            Point(**point | {name: math.inf for name in ("value", "low", "high") if point[name] is None})
-            for point in entry["points"]
-        )
+        points = tuple(Point(**_finite(point)) for point in entry["points"])
+        average = tuple(AveragePoint(**_finite(point)) for point in entry.get("average", ()))  # version 1 has none
         classes = tuple(ClassRow(**{**row, "values": tuple(row["values"])}) for row in entry["classes"])
-        curves[norm] = Curve(**{**entry, "points": points, "classes": classes})
+        curves[norm] = Curve(**{**entry, "points": points, "classes": classes, "average": average})
+    corruptions = {
+        name: Corruption(name, tuple(CorruptionPoint(**_finite(point)) for point in entry["points"]))
+        for name, entry in content.get("corruptions", {}).items()
+    }
+    ids = samples.get("id")
     return Results(
         task=content["task"],
         complete=content["complete"],
@@ -129,4 +141,11 @@ def _from_dict(content: dict[str, Any]) -> Results:
         environment=content["environment"],
         timings=content["timings"],
         feature_names=None if content["feature_names"] is None else tuple(content["feature_names"]),
+        corruptions=corruptions,
+        ids=None if ids is None else tuple(ids),
     )
+
+
+def _finite(point: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a point; null stands for infinity."""
+    return point | {name: math.inf for name in ("value", "error", "low", "high") if point.get(name, 0) is None}

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from rai_toolbox._version import __version__
+from rai_toolbox.robustness._evidence import Corruption
 from rai_toolbox.robustness._results import Curve, Examples, Finding
 from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.data._samples import Summary
@@ -36,11 +37,14 @@ class Measured:
         each point of the curve, shape (points, N).
     stages : dict of str to sequence of Piece or None
         The pieces that this comes from, batch by batch, by stage.
+    by_solvers : NDArray or None
+        The outcome before stronger attacks, where these have been run.
     """
 
     curve: Curve
     outcome: NDArray
     stages: Mapping[str, Pieces]
+    by_solvers: NDArray | None = None
 
 
 def joined(pieces: Pieces, name: str) -> NDArray:
@@ -82,6 +86,7 @@ def assemble(
     clean_pieces: Pieces,
     by_norm: Mapping[str, Measured],
     findings: tuple[Finding, ...],
+    corruptions: Mapping[str, tuple[Corruption, Pieces]],
     *,
     complete: bool,
     described: Mapping[str, Any],
@@ -96,6 +101,8 @@ def assemble(
         The model's outputs on the unperturbed samples, by batch.
     by_norm : dict of str to Measured
         By norm.
+    corruptions : dict of str to (Corruption, pieces)
+        By the name of the corruption.
     """
     where = reached(subject, clean_pieces)
     distance, error = (
@@ -135,9 +142,12 @@ def assemble(
             f"{stage}_{norm}": total("seconds", pieces)
             for norm, measured in by_norm.items()
             for stage, pieces in measured.stages.items()
-        },
+        }
+        | ({"corruptions": sum(total("seconds", pieces) for _, pieces in corruptions.values())} if corruptions else {}),
         examples={norm: shown for norm, shown in examples.items() if shown is not None},
         feature_names=subject.samples.feature_names,
+        corruptions={name: measured for name, (measured, _) in corruptions.items()},
+        ids=None if subject.samples.ids is None else tuple(subject.samples.ids[i] for i in where.tolist()),
     )
 
 

@@ -7,10 +7,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from rai_toolbox.robustness._evidence import AveragePoint, Corruption, CorruptionPoint
 from rai_toolbox.robustness._results import ClassRow, Curve, Point
-from rai_toolbox.robustness._statistics import mean_interval, wilson_interval
+from rai_toolbox.robustness._statistics import clopper_pearson_interval, mean_interval, wilson_interval
 
-__all__ = ["accuracy_curve", "error_curve"]
+__all__ = ["accuracy_curve", "average_of", "corruption_of", "error_curve"]
 
 
 def accuracy_curve(
@@ -77,6 +78,55 @@ def error_curve(norm: str, grid: tuple[float, ...], error: NDArray, forwards: fl
     """Return the curve of mean absolute errors; `error` has a row for epsilon 0 and one for each of the grid."""
     points = []
     for epsilon, values in zip((0.0, *grid), error, strict=True):
-        low, high = mean_interval(float(values.sum()), float(np.square(values).sum()), len(values))
-        points.append(Point(epsilon, float(values.mean()), max(0.0, low), high, len(values)))
+        points.append(Point(epsilon, *_mean(values), len(values)))
     return Curve(norm, tuple(points), None, (), forwards / max(1, error.shape[1]), confirmed)
+
+
+def average_of(
+    grid: tuple[float, ...], unperturbed: NDArray, error: NDArray, clamped: NDArray, draws: int, *, counts: bool
+) -> tuple[AveragePoint, ...]:
+    """Return the average beside a curve.
+
+    Parameters
+    ----------
+    unperturbed : NDArray, shape (samples,)
+        Whether each sample is wrong from the start, or its error.
+    error : NDArray, shape (radii, samples)
+        The mean over the random points of each sample.
+    clamped : NDArray, shape (radii,)
+        How many points were clamped to the bounds.
+    draws : int
+        Points per sample and radius.
+    counts : bool
+        Whether the errors are misclassifications, which are counted.
+    """
+    points = []
+    for level, (epsilon, values) in enumerate(zip((0.0, *grid), (unperturbed, *error), strict=True)):
+        times = draws if level > 0 else 1
+        value, low, high = _rate(values, times) if counts else _mean(values)
+        of_those = 0 if level == 0 else int(clamped[level - 1])
+        points.append(AveragePoint(epsilon, value, low, high, len(values) * times, of_those))
+    return tuple(points)
+
+
+def corruption_of(
+    name: str, severities: tuple[float, ...], unperturbed: NDArray, error: NDArray, *, classifies: bool
+) -> Corruption:
+    """Return a corruption's curve; `error` has a row for each severity, of 0 and 1 in a classification."""
+    points = []
+    for severity, values in zip((0, *severities), (unperturbed, *error), strict=True):
+        value, low, high = _rate(1.0 - values) if classifies else _mean(values)
+        points.append(CorruptionPoint(severity, value, low, high, len(values)))
+    return Corruption(name, tuple(points))
+
+
+def _rate(values: NDArray, times: int = 1) -> tuple[float, float, float]:
+    """Return a share and its exact interval, from the shares of samples with so many trials each."""
+    trials = len(values) * times
+    count = round(float(values.sum()) * times)
+    return count / max(1, trials), *clopper_pearson_interval(count, trials)
+
+
+def _mean(values: NDArray) -> tuple[float, float, float]:
+    low, high = mean_interval(float(values.sum()), float(np.square(values).sum()), len(values))
+    return float(values.mean()), max(0.0, low), high

@@ -14,6 +14,7 @@ from torch import nn
 from rai_toolbox import evaluating
 from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._files import as_folder, claimed
+from rai_toolbox.robustness.attack._corruptions import Corrupts, as_corruptions
 from rai_toolbox.robustness.attack._settings import make_settings
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.run._preparation import prepare, run_key
@@ -44,6 +45,9 @@ def evaluate(
     device: torch.device | str | None = None,
     diagnostics: bool = True,
     adaptive: bool = True,
+    average: int = 1,
+    corruptions: Mapping[str, Corrupts] | Sequence[Corrupts] | None = None,
+    severities: Sequence[float] = (1, 2, 3, 4, 5),
     folder: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -101,6 +105,13 @@ def evaluate(
         Whether to check the evaluation itself.
     adaptive : bool
         Whether to attack without the gradient too, where a check doubts it.
+    average : int
+        How many random points of the same ball and bounds are tried per sample and epsilon, for the average beside the
+        worst case: so many more forward passes. 0 measures none.
+    corruptions : mapping from str to callable, or sequence of callables, optional
+        Functions of a batch of inputs and a severity, which return the corrupted inputs.
+    severities : sequence of float
+        The severities that each corruption is tried at; one forward pass each.
     folder : path, optional
         Where finished batches are kept, so that a run that was ended can go on. One run at a time writes there.
     resume, overwrite : bool
@@ -135,9 +146,11 @@ def evaluate(
     >>> [(point.epsilon, point.value) for point in result.curves["l2"].points]
     [(0.0, 1.0), (0.5, 0.5)]
     """
+    named = as_corruptions(corruptions)
     settings = make_settings(
         task=task, norms=norms, epsilons=epsilons, extra_epsilons=extra_epsilons, steps=steps, restarts=restarts,
-        batch_size=batch_size, seed=seed, diagnostics=diagnostics, adaptive=adaptive,
+        batch_size=batch_size, seed=seed, diagnostics=diagnostics, adaptive=adaptive, average=average,
+        corruptions=tuple(named), severities=severities,
     )  # fmt: skip
     if time_limit is not None and not time_limit > 0:
         raise InputError(f"{arg('time_limit')} must be a number of seconds above 0, got {time_limit!r}")
@@ -153,6 +166,7 @@ def evaluate(
                 lambda: prepare(model, data, settings, bounds, mask, preprocess, output, classes, device)
             )
             key = run_key(subject, summary)
+        subject.corruptions = named
         if len(set(team.gather(summary.fingerprint))) > 1:
             raise InputError("the processes were given different data: their functions must return the same in each")
         journal = Journal(out)

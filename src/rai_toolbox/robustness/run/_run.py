@@ -36,6 +36,7 @@ from rai_toolbox.robustness.run._assembly import (
     scattered,
     total,
 )
+from rai_toolbox.robustness.run._averaging import corruptions_of, with_average
 from rai_toolbox.robustness.run._curves import accuracy_curve, error_curve
 from rai_toolbox.robustness.session._journal import Journal, Piece
 from rai_toolbox.robustness.session._team import Team
@@ -97,8 +98,10 @@ class Run:
         findings = self._checks(by_norm, clean_pieces) if subject.settings.diagnostics else ()
         if subject.classifies and subject.settings.adaptive and asks_for_more(findings) and self.complete:
             by_norm, findings = self._stronger(by_norm, findings)
+        by_norm = {norm: with_average(subject, norm, measured, self._stage) for norm, measured in by_norm.items()}
+        corruptions = corruptions_of(subject, clean_pieces, self._stage)
         return assemble(
-            subject, self.summary, clean_pieces, by_norm, findings,
+            subject, self.summary, clean_pieces, by_norm, findings, corruptions,
             complete=self.complete, described=described, seconds=time.perf_counter() - self.begun,
             processes=self.team.size,
         )  # fmt: skip
@@ -245,7 +248,7 @@ class Run:
                 class_names(subject), by_solvers=before.outcome, confirmed=before.curve.confirmed,
                 forwards=total("forwards", pieces) + before.curve.forwards_per_sample * len(distance),
             )  # fmt: skip
-            lower[norm] = Measured(curve, distance, {**before.stages, "stronger": pieces})
+            lower[norm] = Measured(curve, distance, {**before.stages, "stronger": pieces}, before.outcome)
         return lower, judged(findings, attacks, grids)
 
     def _checks(self, by_norm: Mapping[str, Measured], clean_pieces: Pieces) -> tuple[Finding, ...]:
