@@ -26,6 +26,7 @@ DESCRIBED = {"model": "m", "data": "d", "weights": "w", "preprocess": "p", "comm
 def entries(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the path of each documented value, and the value; what is not documented is yielded at its leaves."""
     path = re.sub(rf"(?<=[._])({'|'.join(NORMS)})(?=$|[.\[])", "NORM", path)
+    path = re.sub(r"^corruptions\.\w+", "corruptions.NAME", path)
     if path in FIELDS or not isinstance(value, (dict, list)):
         yield path, value
     elif isinstance(value, dict):
@@ -43,7 +44,8 @@ def written() -> list[tuple[str, Any]]:
     brief = {"steps": 2, "restarts": 1, "described": DESCRIBED}
     first = evaluate(
         nn.Linear(3, 2), (x, (x[:, 0] > 0).long()), norms=("l2", "linf"), epsilons={"l2": [0.1]},
-        extra_epsilons={"l2": [0.2]}, bounds=(-9, 9), mask=[True, True, False], **brief,
+        extra_epsilons={"l2": [0.2]}, bounds=(-9, 9), mask=[True, True, False],
+        corruptions={"dimmed": lambda x, severity: x / severity}, **brief,
     )  # fmt: skip
     second = evaluate(nn.Linear(3, 1), (x, x[:, :1]), task="regression", diagnostics=False, **brief)
     return [entry for result in (first, second) for entry in entries(json.loads(result.to_json()))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rai_toolbox.robustness._errors import EvaluationFailed, InputError
+from rai_toolbox.robustness._evidence import AveragePoint, Corruption, CorruptionPoint, Evidence
 from rai_toolbox.robustness._results import ClassRow, Curve, Examples, Finding, Point
 from rai_toolbox.robustness.data._load import load_data
 from rai_toolbox.robustness.data._samples import Samples
@@ -12,12 +13,16 @@ from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.run._evaluate import evaluate
 
 __all__ = [
+    "AveragePoint",
     "ClassRow",
     "ComparedPoint",
     "Comparison",
+    "Corruption",
+    "CorruptionPoint",
     "Curve",
     "Evaluation",
     "EvaluationFailed",
+    "Evidence",
     "Examples",
     "Finding",
     "InputError",

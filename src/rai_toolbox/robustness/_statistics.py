@@ -107,7 +107,7 @@ def _beta_quantile(share: float, a: float, b: float) -> float:
 
 
 def _beta_cdf(x: float, a: float, b: float) -> float:
-    """Return the regularized incomplete beta function, by Lentz's evaluation of its continued fraction (DLMF 8.17.22)."""
+    """Return the regularized incomplete beta function: its continued fraction (DLMF 8.17.22), by Lentz's method."""
     if x > (a + 1) / (a + b + 2):  # where the fraction converges fast for the complement
         return 1.0 - _beta_cdf(1.0 - x, b, a)
     if x <= 0.0:

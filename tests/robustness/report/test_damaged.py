@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +15,17 @@ from rai_toolbox.robustness import Evaluation, InputError, evaluate
 QUICK = {"steps": 3, "restarts": 1, "diagnostics": False}
 
 
+def same(x, severity):
+    return x
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """The folder and the content of a sound result."""
     x = np.linspace(-1, 1, 12, dtype=np.float32)[:, None]
-    result = evaluate(lambda v: 3 * v, (x, (x[:, 0] > 0).astype(int)), epsilons=[0.25, 0.5], **QUICK)
+    result = evaluate(
+        lambda v: 3 * v, (x, (x[:, 0] > 0).astype(int)), epsilons=[0.25, 0.5], corruptions={"same": same}, **QUICK
+    )
     folder = result.save(tmp_path_factory.mktemp("sound"))
     return folder, json.loads((folder / "results.json").read_text())
 
@@ -49,6 +56,13 @@ DAMAGES = {
     "radii out of order": lambda c: curve(c)["points"].reverse(),
     "an accuracy above 1": lambda c: curve(c)["points"][1].update(value=1.5),
     "an accuracy null": lambda c: curve(c)["points"][1].update(value=None),
+    "an average of other radii": lambda c: curve(c)["average"].pop(),
+    "an average error above 1": lambda c: curve(c)["average"][1].update(error=1.5),
+    "an average in words": lambda c: curve(c)["average"][1].update(points="12"),
+    "ids shorter": lambda c: samples(c).update(id=["a"]),
+    "a corruption of another name": lambda c: c["corruptions"]["same"].update(name="other"),
+    "a corruption without points": lambda c: c["corruptions"]["same"].update(points=[]),
+    "a corruption's accuracy above 1": lambda c: c["corruptions"]["same"]["points"][0].update(value=2),
     "2-d distances": lambda c: samples(c)["distance"].update(l2=[[v] for v in samples(c)["distance"]["l2"]]),
     "complete in words": lambda c: c.update(complete="no"),
     "complete a number": lambda c: c.update(complete=1),
@@ -99,6 +113,35 @@ def test_a_damaged_file_is_told_in_one_line(sound, tmp_path, capsys, damage):
 def test_what_is_no_json_is_told_in_one_line(tmp_path, text):
     (tmp_path / "results.json").write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(InputError, match="is not JSON"):
+        Evaluation.load(tmp_path)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_file_of_the_older_version_is_read(task, tmp_path):
+    older = Path(__file__).with_name("older") / f"{task}-1.json"
+    content = json.loads(older.read_text())
+    assert content["schema_version"] == 1
+    result = Evaluation.load(older)
+    for norm, curve in content["curves"].items():
+        assert [vars(point) for point in result.curves[norm].points] == curve["points"]
+        assert result.curves[norm].average == ()
+    assert result.corruptions == {}
+    assert result.ids is None
+    assert [evidence.kind for evidence in result.evidence] == ["attack"]
+    result.save(tmp_path)  # every file can be made of it
+    newer = json.loads((tmp_path / "results.json").read_text())
+    assert newer["schema_version"] == 2
+    assert newer["samples"] == content["samples"] | {"id": None}
+    assert Evaluation.load(tmp_path).to_json() == result.to_json()
+    if task == "classification":
+        assert main(["compare", str(older), str(tmp_path), "--out", str(tmp_path / "both")]) == 0
+
+
+@pytest.mark.parametrize("version", [0, 3, "2", True, None, 1.5])
+def test_a_file_of_another_version_is_told(sound, tmp_path, version):
+    content = sound[1] | {"schema_version": version}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"has schema version .*, this release reads 1 and 2"):
         Evaluation.load(tmp_path)
 
 

@@ -153,5 +153,3 @@ def _laplace(uniform: Tensor) -> Tensor:
     """Return the Laplace variable with this distribution: its direction is uniform on the L1 sphere."""
     centered = uniform - 0.5
     return -centered.sign() * torch.log1p(-2 * centered.abs())
-
-

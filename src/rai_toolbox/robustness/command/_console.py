@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import json
 import sys
 import time
@@ -100,6 +101,9 @@ def report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
             # Not as the table's title, which would be wrapped to its width.
             console.print(escape(f"{evaluation.measure} of {name} under attack ({curve.norm})"), soft_wrap=True)
             console.print(_table(evaluation, curve))
+        if evaluation.corruptions:
+            console.print(escape(f"{evaluation.measure} of {name} under corruptions"), soft_wrap=True)
+            console.print(_corruptions(evaluation))
         console.print(_bounds(evaluation), soft_wrap=True)
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
     if not quiet:
@@ -149,10 +153,24 @@ def _table(evaluation: Evaluation, curve: Curve) -> Table:
     table.add_column("epsilon", justify="right")
     table.add_column(evaluation.measure, justify="right")
     table.add_column("95 % interval", justify="right")
-    for point in curve.points:
-        table.add_row(
-            f"{point.epsilon:g}", *map(_breakable, (shown(point.value), f"{shown(point.low)} to {shown(point.high)}"))
-        )
+    if curve.average:
+        table.add_column("error at random points", justify="right")
+    for point, mean in itertools.zip_longest(curve.points, curve.average):
+        cells = [shown(point.value), f"{shown(point.low)} to {shown(point.high)}"]
+        cells += [] if mean is None else [shown(mean.error)]
+        table.add_row(f"{point.epsilon:g}", *map(_breakable, cells))
+    return table
+
+
+def _corruptions(evaluation: Evaluation) -> Table:
+    shown = percent if evaluation.task == "classification" else figure
+    table = Table()
+    table.add_column("severity")
+    rows = [(name, corruption.points) for name, corruption in evaluation.corruptions.items()]
+    for point in rows[0][1]:
+        table.add_column(f"{point.severity:g}", justify="right")
+    for name, points in rows:
+        table.add_row(escape(name), *(_breakable(shown(point.value)) for point in points))
     return table
 
 

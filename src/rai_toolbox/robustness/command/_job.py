@@ -16,6 +16,7 @@ import torch
 from rai_toolbox.robustness._errors import EvaluationFailed, InputError, WriteFailed, arg
 from rai_toolbox.robustness._files import as_folder, claimed, write_text
 from rai_toolbox.robustness._text import did_you_mean
+from rai_toolbox.robustness.attack._corruptions import load_corruptions
 from rai_toolbox.robustness.command._config import to_toml
 from rai_toolbox.robustness.command._options import ExitCode, Job, Radii, Threshold, numbers
 from rai_toolbox.robustness.data._load import load_data
@@ -98,6 +99,7 @@ def _run(job: Job, team: Team, progress: Progress | None, stack: contextlib.Exit
     model = team.leaders_first(
         lambda: load_model(model_spec, weights=job.weights, device=_device(device), seed=job.seed)
     )
+    corruptions = load_corruptions(job.corruption)
     preprocess = load_preprocess(job.preprocess, _device(device)) if job.preprocess else None
     samples = team.together(lambda: _samples(job, data_spec))
     # Options that are arguments of `evaluate` are passed on; the others become arguments here.
@@ -111,6 +113,8 @@ def _run(job: Job, team: Team, progress: Progress | None, stack: contextlib.Exit
         "bounds": _bounds(job.bounds),
         "mask": _mask(job, samples),
         "preprocess": preprocess,
+        "corruptions": corruptions,
+        "severities": numbers("--severities", job.severities),
         "device": _device(device),
         "folder": folder,
         "progress": progress,

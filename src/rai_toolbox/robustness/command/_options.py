@@ -212,6 +212,15 @@ class Job:
             "Whether to attack without the gradient too, where a check doubts it.", spellings="--adaptive/--no-adaptive"
         ),
     ] = True
+    average: Annotated[
+        int, Flag("Random points per sample and epsilon, for the average (default 1; 0: none).", "COUNT")
+    ] = 1
+    corruption: Annotated[
+        tuple[str, ...], Flag("file.py:function of (x, severity), which returns the corrupted batch.", "FUNCTION")
+    ] = ()
+    severities: Annotated[str, Flag("Of the corruptions (default 1,2,3,4,5); a forward pass each.", "NUMBERS")] = (
+        "1,2,3,4,5"
+    )
     strict: Annotated[
         bool, Flag("Exit with 3 if the checks distrust the figures or could not be made.", spellings="--strict")
     ] = False
@@ -287,7 +296,7 @@ def _from_config(name: str, where: str, value: Any) -> Any:
     """Return a value of a config file as the flag would have it."""
     option = _OPTIONS[name]
     values = value if isinstance(value, list) else [value]
-    if name in ("epsilons", "bounds") and values and all(map(_is_number, values)):
+    if name in ("epsilons", "bounds", "severities") and values and all(map(_is_number, values)):
         value = ",".join(repr(float(entry)) for entry in values)
         return [value] if option.many else value
     if option.many:
@@ -336,7 +345,7 @@ def as_flags(message: str) -> str:
     """Return the message of an error with flags where it names arguments."""
 
     def flag(name: str, value: str | None) -> str:
-        name = {"norms": "norm"}.get(name, name)
+        name = {"norms": "norm", "corruptions": "corruption"}.get(name, name)
         if name not in _OPTIONS:
             return name
         return f"--{name.replace('_', '-')}" + ("" if value in (None, "True") else f" {value}")

@@ -50,6 +50,12 @@ class Evaluation(Results):
         By norm, for the gallery.
     feature_names : tuple of str or None
         Of a table.
+    corruptions : dict of str to Corruption
+        By name, where corruptions were given.
+    ids : tuple of int or str, or None
+        What the data call each evaluated sample.
+    evidence : tuple of Evidence
+        What the figures are evidence of.
     """
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,7 +85,7 @@ class Evaluation(Results):
         return plot_curves({"": self})
 
     def save(self, folder: str | Path) -> Path:
-        """Write report.html, curve.png, results.json, examples.npz and the figures as CSV; return the folder.
+        """Write report.html, curve.png, results.json, examples.npz, figures as CSV; return the folder.
 
         Raises
         ------

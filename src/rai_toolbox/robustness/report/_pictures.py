@@ -9,19 +9,22 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rai_toolbox.robustness._results import Results
+from rai_toolbox.robustness._evidence import AveragePoint
+from rai_toolbox.robustness._results import Point, Results
 from rai_toolbox.robustness._statistics import wilson_interval
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = [
+    "corruption_drawing",
     "curve_drawing",
     "curve_png",
     "data_uri",
@@ -38,6 +41,9 @@ _MARKERS = ("o", "s", "^", "D")
 
 # How many radii a curve is drawn at, beside the reported ones.
 _FINE = 241
+
+# The curves of one evaluation, in the legend.
+_WORST, _AVERAGE = "worst case (attack)", "average (random points)"
 
 # How many letters of a model's name a legend has room for.
 _NAME = 60
@@ -63,19 +69,38 @@ def plot_curves(evaluations: Mapping[str, Results]) -> Figure:
             panel.plot(epsilon, value, color=color)
             panel.fill_between(epsilon, low, high, color=color, alpha=0.15, linewidth=0)
             # The line of the legend, with the marker of the reported points.
-            panel.plot([], [], color=color, marker=marker, markersize=5, label=_called(name))
+            alone = _WORST if len(evaluations) == 1 and evaluation.curves[norm].average and not name else None
+            panel.plot([], [], color=color, marker=marker, markersize=5, label=alone or _called(name))
             reported = [point.epsilon for point in points], [point.value for point in points]
             panel.plot(*reported, color=color, marker=marker, markersize=5, linestyle="none")
+            if len(evaluations) == 1:
+                _plot_average(panel, evaluation, norm)
         panel.set_xlabel(f"ε ({norm})")
         panel.set_ylabel(f"{measure} under attack")
         panel.set_xlim(left=0)
         panel.set_ylim(bottom=0, top=1.02 if measure == "accuracy" else None)
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-        if any(evaluations):
+        if panel.get_legend_handles_labels()[1]:
             for text in panel.legend(frameon=False).get_texts():
                 text.set_parse_math(False)  # a name with two dollar signs is no formula
     return figure
+
+
+def _plot_average(panel: Axes, evaluation: Results, norm: str) -> None:
+    average = evaluation.curves[norm].average
+    if not average:
+        return
+    epsilon, value, low, high = np.array([_as_measure(evaluation, point) for point in average]).T
+    panel.plot(epsilon, value, color=_COLORS[1], marker=_MARKERS[1], markersize=4, linestyle="--", label=_AVERAGE)
+    panel.fill_between(epsilon, low, high, color=_COLORS[1], alpha=0.15, linewidth=0)
+
+
+def _as_measure(evaluation: Results, point: AveragePoint) -> tuple[float, float, float, float]:
+    """Return the radius of an average, and its error and interval in the measure of the curve."""
+    if evaluation.task == "classification":
+        return point.epsilon, 1 - point.error, 1 - point.high, 1 - point.low
+    return point.epsilon, point.error, point.low, point.high
 
 
 def curve_png(evaluations: Mapping[str, Results]) -> bytes:
@@ -127,6 +152,9 @@ def curve_drawing(evaluations: Mapping[str, Results], norm: str) -> dict[str, An
                 ],
             }
         )
+    if len(shown) == 1 and curves[0].average:
+        lines[0]["name"] = lines[0]["name"] or "worst case"
+        lines.append(_average_line(next(iter(shown.values())), norm, x_of, y_of))
     stops = sorted({point.epsilon for curve in curves for point in curve.points})
     places = [x_of(epsilon) for epsilon in stops]
     edges = [left, *((a + b) / 2 for a, b in itertools.pairwise(places)), width - right]
@@ -140,6 +168,49 @@ def curve_drawing(evaluations: Mapping[str, Results], norm: str) -> dict[str, An
             for i, (stop, place) in enumerate(zip(stops, places, strict=True))
         ],
     }  # fmt: skip
+
+
+def _average_line(
+    evaluation: Results, norm: str, x_of: Callable[[float], float], y_of: Callable[[float], float]
+) -> dict[str, Any]:
+    """Return the geometry of the average beside a curve, as `curve_drawing` has it of the curve."""
+    rows = [_as_measure(evaluation, point) for point in evaluation.curves[norm].average]
+    upper = [(x_of(epsilon), y_of(high)) for epsilon, _, _, high in rows]
+    lower = [(x_of(epsilon), y_of(low)) for epsilon, _, low, _ in rows]
+    return {
+        "name": "random points",
+        "band": _coordinates([*upper, *reversed(lower)]),
+        "line": _coordinates([(x_of(epsilon), y_of(value)) for epsilon, value, _, _ in rows]),
+        "points": [
+            {"x": x_of(row[0]), "y": y_of(row[1]), "point": Point(*row, samples=point.points)}
+            for row, point in zip(rows, evaluation.curves[norm].average, strict=True)
+        ],
+    }
+
+
+def corruption_drawing(evaluation: Results) -> list[dict[str, Any]]:
+    """Return a small drawing for each corruption: its name and the points of its curve, in a box of 240 by 90."""
+    accuracy = evaluation.task == "classification"
+    drawings = []
+    for name, corruption in evaluation.corruptions.items():
+        points = corruption.points
+        widest = points[-1].severity or 1.0
+        tallest = 1.0 if accuracy else _ceiling([point.high for point in points])
+
+        def at(severity: float, value: float, widest: float = widest, tallest: float = tallest) -> tuple[float, float]:
+            return round(240 * severity / widest, 2), round(90 * (1 - min(value, tallest) / tallest), 2)
+
+        upper = [at(point.severity, point.high) for point in points]
+        lower = [at(point.severity, point.low) for point in points]
+        drawings.append(
+            {
+                "name": name,
+                "line": _coordinates([at(point.severity, point.value) for point in points]),
+                "band": _coordinates([*upper, *reversed(lower)]),
+                "points": points,
+            }
+        )
+    return drawings
 
 
 def _drawn(evaluation: Results, norm: str, widest: float) -> tuple[NDArray, NDArray, NDArray, NDArray]:

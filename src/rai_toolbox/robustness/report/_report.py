@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from rai_toolbox.robustness._results import Curve, Examples, Results
 from rai_toolbox.robustness.data._samples import kind_of
-from rai_toolbox.robustness.report._pictures import curve_drawing, data_uri, image_of, perturbation_of, series_path
+from rai_toolbox.robustness.report._pictures import (
+    corruption_drawing,
+    curve_drawing,
+    data_uri,
+    image_of,
+    perturbation_of,
+    series_path,
+)
 
 __all__ = ["guidance", "render", "render_report"]
 
@@ -48,6 +55,7 @@ def render_report(evaluation: Results) -> str:
         guidance=guidance(),
         kind=kind_of(evaluation.data["shape"], evaluation.feature_names),
         settings=_settings(evaluation),
+        corruptions=corruption_drawing(evaluation),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,6 +52,10 @@ def _curve_csv(evaluation: Results) -> str:
             "by_minimum_norm",
             "also_by_fixed_budget",
             "also_by_stronger_attacks",
+            "average_error",
+            "average_low",
+            "average_high",
+            "average_points",
         ]
     ]
     rows += [
@@ -64,9 +69,10 @@ def _curve_csv(evaluation: Results) -> str:
             p.by_minimum_norm,
             p.also_by_fixed_budget,
             p.also_by_stronger_attacks,
+            *((mean.error, mean.low, mean.high, mean.points) if mean is not None else (None,) * 4),
         ]
         for norm, curve in evaluation.curves.items()
-        for p in curve.points
+        for p, mean in itertools.zip_longest(curve.points, curve.average)
     ]
     return csv_text(rows)
 
@@ -80,6 +86,18 @@ def _classes_csv(evaluation: Results) -> str | None:
         for norm, curve in evaluation.curves.items()
         for row in curve.classes
         for point, value in zip(curve.points, row.values, strict=True)
+    ]
+    return csv_text(rows)
+
+
+def _corruptions_csv(evaluation: Results) -> str | None:
+    if not evaluation.corruptions:
+        return None
+    rows = [["corruption", "severity", evaluation.measure.replace(" ", "_"), "low", "high", "samples"]]
+    rows += [
+        [name, *vars(point).values()]
+        for name, corruption in evaluation.corruptions.items()
+        for point in corruption.points
     ]
     return csv_text(rows)
 
@@ -124,6 +142,7 @@ EVALUATION_FILES: Mapping[str, Callable[[Results], bytes | str | None]] = {
     "curve.png": lambda evaluation: curve_png({"": evaluation}),
     "curve.csv": _curve_csv,
     "classes.csv": _classes_csv,
+    "corruptions.csv": _corruptions_csv,
     "samples.csv": _samples_csv,
     "examples.npz": _examples_npz,
     "results.json": to_json,

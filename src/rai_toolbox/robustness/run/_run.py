@@ -98,7 +98,11 @@ class Run:
         findings = self._checks(by_norm, clean_pieces) if subject.settings.diagnostics else ()
         if subject.classifies and subject.settings.adaptive and asks_for_more(findings) and self.complete:
             by_norm, findings = self._stronger(by_norm, findings)
-        by_norm = {norm: with_average(subject, norm, measured, self._stage) for norm, measured in by_norm.items()}
+        by_norm = {
+            norm: with_average(subject, norm, by_norm[norm], self._stage)
+            for norm in subject.settings.norms
+            if norm in by_norm
+        }
         corruptions = corruptions_of(subject, clean_pieces, self._stage)
         return assemble(
             subject, self.summary, clean_pieces, by_norm, findings, corruptions,
