@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.functional.tensor_layouts import DTYPES
 
 import rai_toolbox.functional as F
-from rai_toolbox.functional import _large_projection, _large_selection, _per_datum, _scaling, normalize, project_l2_ball
+from rai_toolbox.functional import _per_datum, _scaling, normalize, project_l2_ball
+from rai_toolbox.kernels import _large_projection, _large_selection, _scratch
 from rai_toolbox.kernels._factors import NormFactor
 
 SIZE = 2**21 + 3
@@ -53,8 +54,9 @@ def test_a_large_datum_of_subnormal_halves_that_is_rounded_outside_its_ball_stay
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch):
     """What is large, and is cut into pieces, is 40 entries, so that few suffice."""
-    monkeypatch.setattr(_per_datum, "WORK_NUMEL", 39)
-    for module in (_per_datum, _large_selection, _large_projection):
+    for module in (_per_datum, _scratch):
+        monkeypatch.setattr(module, "WORK_NUMEL", 39)
+    for module in (_scratch, _large_selection, _large_projection):
         monkeypatch.setattr(module, "PIECE_NUMEL", 16)
 
 

@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional import _by_kernels
-from rai_toolbox.functional._large_selection import l1_vertex_, signs_of_largest_
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._norms import normalize
 from rai_toolbox.functional._per_datum import (
     RowFunction,
     checked_float,
-    is_large,
     map_rows,
     map_rows_,
-    may_look,
     per_datum,
 )
 from rai_toolbox.functional._scaling import normalize_
 from rai_toolbox.functional._selection import count_of, signed_rows
 from rai_toolbox.functional._twins import twin_of
+from rai_toolbox.kernels._large_selection import l1_vertex_, signs_of_largest_
+from rai_toolbox.kernels._machine import seen
+from rai_toolbox.kernels._scratch import is_large
 
 Number: TypeAlias = float | Tensor
 
@@ -132,10 +132,9 @@ def lmo_l2_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, neg
     """
 
     def large_(row: Tensor, scale: Number) -> Tensor:
-        if isinstance(scale, Tensor) and not may_look(scale):  # rounded twice
-            return normalize_(row, 2, param_ndim=1, eps=0.0).mul_(scale)  # pyright: ignore[reportAttributeAccessIssue]
-        normalize_(row, 2, param_ndim=1, eps=0.0, scale=float(scale))
-        return row
+        known = seen(lambda: float(scale), scale)
+        normalize_(row, 2, param_ndim=1, eps=0.0, scale=1.0 if known is None else known)
+        return row.mul_(scale) if known is None else row  # rounded twice
 
     return _oracle(map_rows_, _l2_direction, g, epsilon, param_ndim, 1.0 if negated else -1.0, large_)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -12,14 +11,12 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional._layout import as_rows, blocks, datum_ndim, is_number, write_through
-from rai_toolbox.kernels._machine import may_look
+from rai_toolbox.kernels._machine import seen
+from rai_toolbox.kernels._scratch import WORK_NUMEL, is_kept, is_shared_out, kept_memory
 from rai_toolbox.kernels._threads import share_out
 
 RowFunction = Callable[..., Tensor]
 _Part: TypeAlias = tuple[Tensor, list[float | Tensor], list[float | Tensor | None]]
-
-# How many entries are worked on together at most, where several temporaries of that size are needed.
-WORK_NUMEL = 2**20
 
 # From so many blocks on threads share them out: a search is dozens of small operators, and the interpreter runs one
 # thread at a time between them (two blocks took 1.2 times as long as one after the other, twelve half as long).
@@ -28,54 +25,6 @@ FEWEST_SHARED = 4
 # Tensors of at most so many entries are put together where their data are of one size: beyond, a copy costs more than
 # the calls that it saves.
 _TOGETHER_NUMEL = 2**18
-
-# How large the pieces are that a datum of more entries than that is worked on by.
-PIECE_NUMEL = 2**18
-
-_kept_memory = threading.local()
-
-
-def scratch(like: Tensor, slot: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Uninitialized memory of the shape of `like`, valid until the same slot is asked for again in this thread.
-
-    A fresh temporary of a megabyte costs page faults several times the arithmetic on it, so each thread keeps a few (up
-    to 4 MB of float32 each). A function of rows may return it; what reaches a caller must have memory of its own.
-    """
-    dtype = dtype or like.dtype
-    if like.numel() > WORK_NUMEL or not may_look(like):
-        return torch.empty(like.shape, dtype=dtype, device=like.device)
-    return kept_memory(like.shape, slot, dtype)
-
-
-def kept_memory(shape: Sequence[int], slot: int | str, dtype: torch.dtype) -> Tensor:
-    """Uninitialized memory of this thread; see `scratch`."""
-    slots: dict[tuple[int | str, torch.dtype], Tensor] | None = getattr(_kept_memory, "slots", None)
-    if slots is None:
-        slots = _kept_memory.slots = {}
-    numel = math.prod(shape)
-    memory = slots.get((slot, dtype))
-    if memory is None or memory.numel() < numel:
-        with torch.inference_mode(False):
-            memory = torch.empty(numel, dtype=dtype, device="cpu")
-        slots[slot, dtype] = memory
-    return memory[:numel].view(shape)
-
-
-def _is_kept(x: Tensor) -> bool:
-    if not may_look(x):
-        return False
-    address = x.untyped_storage().data_ptr()
-    return any(address == m.untyped_storage().data_ptr() for m in getattr(_kept_memory, "slots", {}).values())
-
-
-def is_large(rows: Tensor) -> bool:
-    """Whether a matrix is one datum larger than what is worked on together; see `_large_*.py`."""
-    return rows.shape[0] == 1 and rows.numel() > WORK_NUMEL
-
-
-def pieces(row: Tensor) -> tuple[Tensor, ...]:
-    """Cut a datum, a matrix of one row, into views of bounded size."""
-    return row.split(PIECE_NUMEL, 1)
 
 
 def checked_float(name: str, x: Any) -> Tensor:
@@ -114,7 +63,7 @@ def per_datum(name: str, value: float | Tensor, x: Tensor, k: int) -> float | Te
                     f"{tuple(x.shape)} whose last {k} dimensions are a datum"
                 ) from None
         column = column.to(x.device).unsqueeze(1)
-        if may_look(column) and not bool((column.detach() >= 0).all()):
+        if seen(lambda: not bool((column.detach() >= 0).all()), column):
             raise ValueError(f"`{name}` must be at least 0 for every datum, got {value!r}")
         return column
     if not is_number(value):
@@ -131,8 +80,9 @@ def per_entry(name: str, value: float | Tensor | None, x: Tensor) -> float | Ten
     if isinstance(value, Tensor):
         if value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"`{name}` must be real, got a tensor of {value.dtype}")
-        if value.ndim == 0 and may_look(value) and not value.requires_grad:
-            return per_entry(name, float(value), x)
+        known = seen(lambda: float(value), value) if value.ndim == 0 and not value.requires_grad else None
+        if known is not None:
+            return per_entry(name, known, x)
         try:
             return value.to(x.device).expand(x.shape)
         except RuntimeError:
@@ -176,7 +126,7 @@ def map_rows(
     shape = (math.prod(x.shape[: x.ndim - k]), math.prod(x.shape[x.ndim - k :]))
     others = [e.reshape(shape) if isinstance(e, Tensor) else e for e in entries]
     result = function(x.reshape(shape), *columns, *others)
-    return (result.clone() if _is_kept(result) else result).to(x.dtype).reshape(x.shape)
+    return (result.clone() if is_kept(result) else result).to(x.dtype).reshape(x.shape)
 
 
 def map_rows_(
@@ -226,8 +176,8 @@ def map_rows_of_all_(function: RowFunction, xs: Sequence[Tensor], ks: Sequence[i
     work: list[Callable[[], Any]] = []
     for x, k in zip(xs, ks, strict=True):
         length = math.prod(x.shape[x.ndim - k :])
-        if not (0 < x.numel() <= _TOGETHER_NUMEL and x.is_contiguous() and may_look(x)):
-            shared = length <= WORK_NUMEL and may_look(x)  # else it is shared out by itself, or not at all
+        if not (0 < x.numel() <= _TOGETHER_NUMEL and x.is_contiguous() and is_shared_out(x)):
+            shared = length <= WORK_NUMEL and is_shared_out(x)  # else it is shared out by itself, or not at all
             some = blocks(write_through(x).detach(), k, WORK_NUMEL) if shared else [x]
             work.extend(functools.partial(map_rows_, function, block, k) for block in some)
             continue

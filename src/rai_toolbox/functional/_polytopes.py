@@ -10,21 +10,19 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional import _by_kernels
-from rai_toolbox.functional._large_projection import put_large_on_simplex_
 from rai_toolbox.functional._layout import blocks, datum_ndim
 from rai_toolbox.functional._nearest import Bound, Number, clip, nearest_on_simplex
 from rai_toolbox.functional._per_datum import (
-    WORK_NUMEL,
     checked_float,
-    is_large,
     map_rows,
     map_rows_,
-    may_look,
     per_datum,
     per_entry,
-    scratch,
 )
 from rai_toolbox.functional._twins import twin_of
+from rai_toolbox.kernels._large_projection import put_large_on_simplex_
+from rai_toolbox.kernels._machine import seen
+from rai_toolbox.kernels._scratch import WORK_NUMEL, is_large, scratch
 
 
 def project_box(x: Tensor, lower: Bound, upper: Bound) -> Tensor:
@@ -139,10 +137,8 @@ def checked_bounds(x: Tensor, lower: Bound, upper: Bound) -> tuple[Bound, Bound]
     if low is None or high is None or x.numel() == 0:
         return low, high
     if isinstance(low, Tensor) or isinstance(high, Tensor):
-        if not may_look(x):
-            return low, high
         with torch.no_grad():
-            crossed = _cross(x, low, high)
+            crossed = seen(lambda: _cross(x, low, high), x)
     else:
         crossed = low > high
     if crossed:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional import _by_kernels
-from rai_toolbox.functional._large_projection import project_large_
 from rai_toolbox.functional._layout import datum_ndim, is_integer
 from rai_toolbox.functional._nearest import (
     Bound,
@@ -26,15 +25,16 @@ from rai_toolbox.functional._nearest import (
 from rai_toolbox.functional._norms import scaled_norms
 from rai_toolbox.functional._per_datum import (
     checked_float,
-    is_large,
     map_rows,
     map_rows_,
-    may_look,
     per_datum,
 )
 from rai_toolbox.functional._polytopes import checked_bounds
 from rai_toolbox.functional._twins import twin_of
 from rai_toolbox.kernels._factors import slack
+from rai_toolbox.kernels._large_projection import project_large_
+from rai_toolbox.kernels._machine import seen
+from rai_toolbox.kernels._scratch import is_large
 
 
 def project_l1_ball(
@@ -260,8 +260,8 @@ def _on_ball(
     k = datum_ndim(checked_float("x", x).ndim, param_ndim)
     eps = per_datum("epsilon", epsilon, x, k)
     low, high = checked_bounds(x, lower, upper)
-    if x.numel() and may_look(x):
-        _check_common_point(x, k, eps, low, high, p)
+    if x.numel():
+        seen(lambda: _check_common_point(x, k, eps, low, high, p), x)
 
     in_place = mapper is map_rows_
     if p != torch.inf:
@@ -292,16 +292,21 @@ def _on_sparse(
         raise ValueError(f"`k` must be at least 0, got {k!r}")
     ndim = datum_ndim(checked_float("x", x).ndim, param_ndim)
     low, high = checked_bounds(x, lower, upper)
-    if x.numel() and may_look(x):
-        needed = _least_magnitudes(x, low, high)
-        if needed is not None:
-            counts = (needed != 0).flatten(x.ndim - ndim).sum(-1) if ndim else (needed != 0).long()
-            if int(counts.max()) > k:
-                raise ValueError(
-                    f"no point of the box has only {k} entries that are not zero: `lower` and `upper` leave zero out "
-                    f"in {int(counts.max())} entries of datum {int(counts.argmax())}"
-                )
+    if x.numel():
+        seen(lambda: _check_sparse_point(x, ndim, k, low, high), x)
     return mapper(lambda rows, lo, hi: nearest_sparse(rows, k, lo, hi), x, param_ndim, (), (low, high))
+
+
+def _check_sparse_point(x: Tensor, ndim: int, k: int, low: Bound, high: Bound) -> None:
+    needed = _least_magnitudes(x, low, high)
+    if needed is None:
+        return
+    counts = (needed != 0).flatten(x.ndim - ndim).sum(-1) if ndim else (needed != 0).long()
+    if int(counts.max()) > k:
+        raise ValueError(
+            f"no point of the box has only {k} entries that are not zero: `lower` and `upper` leave zero out in "
+            f"{int(counts.max())} entries of datum {int(counts.argmax())}"
+        )
 
 
 def _nearest_in_cube(rows: Tensor, epsilon: Number, low: Bound, high: Bound, in_place: bool) -> Tensor:

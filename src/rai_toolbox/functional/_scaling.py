@@ -18,24 +18,26 @@ from torch import Tensor
 from rai_toolbox.functional import _by_kernels
 from rai_toolbox.functional._layout import BLOCK_NUMEL, as_rows, block_indices, blocks, datum_ndim, write_through
 from rai_toolbox.functional._norms import (
-    SUM_SCRATCH_NUMEL,
     TINY,
     check_floating,
     check_order,
     direct_norms,
-    is_summed,
     normalize,
-    piece_length,
     plain_norm,
+)
+from rai_toolbox.functional._projections import project_l2_ball
+from rai_toolbox.kernels._factors import NormFactor
+from rai_toolbox.kernels._machine import is_on_cpu, seen, wide_dtype
+from rai_toolbox.kernels._norms import (
+    SUM_SCRATCH_NUMEL,
+    is_summed,
+    piece_length,
     safe_factors,
     safe_range,
     scratch_dtype,
     summed_norms,
 )
-from rai_toolbox.functional._per_datum import kept_memory
-from rai_toolbox.functional._projections import project_l2_ball
-from rai_toolbox.kernels._factors import NormFactor
-from rai_toolbox.kernels._machine import is_on_cpu
+from rai_toolbox.kernels._scratch import kept_memory
 from rai_toolbox.kernels._threads import share_out
 
 # Up to so many entries, norms are computed in float64 from the start.
@@ -384,7 +386,7 @@ def _scale_large_datum_(x: Tensor, factor: NormFactor) -> bool:
     bool
         Whether it is done. On a CPU a datum with a norm or a factor that float64 cannot hold is left as it is.
     """
-    work = torch.float32 if x.device.type == "mps" else torch.float64
+    work = wide_dtype(x)
     flat = as_rows(x, x.ndim)
     flat = x if flat is None else flat[0]
     pieces = flat.split(BLOCK_NUMEL // 2) if flat.ndim == 1 else list(flat.unbind(0))
@@ -393,10 +395,9 @@ def _scale_large_datum_(x: Tensor, factor: NormFactor) -> bool:
     parts = [plain_norm((piece.to(work) / a).reshape(-1), factor.p, 1) for piece in pieces]
     norm = plain_norm(torch.cat(parts), factor.p, 1) * a
     times = factor.of_(norm.clone(), x.dtype, x.numel())
-    if x.device.type == "cpu":
-        size = abs(times.item())
-        if not (norm.isfinite() and (1e-290 <= size <= 1e290 or size == 0)):
-            return False
+    size = seen(lambda: abs(times.item()) if norm.isfinite() else math.inf, x)
+    if size is not None and not (1e-290 <= size <= 1e290 or size == 0):
+        return False
     for piece in pieces:
         wide = piece.to(work)
         piece.copy_(torch.where(times == 1, wide, wide * times))

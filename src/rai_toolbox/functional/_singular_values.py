@@ -18,6 +18,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from rai_toolbox.kernels._machine import is_on_cpu, wide_dtype
+
 Number: TypeAlias = float | Tensor
 
 # The odd polynomial a x + b x³ + c x⁵ that a step of Newton and Schulz [2]_ applies to each singular value.
@@ -48,7 +50,7 @@ def newton_schulz(a: Tensor, steps: int) -> Tensor:
 
 def shares_calls(stack: Tensor) -> bool:
     """Return whether the matrices of a stack are better multiplied together than one by one."""
-    return stack.device.type != "cpu" or stack[0].numel() <= _STACKED_NUMEL
+    return not is_on_cpu(stack) or stack[0].numel() <= _STACKED_NUMEL
 
 
 def _iterated(x: Tensor, steps: int, multiply_add: Callable[..., Tensor]) -> Tensor:
@@ -69,7 +71,7 @@ def _power_of_two(a: Tensor, work: torch.dtype | None = None) -> Tensor:
 
 def of_singular_values(a: Tensor, epsilon: Number | None) -> Tensor:
     """Set the singular values of a stack of matrices to 1 (those that are not zero), or clip them to `epsilon`."""
-    work = torch.float32 if a.device.type == "mps" else torch.float64
+    work = wide_dtype(a)
     finite = a.detach().isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
     scale = _power_of_two(a, work)
     wide = torch.where(finite, a, 0).to(work) / scale

@@ -11,8 +11,10 @@ from torch import Tensor
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._nearest import Number, slack
 from rai_toolbox.functional._norms import lp_norm, normalize
-from rai_toolbox.functional._per_datum import checked_float, is_large, map_rows, map_rows_, per_datum, pieces
+from rai_toolbox.functional._per_datum import checked_float, map_rows, map_rows_, per_datum
 from rai_toolbox.functional._twins import twin_of
+from rai_toolbox.kernels._machine import wide_dtype
+from rai_toolbox.kernels._scratch import is_large, pieces
 
 
 def project_l2_sphere(x: Tensor, epsilon: Number = 1.0, *, param_ndim: int | None = -1) -> Tensor:
@@ -84,7 +86,7 @@ def _rows_on_sphere(rows: Tensor, epsilon: Number, *, in_place: bool) -> Tensor:
 def _large_on_sphere_(row: Tensor, epsilon: Number) -> Tensor:
     """One datum, by pieces: no temporary is as large as the row."""
     parts = pieces(row)
-    wide = torch.float32 if row.device.type == "mps" else torch.float64
+    wide = wide_dtype(row)
     norms = [lp_norm(part.to(wide), 2, param_ndim=1, keepdim=True) for part in parts]
     norm = lp_norm(torch.cat(norms, 1), 2, param_ndim=1, keepdim=True)
     stays = _is_on_sphere(norm, epsilon, row) | (norm == 0)

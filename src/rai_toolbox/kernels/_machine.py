@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import platform
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from torch.nn import Parameter
 
 # Not with a CPU build of torch, Windows, macOS. It is imported when a kernel first runs: that takes a second.
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+Seen = TypeVar("Seen")
+
 _WITH_TRITON = ("cuda", "xpu")  # a ROCm device is a "cuda" to torch
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -33,9 +37,39 @@ def may_look(x: Tensor) -> bool:
     )
 
 
-def is_on_cpu(x: Tensor) -> bool:
-    """Whether the form for CPUs works on this tensor."""
-    return x.device.type == "cpu" and _forced is None
+def seen(look: Callable[[], Seen], *at: object) -> Seen | None:
+    """What a look at these tensors tells, or None where it would not be free: then it is not looked."""
+    return look() if all(may_look(x) for x in at if isinstance(x, Tensor)) else None
+
+
+def is_on_cpu(*xs: Tensor) -> bool:
+    """Whether the form for CPUs works on these tensors."""
+    return _forced is None and all(x.device.type == "cpu" for x in xs)
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """The real dtype to compute in: float64, where the device has it."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def is_captured(x: Tensor) -> bool:
+    """Whether what is done to the tensor is recorded in a CUDA graph, not done."""
+    return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def kind_of(device: torch.device) -> str:
+    """What torch calls a device of this kind."""
+    return device.type
+
+
+def name_of(device: torch.device) -> str:
+    """What its maker calls a CUDA device; of any other, the processor's kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
+def own_generators(device: torch.device) -> list[torch.device]:
+    """For `torch.random.fork_rng`: the device, if it is one with random numbers of its own."""
+    return [device] if device.type == "cuda" else []
 
 
 def has_kernels(x: Tensor) -> bool:

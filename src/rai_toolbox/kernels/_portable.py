@@ -8,24 +8,22 @@ by block, so that no temporary is as large as a large tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from rai_toolbox.kernels._changes import Change, Kind
 from rai_toolbox.kernels._factors import slack
+from rai_toolbox.kernels._machine import wide_dtype
+from rai_toolbox.kernels._norms import plain_norm
 
 Number = float | Tensor
 Bound = float | Tensor | None
+LevelForSum = Callable[[Tensor, Tensor], Tensor]
 
 # How many entries are worked on together, at least, and into how many blocks a larger tensor is cut.
 _BLOCK_NUMEL, _BLOCKS = 2**20, 8
-
-
-def wide(x: Tensor) -> torch.dtype:
-    """The dtype to compute in: float64, where there is one."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def column(value: Number, rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -37,7 +35,7 @@ def column(value: Number, rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 def norms(rows: Tensor, p: float) -> Tensor:
     """The norms of rows, shape (N, 1), right for every finite entry."""
-    x = rows.to(wide(rows))
+    x = rows.to(wide_dtype(rows))
     if rows.dtype != x.dtype and p in (1, 2, math.inf):  # no sum of squares of a narrower one leaves the range
         return torch.linalg.vector_norm(x, p, 1, keepdim=True)
     largest = x.abs().amax(1, keepdim=True)
@@ -142,7 +140,7 @@ def folded(x: Tensor, low: Bound, high: Bound) -> tuple[Tensor, Tensor, Tensor]:
     # an entry whose interval leaves zero out keeps that side's sign, whatever x is
     nearest = torch.minimum(torch.maximum(torch.zeros_like(x), lo), hi)
     sign = torch.where(nearest != 0, nearest.sign(), sign)
-    return sign, nearest.abs(), torch.maximum(sign * lo, sign * hi).clamp_min(0)
+    return sign, nearest.abs(), _not_negative(torch.maximum(sign * lo, sign * hi))
 
 
 def boxed(x: Tensor, radius: Tensor, low: Bound, high: Bound, p: int) -> Tensor:
@@ -259,7 +257,7 @@ def project_in_box_(x: Tensor, length: int, radius: Number, low: Bound, high: Bo
 
 def nearest_in_ball(rows: Tensor, radius: Number, low: Bound, high: Bound, p: int) -> Tensor:
     """The nearest points of {‖z‖_p ≤ radius} ∩ [low, high], p 1 or 2, to rows; without a gradient."""
-    x = rows.to(wide(rows))
+    x = rows.to(wide_dtype(rows))
     goal = column(radius, rows, x.dtype)
     z = clip(x, low, high)
     norm = norms(z, p)
@@ -273,12 +271,16 @@ def nearest_in_ball(rows: Tensor, radius: Number, low: Bound, high: Bound, p: in
 
 def nearest_on_simplex(rows: Tensor, total: Number) -> Tensor:
     """The nearest points of {z ≥ 0, Σz = total} to rows."""
-    x = rows.to(wide(rows))
+    x = rows.to(wide_dtype(rows))
     goal = column(total, rows, x.dtype)
-    relative, absolute = slack(rows.dtype, rows.shape[1], 1)
+    return torch.where(on_simplex(x, goal, rows.dtype), x, with_sum(x, goal)).to(rows.dtype)
+
+
+def on_simplex(x: Tensor, total: Tensor, dtype: torch.dtype) -> Tensor:
+    """Which rows lie on the simplex, but for rounding in `dtype`, or have a NaN: there is no nearest point."""
+    relative, absolute = slack(dtype, x.shape[1], 1)
     least = x.amin(1, keepdim=True)
-    inside = ((x.sum(1, keepdim=True) - goal).abs() <= goal * relative + absolute) & (least >= 0)
-    return torch.where(inside | least.isnan(), x, with_sum(x, goal)).to(rows.dtype)
+    return (((x.sum(1, keepdim=True) - total).abs() <= total * relative + absolute) & (least >= 0)) | least.isnan()
 
 
 def l2_scaled(x: Tensor, radius: Tensor) -> Tensor:
@@ -287,7 +289,7 @@ def l2_scaled(x: Tensor, radius: Tensor) -> Tensor:
     x = torch.where(infinite.any(1, keepdim=True), torch.where(infinite, x.sign(), torch.zeros_like(x)), x)
     largest = x.detach().abs().amax(1, keepdim=True)
     largest = torch.where(largest > 0, largest, torch.ones_like(largest))
-    share = radius / torch.linalg.vector_norm(x / largest, 2, 1, keepdim=True)
+    share = radius / plain_norm(x / largest, 2, 1)
     # The factor share/largest in two steps: it may be less than the least number, and an entry over the largest too.
     with torch.no_grad():
         exponent = ((share.log2() - largest.log2()) / 2).round()
@@ -295,18 +297,23 @@ def l2_scaled(x: Tensor, radius: Tensor) -> Tensor:
     return x * step * (share / (largest * step))
 
 
-def with_sum(y: Tensor, total: Tensor) -> Tensor:
+def with_sum(y: Tensor, total: Tensor, level_for_sum: LevelForSum = level_for_sum) -> Tensor:
     """The nearest point with entries ≥ 0 that sum to `total`; can be differentiated."""
     top = y.amax(1, keepdim=True)
     zero, infinity = y.new_zeros(()), y.new_full((), torch.inf)
     shared = torch.where(y == infinity, zero, infinity)
     depth = torch.where(top == infinity, shared, top - y)
     with torch.no_grad():
-        active = depth < level_for_sum(depth.detach(), total.detach())
+        active = (depth < level_for_sum(depth.detach(), total.detach())) | (depth == 0)
     count = active.sum(1, keepdim=True).clamp_min(1)
     level = (total + torch.where(active, depth, zero).sum(1, keepdim=True)) / count
-    z = torch.where(active, (level - depth).clamp_min(0), zero)
+    z = torch.where(active, _not_negative(level - depth), zero)
     with torch.no_grad():  # the level has digits of its own size only
         found = z.sum(1, keepdim=True)
         correction = torch.where(found > 0, total / found, torch.ones_like(found))
     return z * correction
+
+
+def _not_negative(x: Tensor) -> Tensor:
+    """max(x, 0), with a gradient of 1 at zero, where that of `clamp_min` depends on the version of torch."""
+    return torch.where(x < 0, torch.zeros_like(x), x)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rai_toolbox.functional._layout import datum_ndim, is_number
+from rai_toolbox.kernels._machine import seen, wide_dtype
 from rai_toolbox.optim._inner import named_parameters
 from rai_toolbox.optim._plans import GroupPlan
 from rai_toolbox.optim._separate import SEPARATE
@@ -194,7 +195,7 @@ class CompiledStep:
             factors = None
             if begins_with_norm:
                 factors, total = measure_(grads if start < self._at_update else self._params)
-                if total.device.type == "cpu" and not math.isfinite(total.item()):
+                if seen(lambda total=total: not math.isfinite(total.item()), total):
                     return False
             change_(grads, self._params, factors)
             return True
@@ -284,7 +285,7 @@ def _takes(x: Tensor) -> bool:
         type(x) in (Tensor, torch.nn.Parameter)
         and x.layout is torch.strided
         and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        and x.device.type != "mps"  # which has no float64
+        and wide_dtype(x) == torch.float64
         and _is_dense(x)
         and not is_flattened(x)
     )

@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from rai_toolbox.functional._layout import BLOCK_NUMEL, block_indices, datum_ndim, is_number
-from rai_toolbox.functional._norms import direct_norms, safe_factors, safe_range
+from rai_toolbox.functional._norms import direct_norms
 from rai_toolbox.functional._per_datum import FEWEST_SHARED
 from rai_toolbox.functional._scaling import ScalingPlan, large_norm, multiply_large_, norm_of_parts, pieces_of
+from rai_toolbox.kernels._machine import is_on_cpu
+from rai_toolbox.kernels._norms import safe_factors, safe_range
 from rai_toolbox.kernels._threads import share_out
 from rai_toolbox.optim._plans import GroupPlan
 from rai_toolbox.optim._separate import SEPARATE
@@ -130,7 +132,7 @@ def _extent(x: Tensor) -> int:
 def _has_blocks(p: Tensor, grad: Tensor) -> bool:
     return (
         type(p) in (Tensor, torch.nn.Parameter)
-        and p.device.type == grad.device.type == "cpu"
+        and is_on_cpu(p, grad)
         and p.layout is grad.layout is torch.strided
         and p.is_floating_point()
         and p.dtype == grad.dtype

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional._layout import batch_shape, write_through
-from rai_toolbox.functional._norms import direct_norms, safe_range, scaled_norms
+from rai_toolbox.functional._norms import direct_norms, scaled_norms
+from rai_toolbox.kernels._machine import is_on_cpu, seen
+from rai_toolbox.kernels._norms import safe_range
 from rai_toolbox.optim._shards import Bundle, Layout, gather
 from rai_toolbox.optim._torch_private import foreach_mul_
 from rai_toolbox.optim._transforms import ByNorm
@@ -69,7 +71,7 @@ def _local_norms(job: NormJob) -> Tensor:
     x, k, transform = job.part, job.k, job.transform
     if x.numel() == 0:
         return x.new_zeros(_rows(x.shape, k), dtype=torch.float64)
-    if x.device.type != "cpu" or x.is_complex():
+    if not is_on_cpu(x) or x.is_complex():
         if x.dtype == torch.float64 or x.is_complex() or transform.p not in (1, 2, torch.inf):
             return scaled_norms(x, k, transform.p)
         dims = tuple(range(x.ndim - k, x.ndim))
@@ -98,7 +100,7 @@ def _combined(parts: Tensor, p: float) -> tuple[Tensor, Tensor]:
 
 def _look_for_infinities_(jobs: Sequence[NormJob], norms: Tensor, infinite: Tensor, sizes: Sequence[int]) -> None:
     """Replace a datum with infinite entries, where it has a limit, by a finite one in the same direction."""
-    if norms.device.type != "cpu" or not (infinite > 0).any():
+    if not seen(lambda: bool((infinite > 0).any()), norms, infinite):
         return
     for job, norm, count in zip(jobs, norms.split(sizes), infinite.split(sizes), strict=True):
         x, k = job.part, job.k
@@ -122,7 +124,7 @@ def _scale_(jobs: Sequence[NormJob], norms: Tensor, sizes: Sequence[int]) -> Non
         f.view(*x.shape[: x.ndim - job.k], *(1,) * job.k)
         for job, x, f in zip(jobs, parts, factors.split(sizes), strict=True)
     ]
-    if parts[0].device.type != "cpu":
+    if not is_on_cpu(parts[0]):
         for x, f in zip(parts, shaped, strict=True):
             x.mul_(f)  # computed in float64, entry by entry
         return

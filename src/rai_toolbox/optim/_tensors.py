@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rai_toolbox.functional._layout import blocks
+from rai_toolbox.kernels._machine import is_on_cpu
 from rai_toolbox.optim._torch_private import is_flattened, sparse_values
 
 _ORDINARY = (Tensor, Parameter)
@@ -54,7 +55,7 @@ def scale_and_shift_(tensors: Iterable[Tensor], scale: float, bias: float) -> No
             )
         if scale == 1:
             x.add_(bias)
-        elif x.device.type == "cpu":  # rounded twice, as by hand: one `add` with `alpha` would round once
+        elif is_on_cpu(x):  # rounded twice, as by hand: one `add` with `alpha` would round once
             for block in blocks(x, 0):
                 block.mul_(scale).add_(bias)
         else:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from rai_toolbox.functional._layout import datum_ndim, write_through
+from rai_toolbox.kernels._machine import is_captured, seen
 from rai_toolbox.optim._around import keep_options_on_loading
 from rai_toolbox.optim._compiled import Compiled
 from rai_toolbox.optim._docs import documented
@@ -327,12 +328,12 @@ class ParamTransformingOptimizer(RememberingOptimizer, OptionsInGroups):
         for group in self.inner_opt.param_groups:
             lr = group.get("lr")
             if isinstance(lr, Tensor):
-                if lr.device.type != "cpu" or torch.compiler.is_compiling() or lr.numel() != 1 or lr.item() != 0:
+                if not seen(lambda lr=lr: lr.numel() == 1 and lr.item() == 0, lr):
                     return False
             elif lr is None or lr != 0:
                 return False
         grads = [p.grad for group in self.inner_opt.param_groups for p in group["params"] if p.grad is not None]
-        if not grads or any(g.is_cuda and torch.cuda.is_current_stream_capturing() for g in grads[:1]):
+        if not grads or is_captured(grads[0]):
             return False
         if any(map(is_sharded, grads)):
             return all_zero(grads)

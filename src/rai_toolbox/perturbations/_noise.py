@@ -17,6 +17,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from rai_toolbox.kernels._machine import own_generators
+
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -53,12 +55,12 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
     For models, initializers and optimizers that draw them.
     """
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
+    own = own_generators(device)
+    with torch.random.fork_rng(devices=own):
         # torch.manual_seed would seed every other device too, and nobody would put those back.
         torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
+        for each in own:
+            with torch.cuda.device(each):
                 torch.cuda.manual_seed(seed)
         yield
 

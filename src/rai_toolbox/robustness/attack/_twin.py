@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rai_toolbox.kernels._machine import own_generators
 from rai_toolbox.robustness.attack._settings import Box
 
 __all__ = ["distill"]
@@ -46,7 +47,7 @@ def distill(
     scaled = answers / answers.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
     labels = answers.argmax(dim=1)
     flat = inputs.flatten(1).float()
-    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=own_generators(x.device)):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         net = nn.Sequential(
             nn.Flatten(), nn.Linear(flat.shape[1], _WIDTH), nn.GELU(), nn.Linear(_WIDTH, _WIDTH), nn.GELU(),

@@ -177,15 +177,15 @@ def _samples(job: Job, spec: str) -> Samples:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        if device == torch.device("cuda") and "LOCAL_RANK" in os.environ:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.empty(0, device=device)
+        holds_numbers = not torch.empty(0, device=device).is_meta
     except (RuntimeError, AssertionError) as error:
         known = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         if torch.backends.mps.is_available():
             known.append("mps")
         raise InputError(f"--device {name!r} cannot be used: this torch has {', '.join(known)}") from error
-    if device.type == "meta":
+    if not holds_numbers:
         raise InputError("--device 'meta' cannot be used: its tensors hold no numbers")
     return device
 

@@ -64,7 +64,7 @@ def load_exported(path: Path, device: torch.device) -> nn.Module:
     _refuse_code(path)
     try:
         program = torch.export.load(path)
-        if device.type != "cpu":
+        if device != torch.device("cpu"):
             from torch.export.passes import move_to_device_pass
 
             program = move_to_device_pass(program, device)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from rai_toolbox._version import __version__
+from rai_toolbox.kernels._machine import kind_of, name_of
 from rai_toolbox.robustness._evidence import Corruption
 from rai_toolbox.robustness._results import Curve, Examples, Finding
 from rai_toolbox.robustness.attack._subject import Subject
@@ -127,7 +128,7 @@ def assemble(
         error=error,
         class_names=class_names(subject),
         settings=subject.settings.to_dict()
-        | {"bounds": subject.box.to_dict(), "device": subject.device.type, **described},
+        | {"bounds": subject.box.to_dict(), "device": kind_of(subject.device), **described},
         data={
             "samples": len(subject.samples),
             "evaluated": len(where),
@@ -178,7 +179,7 @@ def _environment(subject: Subject, processes: int) -> dict[str, Any]:
         "numpy": np.__version__,
         "python": platform.python_version(),
         "system": platform.system(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "device": name_of(device),
         "threads": torch.get_num_threads(),
         "processes": processes,
     }

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from rai_toolbox import evaluating
+from rai_toolbox.kernels._machine import own_generators
 from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._files import as_folder, claimed
 from rai_toolbox.robustness.attack._corruptions import Corrupts, as_corruptions
@@ -173,6 +174,6 @@ def evaluate(
         begin = journal.begin if team.leads else journal.follow
         team.leaders_first(lambda: begin(key, resume=resume, overwrite=overwrite))
         run = Run(subject, summary, team, journal, deadline, progress)
-        devices = [subject.device] if subject.device.type == "cuda" else []
+        devices = own_generators(subject.device)
         with evaluating(*subject.modules), torch.random.fork_rng(devices=devices):
             return run.all_stages(dict(described or {}))

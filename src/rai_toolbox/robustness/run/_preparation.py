@@ -11,6 +11,7 @@ from torch import nn
 
 from rai_toolbox import evaluating
 from rai_toolbox._version import __version__
+from rai_toolbox.kernels._machine import own_generators
 from rai_toolbox.robustness._errors import InputError
 from rai_toolbox.robustness._imports import guarded
 from rai_toolbox.robustness._text import one_line
@@ -105,7 +106,7 @@ def run_key(subject: Subject, summary: Summary) -> dict[str, Any]:
     digest = hashlib.sha256()
     # A function has no state to compare, and the same weights may be used in another way.
     x, _ = subject.batch(0, min(2, len(subject.samples)))
-    devices = [subject.device] if subject.device.type == "cuda" else []
+    devices = own_generators(subject.device)
     with torch.random.fork_rng(devices=devices), evaluating(*subject.modules), torch.no_grad():
         torch.manual_seed(subject.settings.seed)
         output = guarded(lambda: subject.model(x), "the model raised")

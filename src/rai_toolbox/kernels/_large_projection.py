@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional._multipliers import Shift, scale_for_square_sum, shift_for_sum
-from rai_toolbox.functional._nearest import Bound, Number, clip, column, folded
-from rai_toolbox.functional._norms import plain_norm
-from rai_toolbox.functional._per_datum import PIECE_NUMEL, may_look, pieces
 from rai_toolbox.kernels._factors import slack
+from rai_toolbox.kernels._machine import may_look
+from rai_toolbox.kernels._multipliers import Shift, scale_for_square_sum, shift_for_sum
+from rai_toolbox.kernels._norms import plain_norm
+from rai_toolbox.kernels._portable import Bound, Number, clip, column, folded
+from rai_toolbox.kernels._scratch import PIECE_NUMEL, pieces
 
 
 def project_large_(row: Tensor, epsilon: Number, low: Bound, high: Bound, p: int) -> bool:
@@ -45,8 +46,7 @@ def project_large_(row: Tensor, epsilon: Number, low: Bound, high: Bound, p: int
 
     def turned(part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = row[:, part].double()
-        sign, least, most = folded(x, *bounds(part), lasting=True)
-        assert least is not None
+        sign, least, most = folded(x, *bounds(part))
         return sign, x * sign, least, torch.minimum(most, torch.maximum(eps, least))
 
     largest = _largest(row)

@@ -1,8 +1,8 @@
 """The one unknown of a projection: the multiplier of its norm constraint, per datum.
 
 Every projection on a ball (with a box) is, entry by entry, a function of one number per datum, found where the norm of
-the result is the radius. Matrices hold one datum per row; numbers per datum have shape (N, 1). On a CPU an iteration
-ends when every row has converged; elsewhere (a device, vmap, a compiled graph) it makes a fixed number of steps.
+the result is the radius. Matrices hold one datum per row; numbers per datum have shape (N, 1). This is the form for
+CPUs: an iteration ends when every row is seen to have converged.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional._norms import divisor_near, row_sums
-from rai_toolbox.functional._per_datum import may_look, scratch
-from rai_toolbox.functional._selection import erfinv
 from rai_toolbox.kernels import _portable
+from rai_toolbox.kernels._machine import may_look
+from rai_toolbox.kernels._norms import divisor_near, row_sums
+from rai_toolbox.kernels._scratch import scratch
+from rai_toolbox.kernels._selection import erfinv
 
 # Newton's steps end after 3 to 12 on these piecewise functions; halving, where they leave the bracket, after 75.
-_LOOKING_STEPS = 160
-# Elsewhere: what the tests show to be enough from 1e-30 to 1e30, first and second descent.
-_FIXED_STEPS = {"shift": (80, 40), "scale": (40, 8)}
+_STEPS = 160
 
 # Of so many entries of least depth a first level is computed.
 _FEW = 8
@@ -161,23 +160,23 @@ def shift_for_sum(parts: Parts, bottom: Tensor, top: Tensor, total: Tensor, star
             excess, free = -total, torch.zeros_like(total)
             for y, low, high in parts():
                 work = scratch(y, 1)
-                shifted = _sub(y if offset is None else _sub(y, offset, work), theta, work)
+                shifted = torch.sub(y if offset is None else torch.sub(y, offset, out=work), theta, out=work)
                 clipped = _clip(shifted, low, high, scratch(y, 2))
                 excess = excess + clipped.sum(1, keepdim=True)
-                free = free + _equal(clipped, shifted, work).sum(1, keepdim=True)
+                free = free + torch.eq(clipped, shifted, out=work).sum(1, keepdim=True)
             return excess, excess / free
 
         return evaluate
 
     first = bottom if start is None else start
-    theta, error, bottom, top = _descend(evaluate_at(None), first, bottom, top, total, _FIXED_STEPS["shift"][0])
-    if may_look(total) and float(error.amax()) <= _coarse(total.dtype):
+    theta, error, bottom, top = _descend(evaluate_at(None), first, bottom, top, total)
+    if float(error.amax()) <= _coarse(total.dtype):
         return Shift(None, theta, error)
     # Where the last digit of θ is more than the sum may be off: the same again for what is left of y, counted from
     # the upper end of the bracket, which is then an entry of y or as good as one.
     bottom = bottom - top - bottom.abs() * (8 * torch.finfo(total.dtype).eps)
     zero = torch.zeros_like(total)
-    rest, error, _, _ = _descend(evaluate_at(top), theta - top, bottom, zero, total, _FIXED_STEPS["shift"][1])
+    rest, error, _, _ = _descend(evaluate_at(top), theta - top, bottom, zero, total)
     return Shift(top, rest, error)
 
 
@@ -209,11 +208,11 @@ def scale_for_square_sum(parts: Parts, start: Tensor, top: Tensor) -> Scale:
             excess, free = -torch.ones_like(minus_t), torch.zeros_like(minus_t)
             for y, low, high in parts():
                 work, value = scratch(y, 1), scratch(y, 2)
-                scaled = _mul(y if factor is None else _mul(y, factor, work), -minus_t, work)
+                scaled = torch.mul(y if factor is None else torch.mul(y, factor, out=work), -minus_t, out=work)
                 clipped = _clip(scaled, low, high, value)
-                moving = _mul(_equal(clipped, scaled, work), clipped, work)
-                excess = excess + _mul(clipped, clipped, value).sum(1, keepdim=True)
-                free = free + _mul(moving, moving, work).sum(1, keepdim=True)
+                moving = torch.eq(clipped, scaled, out=work).mul_(clipped)
+                excess = excess + torch.mul(clipped, clipped, out=value).sum(1, keepdim=True)
+                free = free + moving.square_().sum(1, keepdim=True)
             # with the clipped entries held: t'² free / t² = free - excess
             grown = (1 - excess / free).clamp_min(0).sqrt()
             return excess / 2, minus_t * (grown - 1)
@@ -224,33 +223,30 @@ def scale_for_square_sum(parts: Parts, start: Tensor, top: Tensor) -> Scale:
     largest_t = torch.finfo(start.dtype).max / 4
     one = torch.ones_like(start)
     bottom, first = -top.clamp_max(largest_t), -start.clamp_max(largest_t)
-    minus_t, error, _, _ = _descend(
-        evaluate_at(None), first, bottom, torch.zeros_like(top), one, _FIXED_STEPS["scale"][0]
-    )
-    if may_look(start) and float(error.amax()) <= _coarse(start.dtype):
+    minus_t, error, _, _ = _descend(evaluate_at(None), first, bottom, torch.zeros_like(top), one)
+    if float(error.amax()) <= _coarse(start.dtype):
         return Scale(-minus_t, None, error)
-    rest, error, _, _ = _descend(evaluate_at(-minus_t), -one, -4 * one, -one / 4, one, _FIXED_STEPS["scale"][1])
+    rest, error, _, _ = _descend(evaluate_at(-minus_t), -one, -4 * one, -one / 4, one)
     return Scale(-minus_t, -rest, error)
 
 
 def _descend(
-    evaluate: Evaluation, x: Tensor, bottom: Tensor, top: Tensor, total: Tensor, fixed_steps: int
+    evaluate: Evaluation, x: Tensor, bottom: Tensor, top: Tensor, total: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Find the root of a falling function by Newton's steps, halving a bracket where they leave it.
 
     Returns the root, |excess| relative to `total` there, and the bracket.
     """
-    looking = may_look(x)
     fine = _coarse(x.dtype) / 2
     best, least = x, torch.full_like(x, torch.inf)
     relative = torch.where(total > 0, total, torch.ones_like(total))
-    for _ in range(_LOOKING_STEPS if looking else fixed_steps):
+    for _ in range(_STEPS):
         excess, step = evaluate(x)
         error = excess.abs() / relative
         better = error < least
         best = torch.where(better, x, best)
         least = torch.where(better, error, least)
-        if looking and bool((least <= fine).all()):
+        if bool((least <= fine).all()):
             break
         above = excess > 0
         bottom = torch.where(above, torch.maximum(bottom, x), bottom)
@@ -260,7 +256,7 @@ def _descend(
         new = torch.where((new > bottom) & (new < top), new, middle)
         # a step below the last digit: a bracket that rounding has closed on the wrong side must not be halved
         moved = (new != x) & (least > fine) & ~(step.abs() <= 2 * torch.finfo(x.dtype).eps * x.abs())
-        if looking and not bool(moved.any()):
+        if not bool(moved.any()):
             break
         x = torch.where(moved, new, x)
     return best, least, bottom, top
@@ -280,21 +276,6 @@ def _coarse(dtype: torch.dtype) -> float:
     return 2 * torch.finfo(dtype).eps
 
 
-def _sub(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    return torch.sub(a, b, out=out) if may_look(a) else a - b
-
-
-def _mul(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    return torch.mul(a, b, out=out) if may_look(a) else a * b
-
-
-def _equal(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """1.0 where equal; four times faster than a comparison that writes bools."""
-    return torch.eq(a, b, out=out) if may_look(a) else (a == b).to(a.dtype)
-
-
 def _clip(x: Tensor, low: Tensor | None, high: Tensor, out: Tensor) -> Tensor:
-    if not may_look(x):
-        return torch.minimum(x.clamp_min(0) if low is None else torch.maximum(x, low), high)
     raised = torch.clamp_min(x, 0, out=out) if low is None else torch.maximum(x, low, out=out)
     return torch.minimum(raised, high, out=out)

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from rai_toolbox.functional._per_datum import PIECE_NUMEL, may_look, pieces
+from rai_toolbox.kernels._machine import may_look
+from rai_toolbox.kernels._scratch import PIECE_NUMEL, pieces
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -1,0 +1,68 @@
+"""Memory of a thread that is used again, and the pieces that one large datum is worked on by."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.kernels._machine import may_look
+
+# How many entries are worked on together at most, where several temporaries of that size are needed.
+WORK_NUMEL = 2**20
+
+# How large the pieces are that a datum of more entries than that is worked on by.
+PIECE_NUMEL = 2**18
+
+_kept_memory = threading.local()
+
+
+def scratch(like: Tensor, slot: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Uninitialized memory of the shape of `like`, valid until the same slot is asked for again in this thread.
+
+    A fresh temporary of a megabyte costs page faults several times the arithmetic on it, so each thread keeps a few (up
+    to 4 MB of float32 each). A function of rows may return it; what reaches a caller must have memory of its own.
+    """
+    dtype = dtype or like.dtype
+    if like.numel() > WORK_NUMEL or not may_look(like):
+        return torch.empty(like.shape, dtype=dtype, device=like.device)
+    return kept_memory(like.shape, slot, dtype)
+
+
+def kept_memory(shape: Sequence[int], slot: int | str, dtype: torch.dtype) -> Tensor:
+    """Uninitialized memory of this thread; see `scratch`."""
+    slots: dict[tuple[int | str, torch.dtype], Tensor] | None = getattr(_kept_memory, "slots", None)
+    if slots is None:
+        slots = _kept_memory.slots = {}
+    numel = math.prod(shape)
+    memory = slots.get((slot, dtype))
+    if memory is None or memory.numel() < numel:
+        with torch.inference_mode(False):
+            memory = torch.empty(numel, dtype=dtype, device="cpu")
+        slots[slot, dtype] = memory
+    return memory[:numel].view(shape)
+
+
+def is_kept(x: Tensor) -> bool:
+    if not may_look(x):
+        return False
+    address = x.untyped_storage().data_ptr()
+    return any(address == m.untyped_storage().data_ptr() for m in getattr(_kept_memory, "slots", {}).values())
+
+
+def is_shared_out(x: Tensor) -> bool:
+    """Whether blocks of a tensor are shared out among threads, and small tensors put together."""
+    return may_look(x)
+
+
+def is_large(rows: Tensor) -> bool:
+    """Whether a matrix is one datum larger than what is worked on together; see `_large_*.py`."""
+    return rows.shape[0] == 1 and rows.numel() > WORK_NUMEL
+
+
+def pieces(row: Tensor) -> tuple[Tensor, ...]:
+    """Cut a datum, a matrix of one row, into views of bounded size."""
+    return row.split(PIECE_NUMEL, 1)
