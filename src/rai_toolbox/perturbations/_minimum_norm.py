@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -24,6 +25,7 @@ from rai_toolbox.perturbations._problem import (
     solving,
 )
 from rai_toolbox.perturbations._query import Loss
+from rai_toolbox.perturbations._resuming import SolveEnded, resume, tell
 from rai_toolbox.perturbations._search import Search
 from rai_toolbox.perturbations._solution import Solution, concatenate
 
@@ -149,21 +151,28 @@ def minimum_norm(
 
 def _solve(problem: Problem, steps: int, restarts: int, callback: Callable[[int, Tensor], Any] | None) -> Solution:
     nearest = NearestFound(problem)
-    every = torch.arange(len(problem.data), device=problem.data.device)
-    if len(every):
-        score, achieved, output = ask_at_data(problem)
-        nearest.update(every, problem.data, score, achieved)
-        rows = every[~achieved & problem.movable()]
-        losses = ClassLosses.after(problem, output)
-        search = Search(problem, nearest, losses, steps, restarts)
-        search.rank(rows)
-        for number in count():
-            left = search.left(rows)
-            if not len(left):
-                break
-            search.run(left, number)
-            if callback is not None and callback(number, nearest.distance.clone()) is True:
-                return solution_at(problem, nearest.x, nearest.distance.isinf())
-        nearest.scatter(rows, _RANDOM_POINTS, restarts * MOST_STEPS)
-        search.finish(rows)
+    if len(problem.data):
+        with contextlib.suppress(SolveEnded):
+            _find(problem, nearest, steps, restarts, callback)
     return solution_at(problem, nearest.x, nearest.distance.isinf())
+
+
+def _find(
+    problem: Problem, nearest: NearestFound, steps: int, restarts: int, callback: Callable[[int, Tensor], Any] | None
+) -> None:
+    every = torch.arange(len(problem.data), device=problem.data.device)
+    score, achieved, output = ask_at_data(problem)
+    nearest.update(every, problem.data, score, achieved)
+    rows = every[~achieved & problem.movable()]
+    losses = ClassLosses.after(problem, output)
+    search = Search(problem, nearest, losses, steps, restarts)
+    search.rank(rows)
+    for number in count(resume(callback, nearest, search)):
+        left = search.left(rows)
+        if not len(left):
+            break
+        search.run(left, number)
+        if tell(callback, number, nearest.distance.clone(), nearest, search):
+            return
+    nearest.scatter(rows, _RANDOM_POINTS, restarts * MOST_STEPS)
+    search.finish(rows)

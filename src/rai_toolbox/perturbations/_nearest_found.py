@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,8 @@ from rai_toolbox.perturbations._problem import Problem
 
 class NearestFound:
     """Of every point asked about, per row, the nearest one at which the decision has changed."""
+
+    KEPT: ClassVar[tuple[str, ...]] = ("x", "distance")
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem

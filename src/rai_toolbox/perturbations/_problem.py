@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from rai_toolbox.perturbations._ball import Ball, Norm, check_norm, distances, r
 from rai_toolbox.perturbations._bounds import Bounds, check_bounds
 from rai_toolbox.perturbations._noise import Noise, draw_seed, seeded
 from rai_toolbox.perturbations._query import Answer, Loss, Objective, Query, make_objective
+from rai_toolbox.perturbations._resuming import SolveEnded
 from rai_toolbox.perturbations._solution import Solution
 
 # Without bounds: how many times the largest entry of a datum an entry may reach in a search for the first success. Then
@@ -105,6 +106,8 @@ class Best:
     score of a NaN is -inf, so it never wins.
     """
 
+    KEPT: ClassVar[tuple[str, ...]] = ("x", "score", "achieved", "dead", "blind")
+
     def __init__(self, problem: Problem, by_score_alone: bool) -> None:
         self._by_score_alone = by_score_alone
         n = len(problem.data)
@@ -113,6 +116,8 @@ class Best:
         self.achieved = torch.zeros(n, dtype=torch.bool, device=problem.data.device)
         self.dead = torch.zeros(n, dtype=torch.int64, device=problem.data.device)
         """How often the gradient was zero."""
+        self.blind = torch.zeros_like(self.achieved)
+        """Where it was too often in the first run."""
 
     def update(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> None:
         score = score.double()
@@ -284,7 +289,10 @@ def _check_labels(output: Tensor, target: Tensor) -> None:
 
 def solution_at(problem: Problem, x: Tensor, never: Tensor | None = None) -> Solution:
     """Ask the model once more about what is returned. Rows of `never` count as not found."""
-    losses, achieved = problem.query.evaluate(x, problem.target, beyond_rounding=False)
+    try:
+        losses, achieved = problem.query.evaluate(x, problem.target, beyond_rounding=False)
+    except SolveEnded:  # said once: now the answer comes
+        losses, achieved = problem.query.evaluate(x, problem.target, beyond_rounding=False)
     distance = distances(x, problem.data, problem.norm)
     if never is not None:
         achieved = achieved & ~never

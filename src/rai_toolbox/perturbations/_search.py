@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -72,6 +73,8 @@ class Search:
     done : Callable[[Tensor], Tensor], optional
         From rows to whether they may leave.
     """
+
+    KEPT: ClassVar[tuple[str, ...]] = ("_spent", "_reached")
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
@@ -28,6 +29,7 @@ from rai_toolbox.perturbations._problem import (
 )
 from rai_toolbox.perturbations._query import Loss
 from rai_toolbox.perturbations._random_search import search_randomly
+from rai_toolbox.perturbations._resuming import Part, SolveEnded, resume, tell
 from rai_toolbox.perturbations._search import Search
 from rai_toolbox.perturbations._solution import Solution, concatenate
 
@@ -182,31 +184,43 @@ def _solve(
     early_stop: bool,
     callback: Callable[[int, Tensor], Any] | None,
 ) -> Solution:
-    objective = problem.objective
-    stop = early_stop and objective.achieved is not None
+    stop = early_stop and problem.objective.achieved is not None
     best = Best(problem, by_score_alone=not stop)
     if len(problem.data):
-        score, achieved, output = ask_at_data(problem)
-        best.update(torch.arange(len(problem.data), device=problem.data.device), problem.data, score, achieved)
-        losses = ClassLosses.after(problem, output)
-        # A walk along the boundary needs runs to spare for the classes; and with a criterion of the user's, only the
-        # norms whose projections make for crooked paths are worth it, for nothing tells on which side it is.
-        walks = problem.norm in ("l0", "l1") or (restarts > losses.count and objective.criterion_decides)
-        runs = _from_outside if stop and walks else _from_inside
-        for number, _ in enumerate(runs(problem, best, radii, losses, steps, restarts, stop)):
-            if callback is not None and callback(number, best.achieved.clone()) is True:
-                break
+        with contextlib.suppress(SolveEnded):
+            _find(problem, best, radii, steps, restarts, stop, callback)
     return solution_at(problem, best.x)
 
 
+def _find(
+    problem: Problem, best: Best, radii: Tensor, steps: int, restarts: int, stop: bool,
+    callback: Callable[[int, Tensor], Any] | None,
+) -> None:  # fmt: skip
+    score, achieved, output = ask_at_data(problem)
+    best.update(torch.arange(len(problem.data), device=problem.data.device), problem.data, score, achieved)
+    losses = ClassLosses.after(problem, output)
+    # A walk along the boundary needs runs to spare for the classes; and with a criterion of the user's, only the
+    # norms whose projections make for crooked paths are worth it, for nothing tells on which side it is.
+    walks = problem.norm in ("l0", "l1") or (restarts > losses.count and problem.objective.criterion_decides)
+    runs = _from_outside if stop and walks else _from_inside
+    for number, parts in runs(problem, best, radii, losses, steps, restarts, stop, callback):
+        if tell(callback, number, best.achieved.clone(), *parts):
+            return
+
+
+#: Yields after each run: its number, and what changes from run to run.
+_Runs = Iterator[tuple[int, tuple[Part, ...]]]
+
+
 def _from_inside(
-    problem: Problem, best: Best, radii: Tensor, losses: ClassLosses, steps: int, restarts: int, stop: bool
-) -> Iterator[None]:
-    """Auto-PGD within the ball, from the data and from random points. Yields after each run."""
+    problem: Problem, best: Best, radii: Tensor, losses: ClassLosses, steps: int, restarts: int, stop: bool,
+    callback: Callable[[int, Tensor], Any] | None,
+) -> _Runs:  # fmt: skip
+    """Auto-PGD within the ball, from the data and from random points."""
     every = torch.arange(len(problem.data), device=problem.data.device)
     ball, movable = problem.ball(radii), problem.movable()
-    blind = torch.zeros_like(best.achieved)
-    for number in range(restarts):
+    for number in range(resume(callback, best), restarts):
+        blind = best.blind
         rows = every[movable & ~best.achieved] if stop else every[movable]
         if not len(rows):
             return
@@ -216,13 +230,14 @@ def _from_inside(
         loss = losses[number] if restarts >= losses.count else losses.all_classes
         _run(problem, ball, best, rows, loss, number, steps, stop)
         if number == 0:
-            blind = best.dead > _BLIND * steps
-        yield
+            best.blind = best.dead > _BLIND * steps
+        yield number, (best,)
 
 
 def _from_outside(
-    problem: Problem, best: Best, radii: Tensor, losses: ClassLosses, steps: int, restarts: int, stop: bool
-) -> Iterator[None]:
+    problem: Problem, best: Best, radii: Tensor, losses: ClassLosses, steps: int, restarts: int, stop: bool,
+    callback: Callable[[int, Tensor], Any] | None,
+) -> _Runs:  # fmt: skip
     """One run of Auto-PGD within the ball; then the searches of `minimum_norm`, for as long as they are promising."""
     every = torch.arange(len(problem.data), device=problem.data.device)
     ball, movable = problem.ball(radii), problem.movable()
@@ -231,13 +246,16 @@ def _from_outside(
     search = Search(
         problem, within, losses, steps, max(1, restarts - 1), limit=limit, done=lambda rows: best.achieved[rows]
     )
-    rows = every[movable & ~best.achieved]
-    first = steps if restarts <= losses.count else max(1, steps // 2)
-    _run(problem, ball, best, rows, losses.all_classes, 0, first, stop)
-    yield
-    blind = best.dead > _BLIND * first
+    parts = best, within, search
+    if not resume(callback, *parts):
+        first = steps if restarts <= losses.count else max(1, steps // 2)
+        _run(problem, ball, best, every[movable & ~best.achieved], losses.all_classes, 0, first, stop)
+        best.blind = best.dead > _BLIND * first
+        yield 0, parts
     search.rank(every[movable & ~best.achieved])
-    for number in count():
+    blind = best.blind
+    # Again: the ranking has counted its questions a second time.
+    for number in count(max(0, resume(callback, *parts) - 1)):
         rows = search.left(every[movable & ~best.achieved])
         if problem.norm != "l0" and search.swept(number):
             rows = rows[blind[rows] | _promising(problem.norm, within.distance[rows] / radii[rows], search.spent[rows])]
@@ -249,7 +267,7 @@ def _from_outside(
             rows = rows[~blind[rows]]
         if len(rows):
             search.run(rows, number)
-        yield
+        yield number + 1, parts
     rows = every[movable & ~best.achieved]
     near = within.distance[rows] <= torch.maximum(
         _NEAR[problem.norm] * radii[rows], radii[rows] + (problem.norm == "l0")
