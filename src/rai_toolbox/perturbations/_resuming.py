@@ -1,4 +1,4 @@
-"""To end a solve between two questions to the model, and to go on with it later: what `evaluate` needs of a long one."""
+"""To end a solve between two questions to the model, and to go on with it later: for the long ones of `evaluate`."""
 
 from __future__ import annotations
 

@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from rai_toolbox.perturbations import minimum_norm, worst_case
+from rai_toolbox.perturbations._resuming import SolveEnded
 from rai_toolbox.perturbations.losses import misclassified
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._subject import Subject
+from rai_toolbox.robustness.attack._under_way import RunsOfSolver
 
 __all__ = ["CheckedResult", "as_numpy", "check_again", "decisions", "distances", "mean_absolute_error", "run_solver"]
 
@@ -76,18 +78,27 @@ def run_solver(
         What the solver attacks instead of the model; what it returns is looked at with the model.
     to_the_end : bool
         Whether the solver goes on after the decision has changed: that of `through` may be another.
+
+    Raises
+    ------
+    SolveEnded
+        If the time limit has ended another solver of the same piece of work.
     """
+    if subject.cut:  # by the solver before this one
+        raise SolveEnded("the time limit has come")
     bounds = subject.box.of(x)
     options: dict[str, Any] = {"norm": norm, "bounds": bounds, "generator": subject.generator(*purpose)}
-    options["callback"] = subject.between_runs
+    options["callback"] = RunsOfSolver(subject, purpose)
     asked = {"steps": steps or subject.settings.steps, "restarts": restarts or subject.settings.restarts}
     options |= {name: value for name, value in asked.items() if value is not None}
     asked_of = through or subject.model
-    if epsilon is None:
-        solution = minimum_norm(asked_of, x, target, **options)
-    else:
-        solution = worst_case(asked_of, x, target, epsilon=epsilon, early_stop=not to_the_end, **options)
-    found = check_again(subject, x, target, solution.perturbed.detach(), norm=norm, epsilon=epsilon)
+    with subject.last_word():
+        if epsilon is None:
+            solution = minimum_norm(asked_of, x, target, **options)
+        else:
+            solution = worst_case(asked_of, x, target, epsilon=epsilon, early_stop=not to_the_end, **options)
+    with subject.last_word(now=True):
+        found = check_again(subject, x, target, solution.perturbed.detach(), norm=norm, epsilon=epsilon)
     if subject.classifies:
         found.rejected = int((as_numpy(solution.success) & ~np.isfinite(found.distance)).sum())
     return found

@@ -14,11 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from rai_toolbox.perturbations.losses import misclassified
-from rai_toolbox.robustness.attack._settings import Norm
+from rai_toolbox.robustness.attack._settings import Norm, Settings
 from rai_toolbox.robustness.attack._solver import CheckedResult, as_numpy, decisions, mean_absolute_error, run_solver
 from rai_toolbox.robustness.attack._subject import Subject
 
-__all__ = ["clean", "confirm", "search"]
+__all__ = ["clean", "confirm", "passes_of", "search"]
+
+# Of the solvers.
+_USUAL_STEPS = 50
+_USUAL_RESTARTS = 18
 
 
 def clean(subject: Subject, batch: int) -> dict[str, Any]:
@@ -47,8 +51,9 @@ def search(subject: Subject, norm: Norm, batch: int, correct: NDArray) -> dict[s
     correct : NDArray of bool
         Which samples of the batch the model gets right; the others are at distance 0.
     """
-    begun, forwards = time.perf_counter(), subject.model.forwards
+    begun = time.perf_counter()
     start, stop = subject.span(batch)
+    subject.begin(1.2 * passes_of(subject.settings) * int(correct.sum()))
     distance = np.where(correct, np.inf, 0.0)
     prediction = np.full(stop - start, -1)
     rows = np.flatnonzero(correct)
@@ -63,7 +68,7 @@ def search(subject: Subject, norm: Norm, batch: int, correct: NDArray) -> dict[s
         "distance": distance,
         "prediction": prediction,
         "rejected": rejected,
-        "forwards": subject.model.forwards - forwards,
+        "forwards": subject.model.forwards - subject.begun,
         "seconds": time.perf_counter() - begun,
         **kept.arrays(),
     }
@@ -82,61 +87,97 @@ def confirm(
         Classification: the distance at which each sample is known to be broken (0: wrong from the start). A
         radius is tried on those that stand yet. Regression: None; each radius is tried on all.
     """
-    begun, forwards = time.perf_counter(), subject.model.forwards
+    begun = time.perf_counter()
     start, stop = subject.span(batch)
     kept = _Kept(subject, start, stop)
-    rejected = 0
     if open_below is None:
-        error = np.zeros((len(grid), stop - start))
-        x, target = subject.batch(start, stop)
-        for level, epsilon in enumerate(grid):
-            found = run_solver(subject, x, target, norm=norm, epsilon=epsilon, purpose=("confirm", norm, level))
-            # A larger radius allows every change that a smaller one does.
-            error[level] = found.error if level == 0 else np.maximum(error[level - 1], found.error)
-            rejected += found.rejected
-            if subject.cut:
-                break
-            if level == len(grid) // 2:
-                kept.take(np.arange(stop - start), found)
-        results: dict[str, Any] = {"error": error}
+        subject.begin(len(grid) * (stop - start) * passes_of(subject.settings))
+        results = _errors(subject, norm, grid, kept)
     else:
-        distance = np.array(open_below, dtype=np.float64)
-        prediction = np.full(stop - start, -1)
-        for level, epsilon in enumerate(grid):
-            rows = np.flatnonzero(distance > epsilon)
-            if not len(rows):
-                break
-            x, target = (part[torch.from_numpy(rows)] for part in subject.batch(start, stop))
-            found = run_solver(
-                subject,
-                x,
-                target,
-                norm=norm,
-                epsilon=epsilon,
-                purpose=("confirm", norm, level),
-            )
-            nearer = found.distance < distance[rows]
-            distance[rows] = np.where(nearer, found.distance, distance[rows])
-            prediction[rows] = np.where(nearer, found.prediction, prediction[rows])
-            rejected += found.rejected
-            kept.take(rows[nearer], found, nearer)
-            if subject.cut:
-                break
-        results = {"distance": distance, "prediction": prediction}
+        standing = sum(int((open_below > epsilon).sum()) for epsilon in grid)
+        subject.begin(standing * passes_of(subject.settings))
+        results = _nearer_errors(subject, norm, grid, open_below, kept)
     return results | {
-        "rejected": rejected,
-        "forwards": subject.model.forwards - forwards,
+        "forwards": subject.model.forwards - subject.begun,
         "seconds": time.perf_counter() - begun,
         **kept.arrays(),
     }
+
+
+def _errors(subject: Subject, norm: Norm, grid: Sequence[float], kept: _Kept) -> dict[str, Any]:
+    """Try each radius on all samples of a batch."""
+    begun = _begun(subject, kept)
+    error = np.zeros((len(grid), kept.stop - kept.start)) if begun is None else np.array(begun["error"])
+    rejected = 0 if begun is None else int(begun["rejected"])
+    x, target = subject.batch(kept.start, kept.stop)
+    for level in range(0 if begun is None else int(begun["levels"]), len(grid)):
+        found = run_solver(subject, x, target, norm=norm, epsilon=grid[level], purpose=("confirm", norm, level))
+        # A larger radius allows every change that a smaller one does.
+        error[level] = found.error if level == 0 else np.maximum(error[level - 1], found.error)
+        rejected += found.rejected
+        if subject.cut:
+            break
+        if level == len(grid) // 2:
+            kept.take(np.arange(len(x)), found)
+        _keep_levels(subject, level + 1, {"error": error, "rejected": rejected}, kept)
+    return {"error": error, "rejected": rejected}
+
+
+def _nearer_errors(
+    subject: Subject, norm: Norm, grid: Sequence[float], open_below: NDArray, kept: _Kept
+) -> dict[str, Any]:
+    """Try each radius on the samples of a batch that stand there yet."""
+    begun = _begun(subject, kept)
+    distance = np.array(open_below if begun is None else begun["distance"], dtype=np.float64)
+    prediction = np.full(len(distance), -1) if begun is None else np.array(begun["prediction"])
+    rejected = 0 if begun is None else int(begun["rejected"])
+    for level in range(0 if begun is None else int(begun["levels"]), len(grid)):
+        rows = np.flatnonzero(distance > grid[level])
+        if not len(rows):
+            break
+        x, target = (part[torch.from_numpy(rows)] for part in subject.batch(kept.start, kept.stop))
+        found = run_solver(subject, x, target, norm=norm, epsilon=grid[level], purpose=("confirm", norm, level))
+        nearer = found.distance < distance[rows]
+        distance[rows] = np.where(nearer, found.distance, distance[rows])
+        prediction[rows] = np.where(nearer, found.prediction, prediction[rows])
+        rejected += found.rejected
+        kept.take(rows[nearer], found, nearer)
+        if subject.cut:
+            break
+        results = {"distance": distance, "prediction": prediction, "rejected": rejected}
+        _keep_levels(subject, level + 1, results, kept)
+    return {"distance": distance, "prediction": prediction, "rejected": rejected}
+
+
+_LEVELS = "levels"
+
+
+def _begun(subject: Subject, kept: _Kept) -> Mapping[str, NDArray] | None:
+    """Return what an earlier process has found at the first radii."""
+    begun = None if subject.part is None else subject.part.get(_LEVELS)
+    if begun is not None:
+        subject.model.forwards = subject.begun + int(begun["forwards"])
+        kept.restore(begun)
+    return begun
+
+
+def _keep_levels(subject: Subject, levels: int, results: Mapping[str, Any], kept: _Kept) -> None:
+    if subject.part is not None:
+        so_far = {"levels": levels, "forwards": subject.model.forwards - subject.begun, **results, **kept.arrays()}
+        subject.part.put(_LEVELS, {name: np.asarray(value) for name, value in so_far.items()})
+
+
+def passes_of(settings: Settings) -> int:
+    """Return how often a solver asks about a sample that withstands all, at most."""
+    return (settings.steps or _USUAL_STEPS) * (settings.restarts or _USUAL_RESTARTS)
 
 
 class _Kept:
     """The perturbed inputs of a batch that the gallery may show."""
 
     def __init__(self, subject: Subject, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
         self._rows = {index - start for index in subject.shown if start <= index < stop}
-        self._start = start
         self._found: dict[int, tuple[NDArray, float, NDArray]] = {}
 
     def take(self, rows: NDArray, found: CheckedResult, chosen: NDArray | None = None) -> None:
@@ -146,12 +187,21 @@ class _Kept:
                 perturbed = as_numpy(found.perturbed[position].float())
                 self._found[row] = perturbed, float(found.distance[position]), found.prediction[position]
 
+    def restore(self, arrays: Mapping[str, NDArray]) -> None:
+        """Take back what `arrays` has returned."""
+        if "shown_index" in arrays:
+            values = (arrays[f"shown_{name}"] for name in ("index", "input", "distance", "prediction"))
+            self._found = {
+                int(index) - self.start: (perturbed, float(distance), prediction)
+                for index, perturbed, distance, prediction in zip(*values, strict=True)
+            }
+
     def arrays(self) -> Mapping[str, NDArray]:
         rows = sorted(self._found)
         if not rows:
             return {}
         return {
-            "shown_index": np.array(rows) + self._start,
+            "shown_index": np.array(rows) + self.start,
             "shown_input": np.stack([self._found[row][0] for row in rows]),
             "shown_distance": np.array([self._found[row][1] for row in rows]),
             "shown_prediction": np.array([self._found[row][2] for row in rows]),

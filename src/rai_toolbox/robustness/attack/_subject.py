@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from rai_toolbox.perturbations._resuming import SolveEnded
 from rai_toolbox.robustness.attack._settings import Box, Settings
+from rai_toolbox.robustness.attack._under_way import Part
 from rai_toolbox.robustness.data._samples import Samples
 from rai_toolbox.robustness.models._load import Evaluated
 
@@ -34,9 +38,15 @@ class Subject:
     corruptions : dict of str to callable
         By their names.
     late : callable or None
-        Asked after each run of a solver whether the time limit has come.
+        Asked before each call of the model whether the time limit has come.
     cut : bool
-        Whether it has ended a solver before its last run, since this was set to False.
+        Whether it has ended some work before its end, since this was set to False.
+    part : Part or None
+        Where a batch under way keeps what it has found.
+    expected : float
+        How many samples the batch under way will send through the model, about.
+    begun : int
+        How many had gone through it before.
     """
 
     model: Evaluated
@@ -49,6 +59,10 @@ class Subject:
     corruptions: Mapping[str, Callable[[torch.Tensor, float], Any]] = field(default_factory=dict)
     late: Callable[[], bool] | None = None
     cut: bool = False
+    part: Part | None = None
+    expected: float = math.inf
+    begun: int = 0
+    _last_word: bool = False
 
     @property
     def batches(self) -> int:
@@ -80,10 +94,42 @@ class Subject:
         x = self.samples.gather(indices, self.model.dtype).to(self.device)
         return x, torch.from_numpy(self.targets[np.asarray(indices, dtype=np.int64)]).to(self.device)
 
-    def between_runs(self, *_: object) -> bool:
-        """Return whether a solver ends here, after one of its runs: it has called this."""
-        self.cut |= self.late is not None and self.late()
-        return self.cut
+    def watch(self) -> None:
+        """End what is under way if the time limit has come: called before each call of the model.
+
+        Raises
+        ------
+        SolveEnded
+            A solver that asks the model then returns what it has found; `last_word` lets it be looked at.
+        """
+        if not self._last_word and self.late is not None and self.late():
+            self.cut = self._last_word = True
+            raise SolveEnded("the time limit has come")
+
+    @contextlib.contextmanager
+    def last_word(self, *, now: bool = False) -> Iterator[None]:
+        """Around a solver and what follows it: once the time limit has ended it, the model answers till the end.
+
+        Parameters
+        ----------
+        now : bool
+            Whether it does so from the start.
+        """
+        before = self._last_word
+        self._last_word = now
+        try:
+            yield
+        finally:
+            self._last_word = before
+
+    def begin(self, passes: float) -> None:
+        """Begin a batch, whose samples go through the model so many times in all, about."""
+        self.begun, self.expected, self._last_word = self.model.forwards, max(1.0, passes), False
+
+    @property
+    def done(self) -> float:
+        """The share of the batch under way that is done, below 1."""
+        return min(0.99, (self.model.forwards - self.begun) / self.expected)
 
     def generator(self, *what: object) -> torch.Generator:
         """Return a generator of its own for one purpose: which process does the work, and when, does not show."""

@@ -6,6 +6,7 @@ The checks are in `_model_checks.py`, `_probes.py`, `_search_checks.py`, `_rival
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rai_toolbox.perturbations._resuming import SolveEnded
 from rai_toolbox.robustness._errors import EvaluationFailed, InputError
 from rai_toolbox.robustness._results import COULD_NOT_BE_MADE, Curve, Finding, Verdict, jsonable
 from rai_toolbox.robustness._text import one_line
@@ -151,9 +153,12 @@ def run_check(check: Check, context: CheckContext, journal: Journal, *, skip: bo
     try:
         torch.manual_seed(context.subject.settings.seed)
         context.subject.cut = False
+        context.subject.begin(math.inf)
         seen = check.run(context)
         if context.subject.cut:  # a search that was cut short would find nothing wrong
             return Finding(check.name, check.title, "not run", _TOO_LATE, COULD_NOT_BE_MADE)
+    except SolveEnded:
+        return Finding(check.name, check.title, "not run", _TOO_LATE, COULD_NOT_BE_MADE)
     except (InputError, EvaluationFailed):
         raise
     except (Exception, SystemExit) as error:  # the user's model, at an input of the check's making

@@ -7,13 +7,14 @@ import datetime
 import itertools
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from rai_toolbox.robustness._results import Curve
@@ -36,57 +37,88 @@ _SECONDS_BETWEEN_LINES = 60.0
 def progress(*, shown: bool) -> Iterator[Callback | None]:
     """Show how far each stage is and the time left, on standard error: bars on a terminal, else a line now and then."""
     console = Console(stderr=True)
-    if not shown or not console.is_terminal:
-        yield _Lines() if shown else None
+    if not shown:
+        yield None
+        return
+    if not console.is_terminal:
+        with _Lines() as lines:
+            yield lines
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console) as bars:
-        tasks: dict[str, object] = {}
+    # The time left from all that is done: one batch may be all there is.
+    with Progress(*columns, console=console, speed_estimate_period=600) as bars:
+        tasks: dict[str, TaskID] = {}
 
-        def advance(stage: str, done: int, total: int) -> None:
+        def advance(stage: str, done: float, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)  # type: ignore[arg-type]
-
-        def beat(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                advance(stage, done, total)
+            bars.update(tasks[stage], completed=done)
 
         # A stage is drawn when its first batch begins.
-        vars(advance)["beat"] = beat
+        vars(advance)["beat"] = advance
         yield advance
 
 
 class _Lines:
-    """A line now and then: how far a stage is, and the time left, once a batch of it is done."""
+    """A line now and then: how far a stage is, and the time left, as far as something of it is done.
+
+    A thread of its own prints them, so that one call of the model that takes minutes is no silence.
+    """
 
     def __init__(self) -> None:
-        self._begun: dict[str, tuple[float, int]] = {}
+        self._begun: dict[str, tuple[float, float]] = {}
+        self._at: tuple[str, float, int] | None = None
         self._told = time.monotonic()
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __enter__(self) -> _Lines:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def __call__(self, stage: str, done: float, total: int) -> None:
         """Take in that so many batches of a stage are done."""
         self.beat(stage, done, total)
 
-    def beat(self, stage: str, done: int, total: int) -> None:
-        """Take in that the model is at work on the next batch of a stage."""
-        now = time.monotonic()
-        # What was done before a stage's first call here, by an earlier run, says nothing of the time it takes.
-        since, before = self._begun.setdefault(stage, (now, done))
-        if now - self._told < _SECONDS_BETWEEN_LINES:
-            return
-        self._told = now
+    def beat(self, stage: str, done: float, total: int) -> None:
+        """Take in that the model is at work on the next batch of a stage, and how much of it is done."""
+        with self._lock:
+            # What was done before a stage's first call here, by an earlier run, says nothing of the time it takes.
+            self._begun.setdefault(stage, (time.monotonic(), done))
+            self._at = stage, done, total
+        self._tell()
+
+    def _watch(self) -> None:
+        while not self._over.wait(1.0):
+            self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if self._at is None or now - self._told < _SECONDS_BETWEEN_LINES:
+                return
+            self._told = now
+            stage, done, total = self._at
+            since, before = self._begun[stage]
         spent = now - since
+        words = f"{_clock(spent)} since its start"
         if done > before:
-            left = datetime.timedelta(seconds=round(spent / (done - before) * (total - done)))
-            words = f"about {left} left"
-        else:
-            words = f"{datetime.timedelta(seconds=round(spent))} since its start"
+            words = f"about {_clock(spent / (done - before) * (total - done))} left"
+        share = f" and {100 * (done % 1):.0f} % of the next" if done % 1 >= 0.005 else ""
         with contextlib.suppress(OSError):
-            print(f"{stage}: {done} of {total}, {words}", file=sys.stderr, flush=True)
+            print(f"{stage}: {int(done)} of {total}{share}, {words}", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:

@@ -118,10 +118,11 @@ def evaluate(
     resume, overwrite : bool
         Whether to go on with an unfinished run in `folder`, or to throw it away.
     time_limit : float, optional
-        Seconds, after which no further batch, and no further run of a solver, is begun; the result then has
-        ``complete == False``.
+        Seconds, after which the model is not asked any more, but for a last look at what was found; the result then
+        has ``complete == False``.
     progress : callable, optional
-        Called as ``progress(stage, done, total)``.
+        Called as ``progress(stage, done, total)`` after each batch of a stage; its method ``beat``, if it has one, in
+        the same way before each call of the model, where `done` counts the batch under way by its share.
     described : mapping, optional
         Entries for the settings in the report, such as the names of model and data.
 

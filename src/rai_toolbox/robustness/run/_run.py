@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rai_toolbox.perturbations._resuming import SolveEnded
 from rai_toolbox.robustness._errors import EvaluationFailed, InputError, WriteFailed, arg
 from rai_toolbox.robustness._results import Finding
 from rai_toolbox.robustness._text import one_line
@@ -60,9 +62,10 @@ class Run:
     team, journal
         Who shares the work, and where finished pieces are kept.
     deadline : float or None
-        Of `time.monotonic`: no batch and no run of a solver begins after it.
+        Of `time.monotonic`: the model is not asked after it, but for a last look at what was found.
     progress : callable or None
-        Told of each finished batch; its method ``beat``, if it has one, of each call of the model.
+        Told of each finished batch; its method ``beat``, if it has one, of each call of the model, with the share of
+        the batch that is done.
     complete : bool
         Whether no batch has been left out so far.
     begun : float
@@ -83,7 +86,7 @@ class Run:
         """Do all that is not done yet, and return the result."""
         subject = self.subject
         subject.late = self._late
-        subject.model.called = self._beat
+        subject.model.called = self._called
         clean_pieces = self._stage("clean", "Looking at the model", lambda batch: clean(subject, batch))
         finite = joined(clean_pieces, "finite")
         if len(finite) and not finite.any():
@@ -112,7 +115,8 @@ class Run:
 
     def _stage(self, name: str, words: str, work: Callable[[int], Mapping[str, Any] | None]) -> Pieces:
         """Do the batches that are not done yet, each in one of the processes; return all that are done, or
-        None for the others. A batch that the time limit has ended among its runs has an entry ``cut``; it is not kept.
+        None for the others. A batch that the time limit has ended has an entry ``cut``; of it the journal keeps what a
+        later run goes on from.
         """
         cut: dict[str, Piece] = {}
         names = [f"{name}-{batch:07d}" for batch in range(self.subject.batches)]
@@ -123,9 +127,16 @@ class Run:
             self._at = words, done, len(mine)
             if self.journal.get(names[batch]) is None:
                 self.subject.cut = False
+                self.subject.begin(math.inf)
                 # A random model draws the same numbers for a batch in any process and order.
                 torch.manual_seed(self.subject.generator(names[batch]).initial_seed())
-                piece = _guarded(lambda batch=batch: work(batch))
+                self.subject.part = self.journal.part_of(names[batch])
+                try:
+                    piece = _guarded(lambda batch=batch: work(batch))
+                except SolveEnded:
+                    break
+                finally:
+                    self.subject.part = None
                 if piece is None:
                     continue
                 if self.subject.cut:
@@ -143,11 +154,13 @@ class Run:
             results = [pieces.get(name, result) for name, result in zip(names, results, strict=True)]
         return results
 
-    def _beat(self) -> None:
-        """Tell that the model was called: a batch may take long."""
+    def _called(self) -> None:
+        """Tell that the model is called, for a batch may take long, and end the work if the time limit has come."""
         beat = getattr(self.progress, "beat", None)
         if beat is not None and self.team.leads:
-            beat(*self._at)
+            words, done, total = self._at
+            beat(words, done + self.subject.done, total)
+        self.subject.watch()
 
     def _late(self) -> bool:
         return self.deadline is not None and time.monotonic() > self.deadline
@@ -288,7 +301,7 @@ def _whole(pieces: Pieces) -> Pieces:
 def _guarded(work: Callable[[], Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
     try:
         return work()
-    except (InputError, EvaluationFailed):
+    except (InputError, EvaluationFailed, SolveEnded):
         raise
     except (Exception, SystemExit) as error:
         advice = f"; lower {arg('batch_size')}" if "memory" in str(error).lower() else ""

@@ -88,13 +88,10 @@ class Journal:
     def get(self, name: str) -> Piece | None:
         """Return a finished piece, or None."""
         if name not in self._pieces and self._folder is not None:
-            try:
-                with np.load(self._folder / f"{name}.npz", allow_pickle=False) as archive:
-                    self._pieces[name] = {key: archive[key] for key in archive.files}
-            except (OSError, ValueError, KeyError, EOFError):
+            piece = _read(self._folder / f"{name}.npz")
+            if piece is None:
                 return None
-            except Exception:  # damaged by other hands: the piece is done again
-                return None
+            self._pieces[name] = piece
         return self._pieces.get(name)
 
     def put(self, name: str, piece: Mapping[str, Any]) -> None:
@@ -102,9 +99,12 @@ class Journal:
         arrays = {key: np.asarray(value) for key, value in piece.items()}
         self._pieces[name] = arrays
         if self._folder is not None:
-            buffer = io.BytesIO()
-            np.savez(buffer, **arrays)  # type: ignore[arg-type]
-            write_bytes(self._folder / f"{name}.npz", buffer.getvalue())
+            _write(self._folder / f"{name}.npz", arrays)
+            self.part_of(name).forget()
+
+    def part_of(self, piece: str) -> PartOfPiece:
+        """Return where a piece that is not finished keeps what it has."""
+        return PartOfPiece(None if self._folder is None else self._folder / f"{piece}.under-way")
 
     def learn(self, pieces: Mapping[str, Piece]) -> None:
         """Take in pieces that another process has finished."""
@@ -117,6 +117,48 @@ class Journal:
             with contextlib.suppress(OSError):
                 (self._folder / _HEAD).unlink()
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class PartOfPiece:
+    """What a piece has found before it is finished: a file by name, in a folder of its own, and nothing in memory.
+
+    Parameters
+    ----------
+    folder : Path or None
+        The folder; without one nothing is kept.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def get(self, name: str) -> Piece | None:
+        """Return what was kept under a name by this process or an earlier one, or None."""
+        return None if self._folder is None else _read(self._folder / f"{name}.npz")
+
+    def put(self, name: str, arrays: Mapping[str, NDArray]) -> None:
+        """Keep arrays under a name, instead of what was there."""
+        if self._folder is not None:
+            prepare_folder(self._folder)
+            _write(self._folder / f"{name}.npz", arrays)
+
+    def forget(self) -> None:
+        """Remove the files: the piece is finished."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _read(path: Path) -> Piece | None:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except Exception:  # absent, or damaged by other hands: it is done again
+        return None
+
+
+def _write(path: Path, arrays: Mapping[str, NDArray]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, buffer.getvalue())
 
 
 def _read_head(head: Path) -> Any:
