@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,11 +16,20 @@ from torch import nn
 
 from rai_toolbox.perturbations._resuming import SolveEnded
 from rai_toolbox.robustness.attack._settings import Box, Settings
-from rai_toolbox.robustness.attack._under_way import Part
 from rai_toolbox.robustness.data._samples import Samples
 from rai_toolbox.robustness.models._load import Evaluated
 
-__all__ = ["Subject"]
+__all__ = ["Part", "Subject"]
+
+
+class Part(Protocol):
+    """Keeps what a batch has found before it is done, by name."""
+
+    def get(self, name: str) -> Mapping[str, NDArray] | None:
+        """Return what was kept under a name."""
+
+    def put(self, name: str, arrays: Mapping[str, NDArray]) -> None:
+        """Keep arrays under a name, instead of what was there."""
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,25 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rai_toolbox.perturbations._resuming import Keeper
+from rai_toolbox.robustness.attack._subject import Subject
 
-if TYPE_CHECKING:
-    from rai_toolbox.robustness.attack._subject import Subject
-
-__all__ = ["Part", "RunsOfSolver"]
+__all__ = ["RunsOfSolver"]
 
 # Writing may take so much of the time, and is not done more often than this.
 _WRITING_SHARE = 0.05
 _SECONDS_BETWEEN_WRITES = 2.0
-
-
-class Part(Protocol):
-    """Keeps what a batch has found before it is done, by name."""
-
-    def get(self, name: str) -> Mapping[str, NDArray] | None:
-        """Return what was kept under a name."""
-
-    def put(self, name: str, arrays: Mapping[str, NDArray]) -> None:
-        """Keep arrays under a name, instead of what was there."""
 
 
 class RunsOfSolver(Keeper):
