@@ -63,7 +63,7 @@ def test_an_error_keeps_its_argument_between_processes(kind: type[InputError]) -
 def test_every_option_of_a_run_is_an_argument_of_evaluate_or_made_into_one() -> None:
     # The others say what to load, or what the command does with the result.
     loads = {"model", "data", "weights", "label_column", "samples"}
-    decides = {"out", "strict", "fail_under"}
+    decides = {"out", "strict", "fail_under", "junit", "log"}
     made = {"norm": "norms", "frozen": "mask", "corruption": "corruptions"}
     names = {made.get(entry.name, entry.name) for entry in fields(Job)} - loads - decides
     assert names <= set(inspect.signature(evaluate).parameters)

@@ -15,10 +15,13 @@ import torch
 
 from rai_toolbox.robustness._errors import EvaluationFailed, InputError, WriteFailed, arg
 from rai_toolbox.robustness._files import as_folder, claimed, write_text
-from rai_toolbox.robustness._text import did_you_mean
+from rai_toolbox.robustness._text import did_you_mean, one_line
 from rai_toolbox.robustness.attack._corruptions import load_corruptions
 from rai_toolbox.robustness.command._config import to_toml
+from rai_toolbox.robustness.command._junit import check_junit_file, junit_xml
+from rai_toolbox.robustness.command._mlflow import check_mlflow, log_to_mlflow
 from rai_toolbox.robustness.command._options import ExitCode, Job, Radii, Threshold, numbers
+from rai_toolbox.robustness.command._thresholds import held
 from rai_toolbox.robustness.data._load import load_data
 from rai_toolbox.robustness.data._npz import NpzArchive, read_npy
 from rai_toolbox.robustness.data._samples import Samples
@@ -93,6 +96,10 @@ def _run(job: Job, team: Team, progress: Progress | None, stack: contextlib.Exit
     model_spec, data_spec = job.model, job.data
     grids = _grids(job)
     _check_thresholds(job)
+    if job.junit is not None:
+        check_junit_file(job.junit)
+    if job.log:
+        check_mlflow()
     folder = as_folder(job.out)
     team.together(lambda: stack.enter_context(claimed(folder)) if team.leads else None)
     device = job.device or "cpu"
@@ -132,18 +139,11 @@ def _run(job: Job, team: Team, progress: Progress | None, stack: contextlib.Exit
 
 
 def _outcome(job: Job, evaluation: Evaluation, folder: Path, team: Team) -> Outcome:
-    reasons = []
     code = ExitCode.OK
-    for threshold in job.fail_under:
-        norm, epsilon, least = threshold.norm, threshold.epsilon, threshold.accuracy
-        value = evaluation.curves[norm].at(epsilon).value if norm in evaluation.curves else 1.0
-        if not value >= least:
-            code = ExitCode.BELOW_THRESHOLD
-            reasons.append(f"accuracy at {norm}:{epsilon:g} is {value:.4f}, below {least:g}")
-        elif not evaluation.complete:
-            # A sample that was not tried counts as standing.
-            code = ExitCode.BELOW_THRESHOLD
-            reasons.append(f"accuracy at {norm}:{epsilon:g} is not known to reach {least:g}: the run is partial")
+    thresholds = held(job.fail_under, evaluation)
+    reasons = [one.reason for one in thresholds if one.reason is not None]
+    if reasons:
+        code = ExitCode.BELOW_THRESHOLD
     if job.strict and not evaluation.trusted:
         code = ExitCode.NOT_TRUSTED
         failed = ", ".join(finding.check for finding in evaluation.findings if finding.verdict == "distrust")
@@ -154,7 +154,21 @@ def _outcome(job: Job, evaluation: Evaluation, folder: Path, team: Team) -> Outc
     elif job.strict and evaluation.unmade:
         code = ExitCode.NOT_TRUSTED
         reasons.append(f"checks could not be made, and count as failed with --strict ({', '.join(evaluation.unmade)})")
+    if team.leads and job.junit is not None:
+        write_text(Path(job.junit), junit_xml(evaluation, thresholds, strict=job.strict))
+    if team.leads and job.log and (failed := _log(evaluation, folder)):
+        code = code or ExitCode.NOT_LOGGED
+        reasons.append(failed)
     return Outcome(evaluation, folder, code, tuple(reasons), team.leads)
+
+
+def _log(evaluation: Evaluation, folder: Path) -> str | None:
+    """Log to MLflow; return what is to be said where that fails: the folder is written by now."""
+    try:
+        log_to_mlflow(evaluation, folder)
+    except Exception as error:  # of the server, its client, the network, a plug-in
+        return f"not logged to MLflow, {one_line(error)}; all results are in {str(folder)!r}"
+    return None
 
 
 def _described(job: Job) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class ExitCode(enum.IntEnum):
     BAD_INPUT = 2
     NOT_TRUSTED = 3
     FAILED = 4
+    NOT_LOGGED = 5
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -58,6 +59,12 @@ def _norm(word: str) -> str:
         return check_norm(word)
     except ValueError:
         return word
+
+
+def _log(word: str) -> str:
+    if word.lower() != "mlflow":
+        raise InputError(f"--log must be mlflow, got {word!r}")
+    return "mlflow"
 
 
 @dataclass(frozen=True)
@@ -227,6 +234,12 @@ class Job:
     fail_under: Annotated[
         tuple[Threshold, ...],
         Flag("Exit with 1 if the accuracy is less: 0.6@l2:0.5.", "THRESHOLD", Threshold.parse),
+    ] = ()
+    junit: Annotated[str | None, Flag("Write thresholds and checks as a JUnit XML report, for CI systems.", "FILE")] = (
+        None
+    )
+    log: Annotated[
+        tuple[str, ...], Flag("mlflow: log figures, files and checks as a run of MLflow.", "WHERE", _log)
     ] = ()
 
     @classmethod

@@ -85,7 +85,7 @@ class Evaluation(Results):
         return plot_curves({"": self})
 
     def save(self, folder: str | Path) -> Path:
-        """Write report.html, curve.png, results.json, examples.npz, figures as CSV; return the folder.
+        """Write report.html, card.md, curve.png, results.json, examples.npz, figures as CSV; return the folder.
 
         Raises
         ------

@@ -23,7 +23,7 @@ from rai_toolbox.robustness.report._pictures import (
     series_path,
 )
 
-__all__ = ["guidance", "render", "render_report"]
+__all__ = ["guidance", "render", "render_report", "verdict_of"]
 
 _GALLERY = 12
 _TABLE_ROWS = 6
@@ -51,7 +51,7 @@ def render_report(evaluation: Results) -> str:
         headlines=_headlines(evaluation),
         sections=[_section(evaluation, norm) for norm in evaluation.curves],
         findings=sorted(evaluation.findings, key=lambda finding: _GRAVITY[finding.verdict]),
-        verdict=_verdict(evaluation),
+        verdict=verdict_of(evaluation),
         guidance=guidance(),
         kind=kind_of(evaluation.data["shape"], evaluation.feature_names),
         settings=_settings(evaluation),
@@ -109,7 +109,7 @@ def figure(value: Any) -> str:
     return f"{value:.4g}" if np.isfinite(value) else "none"
 
 
-def _verdict(evaluation: Results) -> tuple[str, str]:
+def verdict_of(evaluation: Results) -> tuple[str, str]:
     verdicts = [finding.verdict for finding in evaluation.findings]
     count = sum(verdict == "distrust" for verdict in verdicts)
     if count:

@@ -13,6 +13,7 @@ import numpy as np
 
 from rai_toolbox.robustness._files import claimed, write_together
 from rai_toolbox.robustness._results import Results
+from rai_toolbox.robustness.report._card import render_card
 from rai_toolbox.robustness.report._pictures import curve_png
 from rai_toolbox.robustness.report._report import render_report
 from rai_toolbox.robustness.report._schema import to_json
@@ -139,6 +140,7 @@ def _examples_npz(evaluation: Results) -> bytes:
 #: The files of an evaluation's folder. results.json comes last: where it is, the others are.
 EVALUATION_FILES: Mapping[str, Callable[[Results], bytes | str | None]] = {
     "report.html": render_report,
+    "card.md": render_card,
     "curve.png": lambda evaluation: curve_png({"": evaluation}),
     "curve.csv": _curve_csv,
     "classes.csv": _classes_csv,
