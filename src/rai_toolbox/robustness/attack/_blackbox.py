@@ -11,6 +11,10 @@ from rai_toolbox.robustness.attack._subject import Subject
 
 __all__ = ["noise_breaks", "random_search", "random_search_breaks"]
 
+# Points per sample in one call of the model.
+_TOGETHER = 25
+_AT_A_TIME = 4
+
 
 def noise_breaks(subject: Subject, x: Tensor, target: Tensor, *, norm: Norm, epsilon: Tensor, draws: int) -> Tensor:
     """Say which samples some random point on the sphere of radius `epsilon` (cut to the bounds) makes wrong.
@@ -30,9 +34,12 @@ def noise_breaks(subject: Subject, x: Tensor, target: Tensor, *, norm: Norm, eps
     """
     generator = subject.generator("noise", norm)
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    for _ in range(draws):
-        delta = _onto_sphere(_draw(x, norm, epsilon, generator), norm, epsilon)
-        broken |= _score(subject, _inside(subject, x, delta), target) > 0
+    for done in range(0, draws, _TOGETHER):
+        many = min(_TOGETHER, draws - done)
+        points = x.repeat(many, *[1] * (x.ndim - 1))
+        delta = _onto_sphere(_draw(points, norm, epsilon.repeat(many), generator), norm, epsilon.repeat(many))
+        wrong = _score(subject, _inside(subject, points, delta), target.repeat(many)) > 0
+        broken |= wrong.reshape(many, -1).any(dim=0)
     return broken
 
 
@@ -44,7 +51,10 @@ def random_search_breaks(
     return _score(subject, found, target) > 0
 
 
-def random_search(subject: Subject, x: Tensor, target: Tensor, *, norm: Norm, epsilon: Tensor, queries: int) -> Tensor:
+def random_search(
+    subject: Subject, x: Tensor, target: Tensor, *, norm: Norm, epsilon: Tensor, queries: int,
+    together: int = _AT_A_TIME,
+) -> Tensor:  # fmt: skip
     """Return the worst points that a random search finds which keeps what raises the loss.
 
     Each query changes a random window of the input, large at first, smaller later. The change of an entry is as large
@@ -56,8 +66,8 @@ def random_search(subject: Subject, x: Tensor, target: Tensor, *, norm: Norm, ep
         Samples that the model gets right.
     epsilon : Tensor, shape (N,)
         The radius for each.
-    queries : int
-        How many changes to try for each.
+    queries, together : int
+        How many changes to try for each, and how many of them in one call of the model; of these the best is kept.
 
     Returns
     -------
@@ -70,14 +80,18 @@ def random_search(subject: Subject, x: Tensor, target: Tensor, *, norm: Norm, ep
     generator = subject.generator("random search", norm)
     delta = _onto_sphere(_draw(x, norm, epsilon, generator), norm, epsilon)
     best = _score(subject, _inside(subject, x, delta), target)
-    for query in range(queries):
+    points, radii, targets = x.repeat(together, *[1] * (x.ndim - 1)), epsilon.repeat(together), target.repeat(together)
+    every = torch.arange(len(x), device=x.device)
+    for query in range(0, queries, together):
         share = max(0.02, 0.6 * (1 - query / queries) ** 2)
-        window = _window(x.shape, share, generator).to(x.device)
-        proposal = _onto_sphere(_proposal(x, delta, window, norm, epsilon, generator), norm, epsilon)
-        score = _score(subject, _inside(subject, x, proposal), target)
+        window = _window(points.shape, share, generator).to(x.device)
+        kept = delta.repeat(together, *[1] * (x.ndim - 1))
+        proposal = _onto_sphere(_proposal(points, kept, window, norm, radii, generator), norm, radii)
+        scores = _score(subject, _inside(subject, points, proposal), targets).reshape(together, -1)
+        score, place = scores.max(dim=0)
         better = score > best
         best = torch.where(better, score, best)
-        delta = torch.where(_per_sample(better, x), proposal, delta)
+        delta = torch.where(_per_sample(better, x), proposal[place * len(x) + every], delta)
     return _inside(subject, x, delta)
 
 

@@ -1,4 +1,4 @@
-"""Attacks that do without the model's gradient, on all samples of a batch: for models whose gradient is in doubt."""
+"""Attacks that do without the model's own gradient, on a batch: for models whose gradient is in doubt."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rai_toolbox.perturbations._resuming import SolveEnded
 from rai_toolbox.perturbations.losses import misclassified
 from rai_toolbox.robustness.attack._blackbox import random_search
+from rai_toolbox.robustness.attack._bpda import BPDA
 from rai_toolbox.robustness.attack._decisions import walk_along_boundary
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._solver import CheckedResult, check_again, run_solver
@@ -23,7 +24,7 @@ from rai_toolbox.robustness.attack._twin import distill
 __all__ = ["STRONGER", "stronger"]
 
 #: The attacks, in the order in which they are run.
-STRONGER = ("differences", "transfer", "decisions", "random search")
+STRONGER = ("BPDA", "differences", "transfer", "decisions", "random search")
 
 _QUERIES = 1000
 # In linf a boundary point comes nearer with each estimate of the normal, but by little.
@@ -36,7 +37,7 @@ _PASSES = 30_000
 def stronger(
     subject: Subject, norm: Norm, batch: int, grid: Sequence[float], known: NDArray, width: float
 ) -> dict[str, Any]:
-    """Return how far the nearest error is from each sample of a batch, by attacks without the model's gradient.
+    """Return how far the nearest error is from each sample of a batch, by attacks without the model's own gradient.
 
     Parameters
     ----------
@@ -56,15 +57,18 @@ def stronger(
     subject.begin(_PASSES * int((known > 0).sum()))
     rows = np.flatnonzero(known > 0)
     by_attack = {name: np.where(known > 0, np.inf, 0.0) for name in STRONGER}
+    replaced: list[str] = []
     if len(rows):
         start, stop = subject.span(batch)
         x, target = (part[torch.from_numpy(rows).to(subject.device)] for part in subject.batch(start, stop))
         attacks = _Attacks(subject, norm, grid, x, target, known[rows], width)
         for name, found in attacks.run().items():
             by_attack[name][rows] = found
+        replaced = attacks.replaced
     return {
         "distance": np.minimum(known, np.min(list(by_attack.values()), axis=0)),
         **by_attack,
+        "replaced": np.array(replaced, dtype=np.str_),
         "rejected": 0,
         "forwards": subject.model.forwards - subject.begun,
         "seconds": time.perf_counter() - begun,
@@ -81,9 +85,11 @@ class _Attacks:
         self._x, self._target = x, target
         self.best = known.copy()
         self.found: dict[str, NDArray] = {}
+        self.replaced: list[str] = []
 
     def run(self) -> dict[str, NDArray]:
         """Return the distances by attack."""
+        self._replaced_backward()
         self._solve("differences", self._differences())
         self._solve("transfer", [self._twin()])
         if self._norm != "l0":
@@ -120,6 +126,12 @@ class _Attacks:
                     purpose=("stronger", name, number, level), steps=20, restarts=2, through=through,
                 )  # fmt: skip
                 self._keep(name, rows, found)
+
+    def _replaced_backward(self) -> None:
+        through = BPDA(self._subject.model)
+        self.replaced = through.replaces(self._x[:4])
+        if self.replaced:
+            self._solve("BPDA", [through])
 
     def _typical(self) -> float:
         """Return the radius in the middle of the reported ones, which says how far to look around a point."""

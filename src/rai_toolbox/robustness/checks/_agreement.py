@@ -17,10 +17,10 @@ _NAME = "stronger-attacks"
 # The checks that doubt the gradient, or found what the solvers did not.
 _DOUBTS = (
     "zero-gradients", "gradient-agreement", "boundary-jump", "loss-rises", "gradient-masking", "finite-differences",
-    "transfer",
+    "bpda", "transfer",
 )  # fmt: skip
 # Of these, what agreeing attacks answer; that there is no gradient, or a false one, stays as it is.
-_ANSWERED = ("gradient-agreement", "boundary-jump", "finite-differences", "transfer")
+_ANSWERED = ("gradient-agreement", "boundary-jump", "finite-differences", "bpda", "transfer")
 _CLOSE = 0.05
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rai_toolbox.perturbations.losses import margin
 from rai_toolbox.robustness.attack._blackbox import noise_breaks, random_search_breaks
+from rai_toolbox.robustness.attack._bpda import BPDA
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._solver import run_solver
 from rai_toolbox.robustness.attack._substitutes import by_differences, length_of_steps, with_gradient_of
@@ -22,13 +23,17 @@ __all__ = ["RIVALS", "NearlyBroken", "nearly_broken"]
 
 _SAMPLES = 16
 _DRAWS = 50
-_QUERIES = 500
-_EASY_QUERIES = 200
+_QUERIES = 400
+_EASY_QUERIES = 120
+_DIRECTIONS = 32
+_ASCENT_STEPS = 8
 # What the solvers did not reach, when nothing is reported in a norm or all of it is broken.
 _PART = 0.85
 # A blind search that is of use finds errors within so many times the distance at which the solvers do.
 _EASY = 2.0
-_ELSEWHERE_RESTARTS = 6
+_ELSEWHERE_RESTARTS, _ELSEWHERE_STEPS = 3, 30
+# Of the distance that this quick search finds.
+_ELSEWHERE_PART = 0.75
 
 
 @dataclass
@@ -83,14 +88,17 @@ def _nearly_broken_elsewhere(context: CheckContext, norm: Norm, count: int) -> N
     if norm not in context.elsewhere:
         indices = context.subset_indices(count)
         x, target = subject.subset(indices.tolist())
-        found = run_solver(subject, x, target, norm=norm, purpose=("elsewhere", norm), restarts=_ELSEWHERE_RESTARTS)
+        found = run_solver(
+            subject, x, target, norm=norm, purpose=("elsewhere", norm), steps=_ELSEWHERE_STEPS,
+            restarts=_ELSEWHERE_RESTARTS,
+        )  # fmt: skip
         context.elsewhere[norm] = indices, found.distance
     indices, distance = context.elsewhere[norm]
     keep = np.isfinite(distance) & (distance > 0)
     if not keep.any():
         return None
     x, target = subject.subset(indices[keep].tolist())
-    return _nearly_broken_of(x, target, _PART * distance[keep], distance[keep])
+    return _nearly_broken_of(x, target, _ELSEWHERE_PART * distance[keep], distance[keep])
 
 
 def _nearly_broken_of(x: Tensor, target: Tensor, epsilon: NDArray, distance: NDArray) -> NearlyBroken | None:
@@ -127,7 +135,15 @@ def _blind(context: CheckContext, norm: Norm) -> CheckResult:
     subject = context.subject
     by_noise = noise_breaks(subject, near.x, near.target, norm=norm, epsilon=near.epsilon, draws=_DRAWS)
     by_search = random_search_breaks(subject, near.x, near.target, norm=norm, epsilon=near.epsilon, queries=_QUERIES)
-    missed = int((by_noise | by_search).sum())
+    broken = by_noise | by_search
+    if norm not in context.distance and broken.any():
+        # How far the solver gets in this norm was looked at quickly: it may try again.
+        again = run_solver(
+            subject, near.x[broken], near.target[broken], norm=norm, epsilon=near.epsilon[broken],
+            purpose=("elsewhere again", norm),
+        )  # fmt: skip
+        broken[broken.clone()] = torch.from_numpy(~np.isfinite(again.distance)).to(broken.device)
+    missed = int(broken.sum())
     evidence: dict[str, Any] = {
         "samples": len(near.x),
         "broken_by_random_points": int(by_noise.sum()),
@@ -168,11 +184,12 @@ def _differences(context: CheckContext, norm: Norm) -> CheckResult:
     for single in (False, True):
         step = length_of_steps(norm, epsilon, size, context.width, single=single)
         through = by_differences(
-            subject.model, step=step, generator=subject.generator("differences", norm, single), single=single, count=64
-        )
+            subject.model, step=step, generator=subject.generator("differences", norm, single), single=single,
+            count=_DIRECTIONS,
+        )  # fmt: skip
         found = run_solver(
             subject, near.x, near.target, norm=norm, epsilon=near.epsilon, purpose=("differences", norm, single),
-            steps=12, restarts=2, through=through,
+            steps=_ASCENT_STEPS, restarts=1, through=through,
         )  # fmt: skip
         mine = torch.from_numpy(np.isfinite(found.distance))
         evidence[f"broken_along_{'single_entries' if single else 'random_directions'}"] = int(mine.sum())
@@ -180,6 +197,27 @@ def _differences(context: CheckContext, norm: Norm) -> CheckResult:
     return _verdict(
         int(broken.sum()), len(near.x), "Ascent by finite differences", evidence,
         "Ascent by finite differences breaks no sample that the solvers did not.",
+    )  # fmt: skip
+
+
+def _backward_pass(context: CheckContext, norm: Norm) -> CheckResult:
+    near = nearly_broken(context, norm)
+    if near is None:
+        return nothing()
+    subject = context.subject
+    through = BPDA(subject.model)
+    replaced = through.replaces(near.x[:4])
+    if not replaced:
+        return CheckResult("ok", "Nothing that hides a gradient is seen inside the model.", {"samples": len(near.x)})
+    found = run_solver(
+        subject, near.x, near.target, norm=norm, epsilon=near.epsilon, purpose=("backward pass", norm),
+        steps=_ASCENT_STEPS, restarts=1, through=through,
+    )  # fmt: skip
+    broken = int(np.isfinite(found.distance).sum())
+    evidence = {"samples": len(near.x), "replaced": ", ".join(replaced), "broken_with_another_backward_pass": broken}
+    return _verdict(
+        broken, len(near.x), f"Ascent with another backward pass of {', '.join(replaced[:4])}", evidence,
+        f"Another backward pass of {', '.join(replaced[:4])} finds no more.",
     )  # fmt: skip
 
 
@@ -221,5 +259,6 @@ def _transfer(context: CheckContext, norm: Norm) -> CheckResult:
 RIVALS = (
     Check("gradient-masking", "Would attacks without gradient find more?", _masking, classification_only=True),
     Check("finite-differences", "Would differences instead of the gradient find more?", per_norm(_differences), True),
+    Check("bpda", "Would another backward pass find more?", per_norm(_backward_pass), True),
     Check("transfer", "Would attacks on a copy of the model find more?", per_norm(_transfer), True),
 )

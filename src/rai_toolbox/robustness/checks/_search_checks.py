@@ -20,11 +20,13 @@ __all__ = ["SEARCH_CHECKS"]
 
 _USUAL_STEPS = 50  # the default of the solvers
 _USUAL_RESTARTS = 18  # likewise
+_ENOUGH_RESTARTS = 4
+_GAIN = 0.995
 _PLAIN_STEPS = 10
 # By how little of the distance two searches may differ and count as the same.
 _CLOSE = 0.02
 _SUBSET = 48
-_TRIED_AGAIN = 24
+_TRIED_AGAIN = 16
 
 
 def _verification(context: CheckContext) -> CheckResult:
@@ -97,10 +99,12 @@ def _convergence(context: CheckContext, norm: Norm) -> CheckResult:
         return run_solver(subject, x, target, norm=norm, purpose=purpose, steps=steps, restarts=restarts).distance
 
     known = context.distance[norm][indices]
-    # A search that was cut short is no measure of itself: what it is judged by has the usual runs at least.
-    restarts = max(subject.settings.restarts or _USUAL_RESTARTS, _USUAL_RESTARTS)
-    fewer = distance(max(1, usual // 4), None)
+    # A search that was cut short is no measure of itself: what it is judged by has the usual runs then.
+    restarts = 1 if (subject.settings.restarts or _USUAL_RESTARTS) >= _ENOUGH_RESTARTS else _USUAL_RESTARTS
     more = np.minimum(known, distance(max(4 * usual, _USUAL_STEPS), restarts))
+    # Where that gains nothing, a search of fewer steps would say nothing.
+    gains = float(np.median(more)) < _GAIN * float(np.median(known))
+    fewer = distance(max(1, usual // 4), None) if gains else known
     # Where all stand, or none, nothing can be seen: half of the samples stand here.
     epsilon = float(np.sort(known)[(len(known) - 1) // 2])
     epsilon = epsilon * (1 - _CLOSE) if np.isfinite(epsilon) else middle(context, norm)
@@ -110,7 +114,7 @@ def _convergence(context: CheckContext, norm: Norm) -> CheckResult:
     evidence = {
         "samples": len(x),
         "steps_used": usual,
-        "median_distance_with_a_quarter_of_the_steps": before,
+        **({"median_distance_with_a_quarter_of_the_steps": before} if gains else {}),
         "median_distance_found": now,
         "median_distance_with_four_times_the_steps": nearer,
         "median_distance_extrapolated": limit,
@@ -122,10 +126,10 @@ def _convergence(context: CheckContext, norm: Norm) -> CheckResult:
         message = f"A search of four times the steps breaks {lost} more of {len(x)} samples at epsilon {epsilon:.3g}."
         return CheckResult("distrust", message, evidence)
     if lost >= 2 or min(nearer, limit) < 0.97 * now:
+        broken = f"{lost} of {len(x)} samples" if lost else "no sample that stood before"
         message = (
-            f"More steps lower the curve a little: {lost} of {len(x)} samples at epsilon {epsilon:.3g}."
-            if lost
-            else "More steps find nearer errors, but none that changes the curve at a reported epsilon."
+            f"More steps find nearer errors, by {100 * (1 - nearer / now):.1f} % in the median, and break {broken} at"
+            f" epsilon {epsilon:.3g}."
         )
         return CheckResult("warning", message, evidence)
     return CheckResult("ok", "Four times the steps find no more.", evidence)
