@@ -23,10 +23,12 @@ Build = Callable[..., torch.optim.Optimizer]
 
 
 class LargestIsOne(optim.ParamTransformingOptimizer):
-    """A user's hooks that look at whole data."""
+    """A user's hooks that look at whole data, and remember."""
 
     def _pre_step_transform_(self, param: Tensor, optim_group: Any) -> None:
         assert param.grad is not None
+        mean = self.memory(param, "mean")
+        param.grad.copy_(mean.mul_(0.5).add_(param.grad))
         param.grad.div_(param.grad.abs().amax(tuple(range(1, param.ndim)), keepdim=True).clamp_min(1e-3))
 
     def _post_step_transform_(self, param: Tensor, optim_group: Any) -> None:

@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from on_ranks_sharded import BUILDS, counted, full, mesh_of, placements_of, sharded
+from on_ranks_sharded import BUILDS, LargestIsOne, counted, full, mesh_of, placements_of, sharded
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -361,24 +361,37 @@ CHECKPOINTED = partial(
 )
 
 
-def save_in_the_middle(folder: str) -> list[Tensor]:
+def _remembering(params: Any, **options: Any) -> torch.optim.Optimizer:
+    links = optim.AveragedGradientOptim, LargestIsOne, optim.AveragedGradientOptim
+    return optim.ChainedParamTransformingOptimizer(
+        *links,
+        params=params,
+        InnerOpt=torch.optim.SGD,
+        **{"lr": 0.05, "param_ndim": None, "grad_scale": 2.0, **options},
+    )
+
+
+SAVED: dict[str, Any] = {"projected": CHECKPOINTED, "remembering": _remembering}
+
+
+def save_in_the_middle(folder: str, name: str, steps: int) -> list[Tensor]:
     """Train, save, train on; what the parameters are at the end."""
     model = network()
     fully_shard(model)
-    optimizer = CHECKPOINTED(model.parameters())
-    train(model, optimizer, 3, alike=False)
+    optimizer = SAVED[name](model.parameters())
+    train(model, optimizer, steps, alike=False)
     model_state, optimizer_state = get_model_state_dict(model), get_optimizer_state_dict(model, optimizer)
     dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder)
     train(model, optimizer, 3, alike=False)
     return [full(p) for p in model.parameters()]
 
 
-def go_on_from(folder: str) -> list[Tensor]:
+def go_on_from(folder: str, name: str) -> list[Tensor]:
     """Load what was saved on another number of ranks, with other options meanwhile, and train on."""
     model = network()
     if dist.get_world_size() > 1:
         fully_shard(model)
-    optimizer = partial(CHECKPOINTED, grad_scale=7.0, lr=9.0)(model.parameters())
+    optimizer = partial(SAVED[name], grad_scale=7.0, lr=9.0)(model.parameters())
     state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
     dcp.load(state, checkpoint_id=folder)
     set_model_state_dict(model, state["model"])

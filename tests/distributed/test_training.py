@@ -68,19 +68,21 @@ def test_asking_for_the_optimizer_state_changes_nothing(two_ranks: Ranks) -> Non
     two_ranks.run(training.asking_for_the_state_changes_nothing)
 
 
+@pytest.mark.parametrize(("name", "steps"), [("projected", 3), ("remembering", 0), ("remembering", 3)])
 def test_a_checkpoint_of_two_ranks_goes_on_on_one_and_on_four(
-    two_ranks: Ranks, four_ranks: Ranks, tmp_path: Path
+    name: str, steps: int, two_ranks: Ranks, four_ranks: Ranks, tmp_path: Path
 ) -> None:
-    expected = two_ranks.run(training.save_in_the_middle, str(tmp_path))[0]
-    for got in (four_ranks.run(training.go_on_from, str(tmp_path))[0], _on_one_rank(tmp_path)):
+    folder = str(tmp_path)
+    expected = two_ranks.run(training.save_in_the_middle, folder, name, steps)[0]
+    for got in (four_ranks.run(training.go_on_from, folder, name)[0], _on_one_rank(folder, name)):
         for x, y in zip(expected, got, strict=True):
             torch.testing.assert_close(y, x, rtol=1e-5, atol=1e-6)
 
 
-def _on_one_rank(folder: Path) -> list[torch.Tensor]:
+def _on_one_rank(folder: str, name: str) -> list[torch.Tensor]:
     one = Ranks(1)
     try:
-        return one.run(training.go_on_from, str(folder))[0]
+        return one.run(training.go_on_from, folder, name)[0]
     finally:
         one.stop()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import longdouble_oracles as ld
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from rai_toolbox import optim
 from rai_toolbox.functional import datum_ndim
+from rai_toolbox.optim._memory import zeros_wide
+from rai_toolbox.optim._running import Remembering
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -26,6 +28,31 @@ class Idle(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         return None if closure is None else closure()
+
+
+# A transform that remembers is one function and one class; the suites hold this one, which is not ours to ship, to
+# all that they hold the others to.
+
+
+def root_mean_square(decay: float) -> Remembering:
+    """x / √v, where v is a running average of x²."""
+
+    def divide_(xs: Sequence[Tensor], memory: Mapping[str, Sequence[Tensor]]) -> None:
+        for x, v in zip(xs, memory["square"], strict=True):
+            v.lerp_(x.square(), 1 - decay)
+            x.div_(v.sqrt().add_(1e-8))
+
+    return Remembering(divide_, {"square": zeros_wide})
+
+
+class RootMeanSquareOptim(optim.ParamTransformingOptimizer):
+    """Divide each gradient by the root of a running average of its square."""
+
+    def __init__(self, params: Any, InnerOpt: Any = torch.optim.SGD, *, decay: float = 0.9, **options: Any) -> None:
+        super().__init__(params, InnerOpt, **{**options, "defaults": {"decay": decay, **options.get("defaults", {})}})
+
+    def _grad_transform(self, optim_group: Any) -> Remembering:
+        return root_mean_square(optim_group["decay"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +115,7 @@ CASES = [
     ),
     Case("Simplex", optim.SimplexOptim, {"total": 1.5}, param=lambda x: ld.on_simplex(x, 1.5), subtracts=True),
     Case("Sphere", optim.SphereOptim, {"epsilon": 1.5}, param=lambda x: ld.on_sphere(x, 1.5)),
+    Case("Averaged", optim.AveragedGradientOptim, {"decay": 0.5}, grad=lambda g: g * ld.LD(0.5)),
     Case("L1FrankWolfe", optim.L1FrankWolfe, {"epsilon": 0.75}, grad=ld.l1_vertex),
     Case("L2FrankWolfe", optim.L2FrankWolfe, {"epsilon": 0.75}, grad=_norm(2)),
     Case("LinfFrankWolfe", optim.LinfFrankWolfe, {"epsilon": 0.75}, grad=np.sign),
@@ -103,7 +131,11 @@ MATRIX_CASES = [
     Case("Stiefel", optim.StiefelOptim, {}),
     Case("SpectralFrankWolfe", optim.SpectralFrankWolfe, {"epsilon": 0.75}),
 ]
-ALL_CASES = CASES + MATRIX_CASES
+REMEMBERING_CASES = [
+    Case("Averaged, Nesterov", optim.AveragedGradientOptim, {"decay": 0.95, "mix": 0.95}),
+    Case("RootMeanSquare", RootMeanSquareOptim, {"decay": 0.8}),
+]
+ALL_CASES = CASES + MATRIX_CASES + REMEMBERING_CASES
 
 SHAPES = [(), (0,), (5,), (1, 7), (4, 0), (0, 3), (3, 40), (2, 3, 4), (2, 0, 3), (2, 3, 4, 5), (2, 2, 3, 2, 3)]
 MAGNITUDES = ["normal", "subnormal", "tiny", "huge", "largest", "wide", "ties", "few", "zeros"]

@@ -283,8 +283,29 @@ def test_a_closure_is_evaluated_once_or_refused() -> None:
 
     optim = built(p)
     assert optim.step(closure).item() > 0
-    with pytest.raises(RuntimeError, match="evaluated the closure twice"):
-        built(p, LBFGS).step(closure)
+    for refused in (
+        built(p, LBFGS),
+        Heavy([p], LBFGS),
+        ChainedParamTransformingOptimizer(SignedGradientOptim, Heavy, params=[p], InnerOpt=LBFGS),
+    ):
+        with pytest.raises(RuntimeError, match="evaluated the closure twice"):
+            refused.step(closure)
+
+
+def test_a_step_that_the_inner_optimizer_skips_is_not_remembered() -> None:
+    class Impatient(SGD):
+        def step(self, closure: Any = None) -> Any:
+            return None  # without a look at the closure
+
+    def closure() -> Tensor:
+        p.grad = torch.ones_like(p)
+        return p.sum()
+
+    p = parameter(3)
+    optim = built(p, partial(Impatient, lr=0.1))
+    for _ in range(2):
+        optim.step(closure)
+    assert optim.memory(p, "mean").count_nonzero() == 0
 
 
 def test_nothing_is_stepped_at_construction_and_probes_move_nothing() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.optim import (
+    AveragedGradientOptim,
     ChainedParamTransformingOptimizer,
     ClampedGradientOptimizer,
     ClampedParameterOptimizer,
@@ -23,8 +24,10 @@ from rai_toolbox.optim import (
     L2ProjectedOptim,
     LinfProjectedOptim,
     LpNormedGradientOptim,
+    OrthogonalizedGradientOptim,
     ParamTransformingOptimizer,
     SignedGradientOptim,
+    SphereOptim,
     TopQGradientOptimizer,
 )
 
@@ -153,10 +156,16 @@ def test_a_tensor_lr_may_change_without_compiling_anew():
     "build",
     [
         partial(TopQGradientOptimizer, q=0.5),
+        partial(AveragedGradientOptim, decay=0.5),
+        OrthogonalizedGradientOptim,
+        SphereOptim,
+        lambda params, **kw: ChainedParamTransformingOptimizer(
+            AveragedGradientOptim, L2NormedGradientOptim, params=params, **kw
+        ),
         partial(L2NormedGradientOptim, InnerOpt=torch.optim.LBFGS),
         type("Own", (L2NormedGradientOptim,), {"_pre_step_transform_": lambda self, param, optim_group: None}),
     ],
-    ids=["selection", "LBFGS", "own hook"],
+    ids=["selection", "average", "matrices", "sphere", "chain", "LBFGS", "own hook"],
 )
 def test_what_cannot_be_compiled_takes_the_ordinary_step(build: Callable[..., Any]):
     def stepped_once(backend: Any) -> list[Tensor]:

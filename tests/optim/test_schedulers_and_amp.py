@@ -12,13 +12,17 @@ import torch
 from torch.optim import SGD, Adam, lr_scheduler, swa_utils
 
 from rai_toolbox.optim import (
+    AveragedGradientOptim,
     ChainedParamTransformingOptimizer,
     ClampedGradientOptimizer,
     FrankWolfe,
+    JointOptimizer,
     L2FrankWolfe,
     L2NormedGradientOptim,
     L2ProjectedOptim,
+    OrthogonalizedGradientOptim,
     ParamTransformingOptimizer,
+    SphereOptim,
 )
 
 
@@ -148,6 +152,10 @@ def test_a_scheduled_frank_wolfe_uses_the_scheduled_step_size(build: Any) -> Non
         lambda params, inner, **kw: ChainedParamTransformingOptimizer(
             functools.partial(ClampedGradientOptimizer, clamp_max=1.0), params=params, InnerOpt=inner, **kw
         ),
+        functools.partial(AveragedGradientOptim, decay=0.5, mix=0.7),
+        functools.partial(OrthogonalizedGradientOptim, steps=None),
+        functools.partial(SphereOptim, epsilon=2.0),
+        lambda params, inner, **kw: JointOptimizer(AveragedGradientOptim(params, inner, **kw)),
     ],
 )
 def test_a_grad_scaler_unscales_before_the_transforms_and_skips_a_step_with_an_infinity(build: Any, inner: Any) -> None:
@@ -164,11 +172,12 @@ def test_a_grad_scaler_unscales_before_the_transforms_and_skips_a_step_with_an_i
         plain.step()
         assert torch.equal(x, y)
         assert torch.equal(x.grad, y.grad)  # type: ignore[arg-type]
-    before = x.detach().clone()
+    before = [v.clone() for v in (x.detach(), *scaled.state[x].values()) if v is not None]
     x.grad = torch.tensor([[math.inf, 1.0]])
     scaler.step(scaled)
     scaler.update()
-    assert torch.equal(x, before)
+    now = [v for v in (x.detach(), *scaled.state[x].values()) if v is not None]
+    assert all(map(torch.equal, now, before))
     assert scaler.get_scale() == 512.0
 
 

@@ -8,7 +8,8 @@ from torch.optim import SGD
 
 from rai_toolbox.optim._docs import documented
 from rai_toolbox.optim._options import check_number
-from rai_toolbox.optim._transforms import Transform, averaging
+from rai_toolbox.optim._running import averaging
+from rai_toolbox.optim._transforms import Transform
 from rai_toolbox.optim._wrapper import InnerOptimizer, OptimGroup, OptimParams, ParamTransformingOptimizer
 
 

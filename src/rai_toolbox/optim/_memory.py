@@ -49,8 +49,19 @@ class Memory:
             return entry[key]
         aside = self._aside.setdefault(p, {})
         if key not in aside:
-            aside[key] = first(p)
+            with torch.inference_mode(False), torch.no_grad():  # it lasts
+                aside[key] = first(p)
         return aside[key]
+
+    def known(self, inner: Optimizer, p: Tensor) -> dict[str, Tensor]:
+        """Return all that is remembered of a parameter, by key."""
+        entries = {**self._aside.get(p, {}), **(inner.state.get(p) or {})}
+        return {key: value for key, value in entries.items() if isinstance(key, str) and key.startswith(self.key(""))}
+
+    def put(self, inner: Optimizer, p: Tensor, key: str, value: Tensor) -> None:
+        """Remember a first value of a parameter, if there is none and the key is one of this memory."""
+        if key.startswith(self.key("")):
+            self.get(inner, p, key[len(self.key("")) :], lambda _: value)
 
     def settle(self, inner: Optimizer) -> None:
         """Move what lies aside into the inner optimizer's state, which has taken a step."""
@@ -64,6 +75,27 @@ class Memory:
     def forget_what_is_aside(self) -> None:
         """Drop what no step of the inner optimizer has settled."""
         self._aside.clear()
+
+
+class Noted(dict[str, Tensor]):
+    """What a hook remembers of the plain tensor that it is given, by key.
+
+    Attributes
+    ----------
+    first : dict
+        What it asked for and was not there: the values that were made, before the hook changed them.
+    """
+
+    def __init__(self, known: Mapping[str, Tensor]) -> None:
+        super().__init__(known)
+        self.first: dict[str, Tensor] = {}
+
+    def get_or_make(self, key: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return a value, made where there is none."""
+        if key not in self:
+            self[key] = make()
+            self.first[key] = self[key].clone()
+        return self[key]
 
 
 def distinct_owner(name: str, taken: Iterable[str]) -> str:

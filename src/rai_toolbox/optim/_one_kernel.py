@@ -16,10 +16,11 @@ from rai_toolbox.kernels._changes import NOTHING, Change, Kind, by_factor
 from rai_toolbox.kernels._machine import all_have_kernels, has_kernels
 from rai_toolbox.optim._one_pass import is_plain_sgd
 from rai_toolbox.optim._plans import GroupPlan
+from rai_toolbox.optim._running import Remembering
 from rai_toolbox.optim._separate import SEPARATE
 from rai_toolbox.optim._tensors import scale_and_shift_
 from rai_toolbox.optim._torch_private import is_flattened, not_traced, note_step
-from rai_toolbox.optim._transforms import Averaging, ByNorm, Entrywise, Hook, PerDatum, Stage
+from rai_toolbox.optim._transforms import ByNorm, Entrywise, Hook, PerDatum, Stage
 
 
 class OneKernel:
@@ -66,7 +67,7 @@ def _fits(plan: GroupPlan) -> bool:
 
 def _is_stage_of_data(stage: Stage) -> bool:
     t = stage.transform
-    return not isinstance(t, Averaging | Hook) and (not isinstance(t, PerDatum) or t.alike)
+    return not isinstance(t, Remembering | Hook) and (not isinstance(t, PerDatum) or t.alike)
 
 
 def _change_of(stage: Stage) -> Change | None:

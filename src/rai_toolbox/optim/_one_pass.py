@@ -24,10 +24,11 @@ from rai_toolbox.kernels._machine import is_on_cpu
 from rai_toolbox.kernels._norms import safe_factors, safe_range
 from rai_toolbox.kernels._threads import share_out
 from rai_toolbox.optim._plans import GroupPlan
+from rai_toolbox.optim._running import Remembering
 from rai_toolbox.optim._separate import SEPARATE
 from rai_toolbox.optim._tensors import scale_and_shift_
 from rai_toolbox.optim._torch_private import bare_step, foreach_add_, is_flattened, is_unobserved, not_traced, note_step
-from rai_toolbox.optim._transforms import Averaging, ByNorm, Entrywise, Hook, PerDatum, Stage, Transform
+from rai_toolbox.optim._transforms import ByNorm, Entrywise, Hook, PerDatum, Stage, Transform
 
 
 class OnePass:
@@ -142,7 +143,7 @@ def _has_blocks(p: Tensor, grad: Tensor) -> bool:
 
 
 def _works_by_block(transform: Transform | None) -> bool:
-    return not isinstance(transform, Averaging | Hook) and (not isinstance(transform, PerDatum) or transform.alike)
+    return not isinstance(transform, Remembering | Hook) and (not isinstance(transform, PerDatum) or transform.alike)
 
 
 def _bundles(params: Sequence[Tensor], stages: Sequence[Stage]) -> list[_Bundle]:

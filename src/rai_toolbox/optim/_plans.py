@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from rai_toolbox.optim._running import Remembering
 from rai_toolbox.optim._tensors import refuse_flattened
-from rai_toolbox.optim._transforms import Averaging, Entrywise, Hook, Stage
+from rai_toolbox.optim._transforms import Entrywise, Hook, Stage
 
 _grad_of = operator.attrgetter("grad")
 _shape_of = operator.attrgetter("shape")
@@ -77,7 +78,7 @@ class GroupPlan:
         missing = self._key[1][1]
         self.params = list(itertools.compress(group["params"], map(operator.not_, missing)))
         self.resting = list(itertools.compress(group["params"], missing))
-        self.remembers = any(isinstance(s.transform, Averaging | Hook) for s in (*before, *after))
+        self.remembers = any(isinstance(s.transform, Remembering | Hook) for s in (*before, *after))
         self.forms = tuple(s.form for s in before), tuple(s.form for s in after)
         self.laid_out: dict[Any, Any] = {}
         if previous is not None and previous.group is group and self._differs_in_numbers_alone(previous):
@@ -116,6 +117,14 @@ class GroupPlan:
 
     def _differs_in_numbers_alone(self, other: GroupPlan) -> bool:
         return self._key[1] == other._key[1] and self.forms == other.forms
+
+    def remembers_of_gradients(self) -> bool:
+        """Return whether a change of the gradients remembers something, so that it must be made once a step."""
+        return any(
+            stage.memory is not None
+            or (isinstance(stage.transform, Hook) and any(map(stage.transform.known, self.params)))
+            for stage in self.before
+        )
 
     def gradients(self) -> Side:
         """Return the gradients, which the inner step is to find changed."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from rai_toolbox.optim._around import OptimizerAround
-from rai_toolbox.optim._memory import First, Memory, distinct_owner, keep_memory_on_loading, zeros_wide
+from rai_toolbox.optim._memory import First, Memory, Noted, distinct_owner, keep_memory_on_loading, zeros_wide
 from rai_toolbox.optim._plans import GroupPlan
+from rai_toolbox.optim._separate import rehearse
 
 
 class RememberingOptimizer(OptimizerAround):
@@ -46,12 +47,13 @@ class RememberingOptimizer(OptimizerAround):
         Returns
         -------
         Tensor
-            In the shape of `param`. Change it in place.
+            In the shape of `param`. Change it in place. In a hook that is given a part of a sharded parameter, or its
+            data gathered, it is what belongs to these.
 
         Raises
         ------
         KeyError
-            `param` is no parameter of this optimizer. In a hook, so is one that is cut over ranks.
+            `param` is no parameter of this optimizer.
 
         Examples
         --------
@@ -70,15 +72,31 @@ class RememberingOptimizer(OptimizerAround):
         tensor([-2.5000], requires_grad=True)
         """
         p = getattr(param, "_viewed_parameter", param)
+        noted: Noted | None = getattr(p, "_noted", None)
+        if noted is not None:
+            return noted.get_or_make(self._memory.key(name), lambda: first(p)).view(param.shape)
         if not any(p is q for group in self.inner_opt.param_groups for q in group["params"]):
             raise KeyError(
                 f"{type(self).__name__} has no parameter that is this tensor of shape {tuple(param.shape)}: `memory` "
-                f"takes a parameter of its groups, or what a hook is given for one that is not cut over ranks"
+                f"takes a parameter of its groups, or what a hook is given for one"
             )
         return self._remembered(p, name, first).view(param.shape)
 
     def _remembered(self, p: Tensor, name: str, first: First) -> Tensor:
         return self._memory.get(self.inner_opt, p, name, first)
+
+    def _known(self, p: Tensor) -> dict[str, Tensor]:
+        """All that this optimizer and its links remember of a parameter, by key."""
+        known: dict[str, Tensor] = {}
+        for memory in (self._memory, *(link._memory for link in self._links)):
+            known |= memory.known(self.inner_opt, p)
+        return known
+
+    def _put(self, p: Tensor, values: Mapping[str, Tensor]) -> None:
+        """Remember first values of a parameter, by key."""
+        for memory in (self._memory, *(link._memory for link in self._links)):
+            for key, value in values.items():
+                memory.put(self.inner_opt, p, key, value)
 
     def _memories(self) -> list[Memory]:
         return [self._memory, *(link._memory for link in self._links), *super()._memories()]
@@ -88,6 +106,8 @@ class RememberingOptimizer(OptimizerAround):
         for plan in plans:
             for stage in plan.before:
                 stage.remembered(plan.params)
+            for side in (plan.gradients(), plan.parameters()):
+                rehearse(side)
         self._settle_memory()
 
     def _settle_memory(self) -> None:

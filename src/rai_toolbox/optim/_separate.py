@@ -12,12 +12,14 @@ from torch.optim import Optimizer
 
 from rai_toolbox.functional._layout import datum_ndim, write_through
 from rai_toolbox.optim import _sharding
+from rai_toolbox.optim._memory import Noted
 from rai_toolbox.optim._plans import GroupPlan, Side
 from rai_toolbox.optim._random import Draws
+from rai_toolbox.optim._running import Remembering
 from rai_toolbox.optim._shards import local_part
 from rai_toolbox.optim._tensors import is_sharded, scale_and_shift_
 from rai_toolbox.optim._torch_private import not_traced, sparse_values
-from rai_toolbox.optim._transforms import Averaging, ByNorm, Entrywise, Hook, PerDatum, Stage, Transform
+from rai_toolbox.optim._transforms import ByNorm, Entrywise, Hook, PerDatum, Stage, Transform
 
 
 class Separate:
@@ -110,8 +112,8 @@ class _Work:
             elif isinstance(transform, PerDatum) and transform.drawn is not None:
                 self._draw_and_change_(transform, stage, self._ks[n], side.tensors, jobs)
                 continue
-            if isinstance(transform, Averaging):
-                self._average_(transform, stage, side, xs, jobs)
+            if isinstance(transform, Remembering):
+                self._change_what_is_remembered_(transform, stage, side, xs, jobs)
                 continue
             if transform is not None and xs:
                 self._plans[n] = transform.change_(xs, self._dense_ks[n], self._plans[n])
@@ -156,22 +158,22 @@ class _Work:
                 change_sparse_(drawn, x, k)
             scale_and_shift_([x], stage.scale, stage.bias)
 
-    def _average_(
-        self, averaging: Averaging, stage: Stage, side: Side, xs: Sequence[Tensor], jobs: list[_sharding.Job]
+    def _change_what_is_remembered_(
+        self, transform: Remembering, stage: Stage, side: Side, xs: Sequence[Tensor], jobs: list[_sharding.Job]
     ) -> None:
         """Run a stage that remembers something of each parameter."""
         if self._sparse:
             raise TypeError(
-                "the average of gradients is dense, and a sparse gradient cannot hold it: use a dense gradient"
+                "what is remembered of a parameter is dense, and a sparse gradient cannot hold it: use a dense gradient"
             )
         dense = side.params if self._dense is None else [side.params[i] for i in self._dense]
         if xs:
-            averaging.with_memory(stage.remembered(dense)).change_(xs)
+            transform.with_memory(stage.remembered(dense)).change_(xs)
         if stage.scale != 1 or stage.bias != 0:
             scale_and_shift_(xs, stage.scale, stage.bias)
         for i, layout in self.sharded.items():
             memory = {name: [local_part(m) for m in some] for name, some in stage.remembered([side.params[i]]).items()}
-            bound = averaging.with_memory(memory)
+            bound = transform.with_memory(memory)
             jobs.append(_sharding.Job(bound, side.tensors[i], 0, layout, stage.scale, stage.bias))
 
     def _call_hook(self, hook: Hook, ks: Sequence[int], params: Sequence[Tensor], jobs: list[_sharding.Job]) -> None:
@@ -180,9 +182,29 @@ class _Work:
             jobs.clear()
         for i, (p, k) in enumerate(zip(params, ks, strict=True)):
             if i in self.sharded:
-                _sharding.run_hook(lambda part, k=k: hook.change_([part], [k]), p, k)
+                _sharding.run_hook(hook, p, k)
             else:
                 hook.change_([p], [k])
+
+
+@torch.no_grad()
+def rehearse(side: Side) -> None:
+    """Have users' hooks begin to remember, without a step: they change copies of parameters, and gradients of zero."""
+    for stage in side.stages:
+        hook = stage.transform
+        if not isinstance(hook, Hook):
+            continue
+        for p in side.params:
+            k = datum_ndim(p.ndim, stage.param_ndim)
+            copied: Any = p.detach().clone()
+            copied.grad = torch.zeros_like(copied)
+            with torch.random.fork_rng(devices=[]):
+                if is_sharded(p):
+                    _sharding.run_hook(hook, copied, k, of=p)
+                    continue
+                copied._noted = Noted({})
+                hook.change_([copied], [k])
+                hook.put(p, copied._noted.first)
 
 
 def change_sparse_(transform: Transform, x: Tensor, k: int) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rai_toolbox.optim._shards import Layout, local_part, part_of
+from rai_toolbox.optim._shards import Layout, as_sharded, local_part, part_of
 from rai_toolbox.optim._tensors import dtensor, has_nonzero, is_sharded
 
 
@@ -41,9 +41,7 @@ def settle_gradients(params: Sequence[Tensor]) -> None:
         for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
             part.copy_(total.view(part.shape))
     for p, part in settled:
-        p.grad = dtensor().DTensor.from_local(
-            part, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
-        )
+        p.grad = as_sharded(part, p)
 
 
 def _dims_to_sum(grad: Any, p: Any) -> list[int] | None:

@@ -13,13 +13,15 @@ nothing is sent. Where data are cut,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rai_toolbox.functional._layout import write_through
+from rai_toolbox.optim._memory import Noted
+from rai_toolbox.optim._running import Remembering
 from rai_toolbox.optim._sharded_data import DatumJob, share_out, within
 from rai_toolbox.optim._sharded_gradients import all_zero, own_parts, settle_gradients
 from rai_toolbox.optim._sharded_norms import NormJob, scale_by_exchanged_norms_
@@ -28,13 +30,14 @@ from rai_toolbox.optim._shards import (
     Bundle,
     Layout,
     Ranges,
+    as_sharded,
     gather,
     local_part,
     put_part_,
     take_part_,
 )
 from rai_toolbox.optim._tensors import scale_and_shift_
-from rai_toolbox.optim._transforms import Averaging, ByNorm, Entrywise, PerDatum, Transform
+from rai_toolbox.optim._transforms import ByNorm, Entrywise, Hook, PerDatum, Transform
 
 __all__ = ["Job", "Layout", "all_zero", "own_parts", "run", "run_hook", "settle_gradients"]
 
@@ -81,7 +84,7 @@ def _run_together(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.transform is None:
             continue
-        if isinstance(job.transform, Averaging | Entrywise) or not job.layout.cutting(job.k):
+        if isinstance(job.transform, Remembering | Entrywise) or not job.layout.cutting(job.k):
             whole.setdefault(id(job.transform), []).append(job)
         elif isinstance(job.transform, ByNorm):
             by_norm.append(NormJob(job.transform, job.part, job.k, job.layout))
@@ -188,30 +191,42 @@ def _packed(layout: Layout, parts: Sequence[Tensor]) -> Tensor:
 # By a user's hook.
 
 
-def run_hook(run: Callable[[Tensor], None], p: Any, k: int) -> None:
-    """Let a user's hook change a plain tensor, and its gradient, in place of a sharded one.
+def run_hook(hook: Hook, p: Any, k: int, of: Any = None) -> None:
+    """Let a user's hook change a plain tensor, its gradient and what is remembered of it in place of a sharded one.
 
     The tensor is this rank's part where data are whole on a rank, else the data that this rank has a part of, gathered.
 
     Parameters
     ----------
-    run : callable
-        Gives a plain tensor to the hook.
+    hook : Hook
     p : DTensor
         The parameter.
     k : int
         How many trailing dimensions are a datum.
+    of : DTensor, optional
+        `p` is a copy of this parameter: only what the hook begins to remember is kept, for the parameter.
     """
     layout = Layout(p)
     if layout.coordinate is None:
         return
-    parts = [local_part(p)] if p.grad is None else [local_part(p), local_part(p.grad)]
+    known = hook.known(p)
+    parts = [local_part(x) for x in ([p] if p.grad is None else [p, p.grad]) + list(known.values())]
     cut = layout.cutting(k)
     data = next(_gathered([(layout, k, parts)]))[0] if cut else parts
-    x = data[0].detach()
+    x: Any = data[0].detach()
     if p.grad is not None:
         x.grad = data[1]
-    run(x)
+    x._noted = Noted(dict(zip(known, data[len(parts) - len(known) :], strict=True)))
+    hook.change_([x], [k])
     if cut:
         for part, whole in zip(parts, data, strict=True):
             take_part_(part, whole, _own(layout, k))
+    begun: dict[str, Any] = {}
+    for key, first in x._noted.first.items():
+        value = first if of is not None else x._noted[key]
+        part = value
+        if cut:
+            part = value.new_empty(parts[0].shape)
+            take_part_(part, value.view(data[0].shape), _own(layout, k))
+        begun[key] = as_sharded(part.view(parts[0].shape), p)
+    hook.put(p if of is None else of, begun)

@@ -30,6 +30,13 @@ def local_part(x: Any) -> Tensor:
     return part.wait() if hasattr(part, "wait") else part  # an AsyncCollectiveTensor
 
 
+def as_sharded(part: Tensor, like: Any) -> Any:
+    """A sharded tensor of the shape and the placements of another, of which this rank holds `part`."""
+    return dtensor().DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
 class Layout:
     """Which entries of a sharded tensor a rank holds: along each dimension some ranges, together their product.
 

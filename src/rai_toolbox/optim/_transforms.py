@@ -11,7 +11,7 @@ import math
 import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,22 +27,18 @@ from rai_toolbox.functional import (
     signed_top_q_,
     top_q_,
 )
-from rai_toolbox.functional._layout import blocks
 from rai_toolbox.functional._nearest import representable
 from rai_toolbox.functional._scaling import ScalingPlan, scale_by_norm_
 from rai_toolbox.functional._selection import signed_top_q_of_all_, top_q_of_all_
 from rai_toolbox.kernels._factors import NormFactor
 from rai_toolbox.optim._hooks import run_hook
-from rai_toolbox.optim._memory import First, zeros_wide
+from rai_toolbox.optim._memory import First
 from rai_toolbox.optim._options import plain
 from rai_toolbox.optim._random import Draws
+from rai_toolbox.optim._running import Remembering
 from rai_toolbox.optim._torch_private import (
-    foreach_add_,
     foreach_clamp_max_,
     foreach_clamp_min_,
-    foreach_copy_,
-    foreach_lerp_,
-    foreach_mul_,
     foreach_sign_,
 )
 
@@ -201,56 +197,18 @@ class Hook:
         for p in xs:
             run_hook(owner, getattr(owner, self.name), p, self.options)
 
+    def known(self, p: Tensor) -> dict[str, Tensor]:
+        """Return what the hook remembers of a parameter, by key."""
+        owner: Any = self.owner()
+        return owner._known(p)
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Averaging:
-    """A running average m of the tensors of all steps: m ← decay m + weight x, x ← mix m + (1 - mix) x.
-
-    Every entry's result depends on that entry and what is remembered of it.
-
-    Attributes
-    ----------
-    decay, mix, weight : float
-    means : sequence of Tensor
-        The averages, one per tensor; see `with_memory`.
-    """
-
-    remembers: ClassVar[Mapping[str, First]] = {"mean": zeros_wide}
-
-    decay: float
-    mix: float
-    weight: float
-    means: Sequence[Tensor] = ()
-
-    def with_memory(self, memory: Mapping[str, Sequence[Tensor]]) -> Averaging:
-        """Return the same transform with what is remembered of the tensors that it will change."""
-        return dataclasses.replace(self, means=memory["mean"])
-
-    def change_(self, xs: Sequence[Tensor], ks: Sequence[int] = (), plan: object = None) -> None:
-        """Change dense tensors and their averages in place."""
-        alike = [i for i, (x, m) in enumerate(zip(xs, self.means, strict=True)) if x.dtype == m.dtype]
-        if len(alike) == len(xs):
-            self._change_alike_(xs, self.means)
-            return
-        for x, m in zip(xs, self.means, strict=True):  # halves, and averages in float32
-            for part, mean in zip(blocks(x, 0), blocks(m, 0), strict=True):
-                wide = part.to(mean.dtype)
-                self._change_alike_([wide], [mean])
-                part.copy_(wide)
-
-    def _change_alike_(self, xs: Sequence[Tensor], means: Sequence[Tensor]) -> None:
-        if self.weight == 1 - self.decay:
-            foreach_lerp_(means, xs, self.weight)
-        else:
-            foreach_mul_(means, self.decay)
-            foreach_add_(means, xs, alpha=self.weight)
-        if self.mix == 1:
-            foreach_copy_(xs, means)
-        else:
-            foreach_lerp_(xs, means, self.mix)
+    def put(self, p: Tensor, values: Mapping[str, Tensor]) -> None:
+        """Remember first values of a parameter, by key."""
+        owner: Any = self.owner()
+        owner._put(p, values)
 
 
-Transform: TypeAlias = Entrywise | ByNorm | PerDatum | Averaging | Hook
+Transform: TypeAlias = Entrywise | ByNorm | PerDatum | Remembering | Hook
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -279,7 +237,7 @@ class Stage:
     def remembered(self, params: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         """Return what the transform remembers of parameters, by name."""
         memory = None if self.memory is None else self.memory()
-        if memory is None or not isinstance(self.transform, Averaging):
+        if memory is None or not isinstance(self.transform, Remembering):
             return {}
         return {name: [memory(p, name, first) for p in params] for name, first in self.transform.remembers.items()}
 
@@ -299,12 +257,6 @@ class Stage:
 def normalization(p: float, eps: float) -> ByNorm:
     """x / max(‖x‖p, eps)."""
     return ByNorm(NormFactor("normalize", plain(p), plain(eps)))
-
-
-def averaging(decay: float, mix: float, weight: float | None) -> Averaging:
-    """m ← decay m + weight x, x ← mix m + (1 - mix) x; None is the weight 1 - decay."""
-    decay, mix = plain(decay), plain(mix)
-    return Averaging(decay, mix, 1 - decay if weight is None else plain(weight))
 
 
 def signs() -> Entrywise:

@@ -22,11 +22,12 @@ from rai_toolbox.optim._one_pass import OnePass
 from rai_toolbox.optim._options import check_number, plain, qualified_keys
 from rai_toolbox.optim._plans import GroupPlan
 from rai_toolbox.optim._remembering import RememberingOptimizer
+from rai_toolbox.optim._running import Remembering
 from rai_toolbox.optim._separate import SEPARATE, change_sparse_
 from rai_toolbox.optim._sharding import all_zero
 from rai_toolbox.optim._tensors import has_nonzero, is_sharded
 from rai_toolbox.optim._torch_private import not_traced
-from rai_toolbox.optim._transforms import Averaging, ByNorm, Hook, Stage, Transform
+from rai_toolbox.optim._transforms import ByNorm, Hook, Stage, Transform
 
 # Who takes a step: the first that accepts it. `compile()` puts another one in front.
 _TAKERS = (OneKernel(), OnePass(), SEPARATE)
@@ -166,7 +167,7 @@ class ParamTransformingOptimizer(RememberingOptimizer, OptionsInGroups):
             The parameter group it belongs to.
         """
         transform = self._grad_transform(optim_group)
-        if isinstance(transform, Averaging):
+        if isinstance(transform, Remembering):
             transform = transform.with_memory({n: [self.memory(param, n, f)] for n, f in transform.remembers.items()})
         if transform is not None and param.grad is not None:
             _change_whole_(transform, param.grad)
@@ -222,7 +223,7 @@ class ParamTransformingOptimizer(RememberingOptimizer, OptionsInGroups):
             only_initializes = self._only_initializes_state()
             if not only_initializes:
                 evaluations += 1
-                if evaluations == 2 and any(stage.memory for plan in self._plans() for stage in plan.before):
+                if evaluations == 2 and any(plan.remembers_of_gradients() for plan in self._plans()):
                     raise RuntimeError(
                         f"{type(self.inner_opt).__name__} evaluated the closure twice in one step, and what "
                         f"{type(self).__name__} remembers would be updated twice: use an inner optimizer that "
@@ -301,7 +302,7 @@ class ParamTransformingOptimizer(RememberingOptimizer, OptionsInGroups):
         """Return the stages of the gradients of a group."""
         options = self._options(group)
         transform, ndim = self._transform_or_hook(_PRE, self._grad_transform, options), options["param_ndim"]
-        memory = weakref.WeakMethod(self._remembered) if isinstance(transform, Averaging) else None
+        memory = weakref.WeakMethod(self._remembered) if isinstance(transform, Remembering) else None
         if not self._applies_scale:
             return [] if transform is None else [Stage(transform, ndim, memory=memory)]
         scale, bias = plain(options["grad_scale"]), plain(options["grad_bias"])
