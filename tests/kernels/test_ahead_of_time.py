@@ -14,13 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kernels.fake_gpu import needs_assembler
 
-from rai_toolbox.kernels import _layouts, _machine, _operators
+from rai_toolbox.kernels import _layouts, _operators
 from rai_toolbox.kernels._changes import Kind
 
-pytestmark = pytest.mark.skipif(
-    not _machine.HAS_TRITON, reason="Triton is not installed: it comes with CUDA builds of torch"
-)
+pytestmark = needs_assembler
 
 CPU = torch.device("cpu")
 ODD, LONG = 127, 3 * 224 * 224  # how long a datum is; those of a multiple of 8 entries are read several at a time

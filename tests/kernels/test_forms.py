@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.kernels.claims import CLAIMS
+from tests.kernels.fake_gpu import needs_interpreter
 
 import rai_toolbox.functional as F
 from rai_toolbox.kernels import _machine, _operators
@@ -27,7 +28,7 @@ def test_a_form(form: str | None, claim: Callable[[torch.dtype], None], dtype: t
         claim(dtype)
 
 
-@pytest.mark.skipif(not _machine.HAS_TRITON, reason="Triton is not installed: it comes with CUDA builds of torch")
+@needs_interpreter
 def test_the_kernels_hold_the_claims_in_tritons_interpreter() -> None:
     done = subprocess.run(
         [

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.kernels import fake_cost
+from tests.kernels.fake_gpu import needs_fake_tensors
 
 from rai_toolbox import optim as ro
 
-pytestmark = pytest.mark.skipif(
-    torch.version.cuda is None, reason="a CPU build of torch: `make test-torch TORCH=2.14.1` has a CUDA build"
-)
+pytestmark = needs_fake_tensors
 
 
 def resnet50() -> list[tuple[int, ...]]:

@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import torch
 from optimizer_cases import ALL_CASES, MATRIX_CASES, Case
+from tests.kernels.fake_gpu import needs_fake_tensors
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.lr_scheduler import StepLR
 
 from rai_toolbox import optim as ro
 
-pytestmark = pytest.mark.skipif(
-    torch.version.cuda is None, reason="a CPU build of torch: `make test-torch TORCH=2.14.1` has a CUDA build"
-)
+pytestmark = needs_fake_tensors
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 INNER = {"SGD": torch.optim.SGD, "Momentum": functools.partial(torch.optim.SGD, momentum=0.9), "Adam": torch.optim.Adam}
 
