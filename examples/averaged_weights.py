@@ -1,4 +1,4 @@
-"""Stochastic weight averaging around a scheduled, normalised optimizer."""
+"""Stochastic weight averaging around a scheduled, normalized optimizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Float16 with a GradScaler: gradients are unscaled before they are normalised; a step with an infinity is skipped."""
+"""Float16 with a GradScaler: gradients are unscaled before they are normalized; a step with an infinity is skipped."""
 
 from __future__ import annotations
 

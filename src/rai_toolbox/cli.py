@@ -10,12 +10,14 @@ import sys
 from inspect import Signature, signature
 from typing import Annotated, Any
 
+from rai_toolbox._extras import install_command
+
 try:
     import numpy  # noqa: F401
     import rich  # noqa: F401
     import typer
 except ImportError:
-    sys.exit("error: the command needs more than the library: pip install 'rai-toolbox[cli]'")
+    sys.exit(f"error: the command needs more than the library: {install_command('cli')}")
 
 from rai_toolbox._version import __version__
 from rai_toolbox.robustness import EvaluationFailed, InputError

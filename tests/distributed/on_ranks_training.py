@@ -200,8 +200,8 @@ def extremes_agree() -> None:
     """Norms far outside the range whose squares a float holds, infinities, NaN and zeros, in every dtype."""
     mesh, placements = placements_of("columns")
     builds = {
-        "normalise": partial(optim.L2NormedGradientOptim, lr=0.0, div_by_zero_eps=0.0),
-        "normalise L1": partial(optim.L1NormedGradientOptim, lr=0.0, div_by_zero_eps=0.0),
+        "normalize": partial(optim.L2NormedGradientOptim, lr=0.0, div_by_zero_eps=0.0),
+        "normalize L1": partial(optim.L1NormedGradientOptim, lr=0.0, div_by_zero_eps=0.0),
         "project": partial(optim.L2BallOptim, lr=1.0, epsilon=0.75),
     }
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):

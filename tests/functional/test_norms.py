@@ -1,4 +1,4 @@
-"""Norms and normalisation against 80-bit arithmetic, derivatives, vmap."""
+"""Norms and normalization against 80-bit arithmetic, derivatives, vmap."""
 
 from __future__ import annotations
 

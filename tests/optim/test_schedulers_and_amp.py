@@ -60,11 +60,11 @@ def parameter() -> torch.Tensor:
     return torch.full((1, 2), 3.0, requires_grad=True)
 
 
-def run(optim: torch.optim.Optimizer, schedule: Any, x: torch.Tensor, normalise: bool) -> torch.Tensor:
+def run(optim: torch.optim.Optimizer, schedule: Any, x: torch.Tensor, normalize: bool) -> torch.Tensor:
     path = []
     for i in range(6):
         x.grad = torch.tensor([[3.0, float(i)]])
-        if normalise:
+        if normalize:
             x.grad /= x.grad.norm()
         optim.step()
         schedule.step()
@@ -79,9 +79,9 @@ def run(optim: torch.optim.Optimizer, schedule: Any, x: torch.Tensor, normalise:
 def test_a_scheduler_on_the_wrapper_or_on_the_inner_optimizer_works(make: Any, on: str) -> None:
     x, y = parameter(), parameter()
     optim = L2NormedGradientOptim([x], SGD, lr=0.2, momentum=0.5)
-    path = run(optim, make(optim if on == "outer" else optim.inner_opt), x, normalise=False)
+    path = run(optim, make(optim if on == "outer" else optim.inner_opt), x, normalize=False)
     bare = SGD([y], lr=0.2, momentum=0.5)
-    torch.testing.assert_close(path, run(bare, make(bare), y, normalise=True))
+    torch.testing.assert_close(path, run(bare, make(bare), y, normalize=True))
     assert len(path.unique(dim=0)) == 6
 
 
@@ -105,7 +105,7 @@ def test_a_scheduled_optimizer_can_be_copied_and_checkpointed() -> None:
     x = parameter()
     optim = L2NormedGradientOptim([x], lr=1.0)
     schedule = lr_scheduler.ExponentialLR(optim, 0.5)
-    run(optim, schedule, x, normalise=False)
+    run(optim, schedule, x, normalize=False)
     other = copy.deepcopy(optim)
     assert other.param_groups[0]["lr"] == optim.param_groups[0]["lr"] == 0.5**6
     again = lr_scheduler.ExponentialLR(optim, 0.5)

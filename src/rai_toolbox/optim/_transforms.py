@@ -95,7 +95,7 @@ class Entrywise:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ByNorm:
-    """Every datum is multiplied by a factor that is a function of its norm (normalise, L2 ball).
+    """Every datum is multiplied by a factor that is a function of its norm (normalize, L2 ball).
 
     Attributes
     ----------

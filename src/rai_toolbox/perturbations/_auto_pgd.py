@@ -45,7 +45,41 @@ class _State:
     nonzeros: Tensor
     """L1 alone: how many entries of the best point were changed at the last checkpoint."""
 
+    @classmethod
+    def at_start(cls, problem: Problem, ball: Ball, rows: Tensor, start: Tensor, answer: Answer) -> _State:
+        """The state at the first point, before any step."""
+        columns = start.shape[1]
+        first = ball.epsilon * (1.0 if problem.norm == "l1" else 2.0)
+        if problem.norm == "l0":
+            first = 2.0 * ball.epsilon.sqrt() * problem.width(rows)
+        return cls(
+            rows=rows,
+            x=start,
+            before=start,
+            loss=answer.loss,
+            grad=answer.grad,
+            step=first.to(ball.dtype),
+            best_x=start,
+            best_loss=answer.loss,
+            best_grad=answer.grad,
+            increases=torch.zeros_like(rows),
+            checked_loss=answer.loss,
+            reduced=torch.ones_like(rows, dtype=torch.bool),
+            active=torch.full_like(rows, max(1, round(0.2 * columns))),
+            nonzeros=torch.full_like(rows, columns),
+        )
+
+    def move_to(self, x: Tensor, answer: Answer) -> None:
+        """Take a point and the model's answer there as the current ones, and as the best where they are."""
+        self.increases += answer.loss > self.loss
+        self.before, self.x, self.loss, self.grad = self.x, x, answer.loss, answer.grad
+        better = answer.loss > self.best_loss
+        self.best_loss = torch.where(better, answer.loss, self.best_loss)
+        self.best_x = torch.where(better[:, None], x, self.best_x)
+        self.best_grad = torch.where(better[:, None], answer.grad, self.best_grad)
+
     def keep(self, mask: Tensor) -> None:
+        """Drop the rows where `mask` is False."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name)[mask])
 
@@ -86,7 +120,7 @@ def auto_pgd(
     losses : LossOfRows
         What is maximized.
     stop : bool
-        Leave a row alone when its decision has changed.
+        Leave a row as it is once its decision has changed.
     stream : int
         Numbers the random draws.
 
@@ -101,28 +135,8 @@ def auto_pgd(
     ball_here = ball[rows]
     answer = _ask(problem, best, rows, start, losses, stream)
     tick()
+    state = _State.at_start(problem, ball_here, rows, start, answer)
     sparse = problem.norm == "l1"
-    columns = start.shape[1]
-    first = ball_here.epsilon * (1.0 if sparse else 2.0)
-    if problem.norm == "l0":
-        first = 2.0 * ball_here.epsilon.sqrt() * problem.width(rows)
-    first = first.to(ball_here.dtype)
-    state = _State(
-        rows=rows,
-        x=start,
-        before=start,
-        loss=answer.loss,
-        grad=answer.grad,
-        step=first,
-        best_x=start,
-        best_loss=answer.loss,
-        best_grad=answer.grad,
-        increases=torch.zeros_like(rows),
-        checked_loss=answer.loss,
-        reduced=torch.ones_like(rows, dtype=torch.bool),
-        active=torch.full_like(rows, max(1, round(0.2 * columns))),
-        nonzeros=torch.full_like(rows, columns),
-    )
     achieved = answer.achieved
     checks = set(range(k, steps, k) if sparse and (k := max(1, int(0.04 * steps))) else checkpoints(steps))
     last_check = 0
@@ -138,12 +152,7 @@ def auto_pgd(
         answer = _ask(problem, best, state.rows, x, losses, stream + step)
         tick()
         achieved = answer.achieved
-        state.increases += answer.loss > state.loss
-        state.before, state.x, state.loss, state.grad = state.x, x, answer.loss, answer.grad
-        better = answer.loss > state.best_loss
-        state.best_loss = torch.where(better, answer.loss, state.best_loss)
-        state.best_x = torch.where(better[:, None], x, state.best_x)
-        state.best_grad = torch.where(better[:, None], answer.grad, state.best_grad)
+        state.move_to(x, answer)
         if step in checks:
             if sparse:
                 _check_sparse(ball_here, state)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -121,40 +121,27 @@ def gradient_ascent(
     >>> perturbed
     tensor([[0.7311, 0.2689]])
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"steps must be an int ≥ 0; got {steps!r}")
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"samples must be an int ≥ 1; got {samples!r}")
+    _check_count("steps", steps, least=0)
+    _check_count("samples", samples, least=1)
     criterion = _default_criterion if criterion is None else criterion
 
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(independent_draws())  # another rank may have more data, or none
-        data = _detached(data)
-        target = _detached(target)
+        stack.enter_context(_modes_of_its_own())
+        data, target = _detached(data), _detached(target)
         if generator is not None:
             stack.enter_context(seeded(draw_seed(generator), data.device))
-            argument = _argument(optimizer, "generator")
-            # Not where the user has chosen one.
-            if argument is not None and argument.default in (argument.empty, None, torch.default_generator):
+            if _wants_generator(optimizer):
                 optim_kwargs["generator"] = generator
         pmodel, optim = _build(perturbation_model, optimizer, data, optim_kwargs)
-        if isinstance(model, nn.Module):
-            stack.enter_context(evaluating(model))
-            stack.enter_context(frozen(model))
-        if isinstance(criterion, nn.Module):
-            stack.enter_context(frozen(criterion))
+        stack.enter_context(_frozen_modules(model, criterion))
         box = check_bounds(bounds, data)
         constrain = _constraint(pmodel, data, box)
-        params = [p for p in pmodel.parameters() if p.requires_grad]
-        stack.callback(_put_back_gradients, params, [p.grad for p in params])
-
+        params = stack.enter_context(_optimized(pmodel))
         best = _Best(data.shape[0] if data.ndim else 0, targeted) if use_best or stop_when else None
         take_step = _step_of(optim)
-        # Maximizing is descending along minus the gradient: the sign goes in once, with the seed of the backward pass.
-        seed: Tensor | None = None
-        last = None
+        set_gradients = _Gradients(
+            lambda: criterion(model(pmodel(data).clone()), target), params, reduction_fn, samples, targeted
+        )
         for step in range(steps):
             perturbed = pmodel(data)
             output = model(perturbed.clone())
@@ -165,35 +152,101 @@ def gradient_ascent(
                     break
             if callback is not None:
                 callback(step, perturbed.detach(), losses.detach())
-            # The gradient of a sum is the losses' own, with ones for a seed: no need to form the sum.
-            total = losses if reduction_fn is torch.sum else reduction_fn(losses)
-            if seed is None:
-                seed = torch.full_like(total, (1.0 if targeted else -1.0) / samples)
-            grads = torch.autograd.grad(total, params, seed, allow_unused=True)
-            if samples > 1:
-
-                def once_more(reduce: bool = reduction_fn is not torch.sum) -> Tensor:
-                    losses = criterion(model(pmodel(data).clone()), target)
-                    return reduction_fn(losses) if reduce else losses
-
-                grads = _accumulate(grads, params, seed, samples, once_more)
-            for param, grad in zip(params, grads, strict=True):
-                # A copy: what autograd returns may be an expanded view, and optimizers transform gradients in place.
-                param.grad = None if grad is None else grad.nan_to_num(nan=0.0)
+            set_gradients(losses)
             take_step()
             if constrain is not None:
-                with torch.no_grad():
-                    constrain()
+                constrain()
         with torch.no_grad():
-            last = pmodel(data).detach()
-            if box is not None:
-                # data + (upper - data) may round to beyond upper.
-                last = last.clamp(*box)
+            last = _clamped(pmodel(data).detach(), box)
             if best is not None:
                 output = model(last.clone())
                 best.update(last, criterion(output, target), stop_when and stop_when(output, target), use_best)
-                last = best.perturbed if box is None else best.perturbed.clamp(*box)
+                last = _clamped(best.perturbed, box)
             return last, criterion(model(last.clone()), target).detach()
+
+
+def _check_count(name: str, value: Any, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an int ≥ {least}; got {value!r}")
+
+
+@contextmanager
+def _modes_of_its_own() -> Iterator[None]:
+    """Gradients on, and random numbers of this rank's own: another may have more data, or none."""
+    with torch.inference_mode(False), torch.enable_grad(), independent_draws():
+        yield
+
+
+@contextmanager
+def _optimized(pmodel: Any) -> Iterator[list[Tensor]]:
+    """The parameters to optimize; their gradients are put back at the end."""
+    params = [p for p in pmodel.parameters() if p.requires_grad]
+    before = [p.grad for p in params]
+    try:
+        yield params
+    finally:
+        for param, grad in zip(params, before, strict=True):
+            param.grad = grad
+
+
+@contextmanager
+def _frozen_modules(model: Any, criterion: Any) -> Iterator[None]:
+    """What of the two is a module is frozen, the model in eval mode too."""
+    with ExitStack() as stack:
+        if isinstance(model, nn.Module):
+            stack.enter_context(evaluating(model))
+            stack.enter_context(frozen(model))
+        if isinstance(criterion, nn.Module):
+            stack.enter_context(frozen(criterion))
+        yield
+
+
+def _clamped(perturbed: Tensor, box: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Within the box: data + (upper - data) may round to beyond upper."""
+    return perturbed if box is None else perturbed.clamp(*box)
+
+
+class _Gradients:
+    """Set the gradient of each parameter, of losses or of the mean over several samples of them.
+
+    Parameters
+    ----------
+    losses : Callable[[], Tensor]
+        Draws another sample.
+    params : list of Tensor
+    reduction_fn : Callable[[Tensor], Tensor]
+        From the losses to the number that is differentiated.
+    samples : int
+    targeted : bool
+        Whether the losses are to shrink; else to grow: optimizers descend, so the gradient gets a minus.
+    """
+
+    def __init__(
+        self, losses: Callable[[], Tensor], params: list[Tensor], reduction_fn: Callable[[Tensor], Tensor],
+        samples: int, targeted: bool,
+    ) -> None:  # fmt: skip
+        self._losses, self._params, self._samples = losses, params, samples
+        self._sign = 1.0 if targeted else -1.0
+        # The gradient of a sum is the losses' own, with ones for a seed: no need to form the sum.
+        self._reduce = None if reduction_fn is torch.sum else reduction_fn
+        self._seed: Tensor | None = None
+
+    def __call__(self, losses: Tensor) -> None:
+        sums = self._of(losses)
+        for _ in range(self._samples - 1):
+            for i, grad in enumerate(self._of(self._losses())):
+                so_far = sums[i]
+                sums[i] = grad if so_far is None or grad is None else so_far + grad
+        for param, grad in zip(self._params, sums, strict=True):
+            # A copy: what autograd returns may be an expanded view, and optimizers transform gradients in place.
+            param.grad = None if grad is None else grad.nan_to_num(nan=0.0)
+
+    def _of(self, losses: Tensor) -> list[Tensor | None]:
+        total = losses if self._reduce is None else self._reduce(losses)
+        if self._seed is None:
+            # Sign and mean go in once, with the seed of the backward pass.
+            self._seed = torch.full_like(total, self._sign / self._samples)
+        return list(torch.autograd.grad(total, self._params, self._seed, allow_unused=True))
 
 
 class _Best:
@@ -239,21 +292,6 @@ def _detached(x: Any) -> Tensor:
     return x.clone() if x.is_inference() else x
 
 
-def _accumulate(
-    first: Iterable[Tensor | None],
-    params: list[Tensor],
-    seed: Tensor,
-    samples: int,
-    total: Callable[[], Tensor],
-) -> list[Tensor | None]:
-    sums = list(first)
-    for _ in range(samples - 1):
-        for i, grad in enumerate(torch.autograd.grad(total(), params, seed, allow_unused=True)):
-            so_far = sums[i]
-            sums[i] = grad if so_far is None or grad is None else so_far + grad
-    return sums
-
-
 def _argument(optimizer: Any, name: str) -> inspect.Parameter | None:
     if isinstance(optimizer, Optimizer) or not callable(optimizer):
         return None
@@ -261,6 +299,12 @@ def _argument(optimizer: Any, name: str) -> inspect.Parameter | None:
         return inspect.signature(optimizer).parameters.get(name)
     except (TypeError, ValueError):  # it does not tell
         return None
+
+
+def _wants_generator(optimizer: Any) -> bool:
+    """Whether an optimizer's type or partial takes a generator, and the user has chosen none."""
+    argument = _argument(optimizer, "generator")
+    return argument is not None and argument.default in (argument.empty, None, torch.default_generator)
 
 
 def _step_of(optim: Optimizer) -> Callable[[], object]:
@@ -280,11 +324,6 @@ def _step_of(optim: Optimizer) -> Callable[[], object]:
     ):
         return optim.step
     return partial(step.__wrapped__, optim)  # pyright: ignore[reportFunctionMemberAccess]
-
-
-def _put_back_gradients(params: list[Tensor], grads: list[Tensor | None]) -> None:
-    for param, grad in zip(params, grads, strict=True):
-        param.grad = grad
 
 
 def _build(
@@ -337,6 +376,6 @@ def _constraint(pmodel: Any, data: Tensor, box: tuple[Tensor, Tensor] | None) ->
             "has none"
         )
     with torch.no_grad():
-        constrain = pmodel.constraint(data, *box)
+        constrain = torch.no_grad()(pmodel.constraint(data, *box))
         constrain()
     return constrain

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from rai_toolbox.robustness import InputError
-from rai_toolbox.robustness.attack._settings import make_settings
+from rai_toolbox.robustness.attack._settings import Settings
 from rai_toolbox.robustness.command._options import Job, Radii, Threshold
 
 
@@ -27,7 +27,7 @@ def test_norms_have_several_names(words: list[str]) -> None:
 
 
 def test_the_library_takes_orders() -> None:
-    assert make_settings(norms=[2, math.inf, "L1"]).norms == ("l2", "linf", "l1")
-    assert make_settings(norms=math.inf, epsilons={"Linf": [0.1]}).epsilons == {"linf": (0.1,)}
+    assert Settings.checked(norms=[2, math.inf, "L1"]).norms == ("l2", "linf", "l1")
+    assert Settings.checked(norms=math.inf, epsilons={"Linf": [0.1]}).epsilons == {"linf": (0.1,)}
     with pytest.raises(InputError, match="must be one of l1, l2, linf, l0, got 'l3'"):
-        make_settings(norms="l3")
+        Settings.checked(norms="l3")

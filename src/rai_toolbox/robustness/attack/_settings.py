@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from rai_toolbox.perturbations._ball import check_norm
 from rai_toolbox.robustness._errors import InputError, arg
-from rai_toolbox.robustness._results import Task
+from rai_toolbox.robustness._results import Task, jsonable
 from rai_toolbox.robustness._text import did_you_mean
 from rai_toolbox.robustness.data._samples import Samples, Summary, kind_of
 
-__all__ = ["Box", "Norm", "Settings", "make_box", "make_settings"]
+__all__ = ["Box", "Norm", "Settings", "make_box"]
 
 Norm = Literal["l1", "l2", "linf", "l0"]
-NORMS = ("l1", "l2", "linf", "l0")
+NORMS = get_args(Norm)
 
 
 @dataclass(frozen=True)
@@ -79,68 +79,42 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON has them."""
-        return {
-            "task": self.task,
-            "norms": list(self.norms),
-            "epsilons": {norm: list(grid) for norm, grid in self.epsilons.items()},
-            "extra_epsilons": {norm: list(grid) for norm, grid in self.extra_epsilons.items()},
-            "steps": self.steps,
-            "restarts": self.restarts,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "diagnostics": self.diagnostics,
-            "adaptive": self.adaptive,
-            "average": self.average,
-            "corruptions": list(self.corruptions),
-            "severities": list(self.severities),
-        }
+        return jsonable(vars(self))
 
+    @classmethod
+    def checked(cls, **options: Any) -> Settings:
+        """Return settings from options in any form that `evaluate` takes; their names and defaults are the fields'.
 
-def make_settings(
-    *,
-    task: str = "classification",
-    norms: str | float | Iterable[str | float] = ("l2",),
-    epsilons: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
-    extra_epsilons: Mapping[str, Sequence[float]] | None = None,
-    steps: int | None = None,
-    restarts: int | None = None,
-    batch_size: int = 128,
-    seed: int = 0,
-    diagnostics: bool = True,
-    adaptive: bool = True,
-    average: int = 1,
-    corruptions: Sequence[str] = (),
-    severities: Sequence[float] = (),
-) -> Settings:
-    """Return checked settings.
-
-    Raises
-    ------
-    InputError
-        If one of them is not allowed; the message says what was given and what is.
-    """
-    if task not in ("classification", "regression"):
-        raise InputError(f"{arg('task')} must be 'classification' or 'regression', got {task!r}")
-    named = tuple(map(_name_of, (norms,) if isinstance(norms, str | int | float) else norms))
-    if not named:
-        raise InputError(f"{arg('norms')} is empty: name at least one of l1, l2, linf, l0")
-    if task == "regression" and "l0" in named:
-        raise InputError(f"{arg('norms')}: 'l0' is for classification only")
-    return Settings(
-        task=cast(Task, task),
-        norms=cast("tuple[Norm, ...]", tuple(dict.fromkeys(named))),
-        epsilons=_grids(epsilons, named),
-        extra_epsilons=_grids({norm: grid for norm, grid in (extra_epsilons or {}).items() if grid}, named),
-        steps=None if steps is None else _whole("steps", steps, least=1),
-        restarts=None if restarts is None else _whole("restarts", restarts, least=1),
-        batch_size=_whole("batch_size", batch_size, least=1),
-        seed=_whole("seed", seed, least=0),
-        diagnostics=bool(diagnostics),
-        adaptive=bool(adaptive),
-        average=_whole("average", average, least=0),
-        corruptions=tuple(corruptions),
-        severities=_severities(severities) if corruptions else (),
-    )
+        Raises
+        ------
+        InputError
+            If one of them is not allowed; the message says what was given and what is.
+        """
+        given = cls(**options)
+        if given.task not in get_args(Task):
+            raise InputError(f"{arg('task')} must be 'classification' or 'regression', got {given.task!r}")
+        norms: Any = given.norms
+        named = tuple(map(_name_of, (norms,) if isinstance(norms, str | int | float) else norms))
+        if not named:
+            raise InputError(f"{arg('norms')} is empty: name at least one of l1, l2, linf, l0")
+        if given.task == "regression" and "l0" in named:
+            raise InputError(f"{arg('norms')}: 'l0' is for classification only")
+        extra = {norm: grid for norm, grid in (given.extra_epsilons or {}).items() if grid}
+        return replace(
+            given,
+            norms=tuple(dict.fromkeys(named)),
+            epsilons=_grids(given.epsilons, named),
+            extra_epsilons=_grids(extra, named),
+            steps=None if given.steps is None else _whole("steps", given.steps, least=1),
+            restarts=None if given.restarts is None else _whole("restarts", given.restarts, least=1),
+            batch_size=_whole("batch_size", given.batch_size, least=1),
+            seed=_whole("seed", given.seed, least=0),
+            diagnostics=bool(given.diagnostics),
+            adaptive=bool(given.adaptive),
+            average=_whole("average", given.average, least=0),
+            corruptions=tuple(given.corruptions),
+            severities=_severities(given.severities) if given.corruptions else (),
+        )
 
 
 def _name_of(norm: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rai_toolbox._extras import install_command
 from rai_toolbox.robustness._errors import InputError
 from rai_toolbox.robustness.data._rows import ArrayRows
 from rai_toolbox.robustness.data._samples import Samples
@@ -30,7 +31,7 @@ def split(seed: int) -> tuple[NDArray[Any], ...]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise InputError("the digits come with scikit-learn: pip install 'rai-toolbox[demo]'") from None
+        raise InputError(f"the digits come with scikit-learn: {install_command('demo')}") from None
     bunch: Any = load_digits()
     x = (bunch.images / 16).astype(np.float32)[:, None]
     y = bunch.target.astype(np.int64)

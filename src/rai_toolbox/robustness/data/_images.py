@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rai_toolbox._extras import install_command
 from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness.data._rows import Spool
 from rai_toolbox.robustness.data._samples import Samples
@@ -57,7 +58,7 @@ def _read_images(files: list[tuple[Path, int]]) -> Iterator[NDArray]:
     try:
         from PIL import Image
     except ImportError:
-        raise InputError("reading images needs Pillow: pip install 'rai-toolbox[cli]'") from None
+        raise InputError(f"reading images needs Pillow: {install_command('cli')}") from None
     gray: bool | None = None
     depth: int | None = None
     for file, _ in files:

@@ -36,7 +36,7 @@ _TARGET = re.compile(
     r"|_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|pow|neg|pos|abs|lt|le|gt|ge|eq|ne|and_|or_|not_|xor)"
 )
 _NAME = re.compile(r"[\w.]*")
-# Arithmetic of symbols and of sympy's (capitalised) functions: no quotes, no dots after a name, no dunder.
+# Arithmetic of symbols and of sympy's (capitalized) functions: no quotes, no dots after a name, no dunder.
 _SYMBOL = re.compile(r"Symbol\('\w+'(, \w+=(True|False))*\)")
 _EXPRESSION = re.compile(r"(?!.*__)(?!.*\b[a-z_]\w*\s*\()(?!.*[A-Za-z_)]\s*\.)[\w\s+\-*/%(),.<>=!&|~]*")
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rai_toolbox._extras import install_command
 from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.models._fixed_batch import FixedBatch
@@ -32,7 +33,7 @@ def load_onnx(path: Path, device: torch.device) -> nn.Module:
         onnx, converter = (importlib.import_module(name) for name in _PACKAGES)
     except Exception as error:  # a torchvision that was built for another torch raises more than ImportError
         if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
-            raise InputError(f"{begin} onnx2pytorch and onnx: pip install 'rai-toolbox[onnx]', {_INSTEAD}") from None
+            raise InputError(f"{begin} onnx2pytorch and onnx: {install_command('onnx')}, {_INSTEAD}") from None
         raise InputError(
             f"{begin} what onnx2pytorch itself imports: it is installed, but importing it raised {one_line(error)};"
             f" mostly torchvision is missing or built for another torch: install the one that belongs to torch"

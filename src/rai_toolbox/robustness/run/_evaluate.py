@@ -16,7 +16,7 @@ from rai_toolbox.kernels._machine import own_generators
 from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._files import as_folder, claimed
 from rai_toolbox.robustness.attack._corruptions import Corrupts, as_corruptions
-from rai_toolbox.robustness.attack._settings import make_settings
+from rai_toolbox.robustness.attack._settings import Settings
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.run._preparation import prepare, run_key
 from rai_toolbox.robustness.run._run import Progress, Run
@@ -149,7 +149,7 @@ def evaluate(
     [(0.0, 1.0), (0.5, 0.5)]
     """
     named = as_corruptions(corruptions)
-    settings = make_settings(
+    settings = Settings.checked(
         task=task, norms=norms, epsilons=epsilons, extra_epsilons=extra_epsilons, steps=steps, restarts=restarts,
         batch_size=batch_size, seed=seed, diagnostics=diagnostics, adaptive=adaptive, average=average,
         corruptions=tuple(named), severities=severities,
