@@ -65,12 +65,13 @@ test-fast: $(VENV)/.dev  ## all but the slow ones
 test-zoo: $(VENV)/.dev  ## the checks on all models of the zoo
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m zoo tests/robustness/checks/test_zoo.py $(ARGS)
 
-check: $(VENV)/.dev  ## format, lint, types and who imports whom, changing nothing
+check: $(VENV)/.dev  ## format, lint, types, who imports whom, and sizes, changing nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python tools/check_imports.py
+	$(BIN)/python tools/check_sizes.py
 
 format: $(VENV)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.functional.tensor_layouts import DTYPES
 
 import rai_toolbox.functional as F
-from rai_toolbox.functional import _per_datum, _scaling, normalize, project_l2_ball
+from rai_toolbox.functional import _large_scaling, _per_datum, normalize, project_l2_ball
 from rai_toolbox.kernels import _large_projection, _large_selection, _scratch
 from rai_toolbox.kernels._factors import NormFactor
 
@@ -29,16 +29,16 @@ def test_a_norm_that_nobody_looks_at_scales_a_large_datum_of_any_dtype(dtype: to
     x = spread(dtype, scale)
     for p in (1.5, 2):
         y = x.clone()
-        assert _scaling._scale_large_datum_(y, NormFactor("normalize", p, 0.0))
+        assert _large_scaling.scale_large_datum_(y, NormFactor("normalize", p, 0.0))
         torch.testing.assert_close(y, normalize(x, p, param_ndim=None), rtol=4 * torch.finfo(dtype).eps, atol=0)
     for epsilon in (1e-4, 1.0):
         factor = NormFactor("ball", 2, epsilon)
         y = x.clone()
-        assert _scaling._scale_large_datum_(y, factor)
+        assert _large_scaling.scale_large_datum_(y, factor)
         expected = project_l2_ball(x, epsilon, param_ndim=None)
         torch.testing.assert_close(y, expected, rtol=4 * torch.finfo(dtype).eps, atol=1e-45)
         again = y.clone()
-        assert _scaling._scale_large_datum_(again, factor)
+        assert _large_scaling.scale_large_datum_(again, factor)
         assert torch.equal(again, y)
 
 
@@ -47,7 +47,7 @@ def test_a_large_datum_of_subnormal_halves_that_is_rounded_outside_its_ball_stay
     x[:100] = 3.7
     factor = NormFactor("ball", 2, 0.6 * 2.0**-24 * SIZE**0.5)  # 0.6 of the least number, which is the least number
     for _ in range(2):
-        assert _scaling._scale_large_datum_(x, factor)
+        assert _large_scaling.scale_large_datum_(x, factor)
         assert x[[0, -1]].tolist() == [2 * 2.0**-24, 2.0**-24]
 
 

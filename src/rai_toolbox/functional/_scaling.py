@@ -16,18 +16,15 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional import _by_kernels
+from rai_toolbox.functional._large_scaling import large_norm, multiply_large_, redo_, scale_large_datum_, scaled_exactly
 from rai_toolbox.functional._layout import BLOCK_NUMEL, as_rows, block_indices, blocks, datum_ndim, write_through
 from rai_toolbox.functional._norms import (
     TINY,
     check_floating,
     check_order,
-    direct_norms,
-    normalize,
-    plain_norm,
 )
-from rai_toolbox.functional._projections import project_l2_ball
 from rai_toolbox.kernels._factors import NormFactor
-from rai_toolbox.kernels._machine import is_on_cpu, seen, wide_dtype
+from rai_toolbox.kernels._machine import is_on_cpu
 from rai_toolbox.kernels._norms import (
     SUM_SCRATCH_NUMEL,
     is_summed,
@@ -46,9 +43,6 @@ _LITTLE_NUMEL = 2**14
 # Tensors of at most so many entries are stacked when there are several of one shape: beyond, a copy costs more than
 # the calls that it saves.
 _STACKED_NUMEL = 2**12
-
-# A datum larger than a block is shared out in pieces of so many entries.
-_PIECE_NUMEL = 2**19
 
 
 def normalize_(
@@ -84,15 +78,6 @@ def normalize_(
     with torch.no_grad():
         scale_by_norm_([write_through(t) for t in xs], ks, NormFactor("normalize", p, eps, scale))
     return x
-
-
-def scaled_exactly(x: Tensor, k: int, factor: NormFactor) -> Tensor:
-    """Multiply each datum by the factor of its norm, out of place, for norms of any size."""
-    if factor.kind == "ball":
-        y = project_l2_ball(x, factor.bound, param_ndim=k)
-    else:
-        y = normalize(x, factor.p, param_ndim=k, eps=factor.bound)  # pyright: ignore[reportArgumentType]
-    return y.mul_(factor.scale) if factor.scale != 1 else y
 
 
 def scale_by_norm_(
@@ -165,7 +150,7 @@ class ScalingPlan:
             x, k = elsewhere[i], ks[i]
             for block in blocks(x, k):
                 if block.numel() > BLOCK_NUMEL and not block.is_complex():
-                    _scale_large_datum_(block, factor)
+                    scale_large_datum_(block, factor)
                 else:
                     block.copy_(scaled_exactly(block, k, factor))
         share_out(lambda bundle: bundle.run(xs, factor), self._shared_out)
@@ -325,7 +310,7 @@ class _Bundle:
             suspicious = beyond if suspicious is None else suspicious | beyond
             factors.masked_fill_(suspicious, 1.0)
             for member, part, rows in zip(self.members, parts, suspicious.split(self._counts), strict=True):
-                _redo(part, member.k, rows, factor)
+                redo_(part, member.k, rows, factor)
         self._factors.copy_(factors)
         if self.is_large:
             multiply_large_(parts[0], self._single_factors[0])
@@ -337,27 +322,6 @@ class _Bundle:
             torch._foreach_copy_(self._take_stacked(xs), self._unstacked)  # pyright: ignore
 
 
-def large_norm(x: Tensor, p: float) -> Tensor:
-    """The norm of a 1-D tensor of any size, float64, shape (1,): `direct_norms` of pieces that threads share out."""
-    return norm_of_parts(share_out(lambda piece: direct_norms(piece, 1, p), pieces_of(x)), p)
-
-
-def norm_of_parts(norms: Sequence[Tensor], p: float) -> Tensor:
-    """The norm of a datum, of whose `pieces_of` these are the norms; float64, shape (1,)."""
-    return direct_norms(torch.cat(list(norms)), 1, p)
-
-
-def pieces_of(x: Tensor) -> Sequence[Tensor]:
-    """Cut a large tensor into pieces of bounded size, in the order of its memory where that is dense."""
-    rows = as_rows(x, x.ndim)
-    return [x] if rows is None else rows[0].split(_PIECE_NUMEL)
-
-
-def multiply_large_(x: Tensor, factor: Tensor) -> None:
-    """Multiply a large tensor by a 0-d one."""
-    share_out(lambda piece: piece.mul_(factor), pieces_of(x))
-
-
 def _extremes(x: Tensor) -> tuple[float, float]:
     """The least and the greatest entry; NaN where there is one."""
     if x.numel() == 1:
@@ -365,40 +329,3 @@ def _extremes(x: Tensor) -> tuple[float, float]:
         return value, value
     least, most = torch.aminmax(x)
     return least.item(), most.item()
-
-
-def _redo(x: Tensor, k: int, rows: Tensor, factor: NormFactor) -> None:
-    """Scale the data of `x` that `rows` marks, by the formula for norms of any size."""
-    if k == x.ndim:
-        if rows.item() and not (x.numel() > BLOCK_NUMEL and _scale_large_datum_(x, factor)):
-            x.copy_(scaled_exactly(x, k, factor))
-        return
-    where = rows.view(x.shape[: x.ndim - k]).nonzero(as_tuple=True)
-    if where[0].numel():
-        x[where] = scaled_exactly(x[where], k, factor)
-
-
-def _scale_large_datum_(x: Tensor, factor: NormFactor) -> bool:
-    """Scale one large datum by pieces, in float64, without waiting for a device.
-
-    Returns
-    -------
-    bool
-        Whether it is done. On a CPU a datum with a norm or a factor that float64 cannot hold is left as it is.
-    """
-    work = wide_dtype(x)
-    flat = as_rows(x, x.ndim)
-    flat = x if flat is None else flat[0]
-    pieces = flat.split(BLOCK_NUMEL // 2) if flat.ndim == 1 else list(flat.unbind(0))
-    a = torch.stack([torch.linalg.vector_norm(piece, math.inf) for piece in pieces]).amax().to(work)
-    a = torch.where(a == 0, torch.ones_like(a), a)
-    parts = [plain_norm((piece.to(work) / a).reshape(-1), factor.p, 1) for piece in pieces]
-    norm = plain_norm(torch.cat(parts), factor.p, 1) * a
-    times = factor.of_(norm.clone(), x.dtype, x.numel())
-    size = seen(lambda: abs(times.item()) if norm.isfinite() else math.inf, x)
-    if size is not None and not (1e-290 <= size <= 1e290 or size == 0):
-        return False
-    for piece in pieces:
-        wide = piece.to(work)
-        piece.copy_(torch.where(times == 1, wide, wide * times))
-    return True

@@ -1,10 +1,4 @@
-"""Optimizers of matrices: gradients orthogonalized, parameters in a spectral ball, on a sphere, or orthonormal.
-
-References
-----------
-.. [1] K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
-.. [2] T. Pethick et al., "Training deep learning models with norm-constrained LMOs", ICML 2025 (Scion).
-"""
+"""Optimizers of matrices: gradients orthogonalized, parameters in a spectral ball, on a sphere, or orthonormal."""
 
 from __future__ import annotations
 
@@ -21,7 +15,8 @@ from rai_toolbox.functional._norms import TINY
 from rai_toolbox.functional._spectral_ball import check_spectral_options, matrix_shape, polar_of_all_
 from rai_toolbox.optim._docs import documented
 from rai_toolbox.optim._frank_wolfe import _OnBall
-from rai_toolbox.optim._options import check_number, check_radius, required
+from rai_toolbox.optim._options import check_number, required
+from rai_toolbox.optim._projected import _InBall
 from rai_toolbox.optim._transforms import Number, PerDatum, Transform
 from rai_toolbox.optim._wrapper import InnerOptimizer, OptimGroup, OptimParams, ParamTransformingOptimizer
 
@@ -171,16 +166,8 @@ class OrthogonalizedGradientOptim(ParamTransformingOptimizer):
         return orthogonalization(optim_group["steps"], optim_group["row_blocks"], optim_group["scale"])
 
 
-class _InSet(ParamTransformingOptimizer):
-    """The options of optimizers that project on a set with a radius, and leave the gradient alone."""
-
-    def _check_options(self, optim_group: OptimGroup) -> None:
-        super()._check_options(optim_group)
-        check_radius("epsilon", optim_group)
-
-
 @documented
-class SpectralBallOptim(_InSet):
+class SpectralBallOptim(_InBall):
     """Project each matrix on a spectral ball after the step: singular values above epsilon become epsilon.
 
     Parameters
@@ -241,7 +228,7 @@ class SpectralBallOptim(_InSet):
 
 
 @documented
-class SphereOptim(_InSet):
+class SphereOptim(_InBall):
     """Project each datum on a sphere after the step: its L2 norm becomes epsilon.
 
     Parameters
@@ -359,7 +346,7 @@ class StiefelOptim(ParamTransformingOptimizer):
 class SpectralFrankWolfe(_OnBall):
     """Minimize over a ball of matrices whose singular values are at most epsilon.
 
-    The oracle is -epsilon times the polar factor of each matrix of the gradient.
+    The oracle is -epsilon times the polar factor of each matrix of the gradient: Scion (Pethick et al., ICML 2025).
 
     Parameters
     ----------
