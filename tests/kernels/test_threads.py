@@ -73,12 +73,16 @@ def test_operators_of_a_piece_use_one_thread_and_nobody_elses_number_changes() -
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="open: a CUDA build counts 1 thread in a new thread here")
 def test_without_the_functions_of_openmp_nothing_else_is_different(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_set_openmp_threads", "_set_mkl_threads", "_pause_openmp", "_pool"):
+    for name in ("_set_openmp_threads", "_set_mkl_threads", "_pause_openmp"):
         monkeypatch.setattr(_threads, name, None)
+    monkeypatch.setattr(_threads, "_team", team := _threads._Team())
     assert share_out(lambda _: torch.get_num_threads(), range(50)) == [1] * 50
     assert torch.get_num_threads() == 2
     assert threads_of_operators_elsewhere() == 2
     assert threading.get_ident() not in threads_of()
+    team.dismiss()
+    assert not any(thread.is_alive() for thread in team._members)
+    assert threads_of() == {threading.get_ident()}
 
 
 def test_one_thread_means_the_callers() -> None:
@@ -267,7 +271,7 @@ print(share_out(lambda i: i, range(4)))
 
 
 def test_no_thread_to_be_had_means_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_threads, "_pool", None)
+    monkeypatch.setattr(_threads, "_team", _threads._Team())
     monkeypatch.setattr(threading.Thread, "start", lambda thread: _refuse(thread))
     assert set(share_out(lambda _: threading.get_ident(), range(8))) == {threading.get_ident()}
     assert torch.get_num_threads() == 2

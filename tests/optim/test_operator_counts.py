@@ -61,8 +61,8 @@ def test_the_three_part_step_costs_no_more_calls_for_more_tensors_either(build):
 def test_a_large_tensor_is_read_and_written_once_per_block():
     calls = calls_of_a_step(ro.L2NormedGradientOptim, [(64, 3, 224, 224)])
     blocks = -(-64 // (2**20 // (3 * 224 * 224)))
-    norms, scalings = calls["aten.linalg_vector_norm.out"], calls["aten._foreach_mul_.List"]
-    updates = calls["aten._foreach_add_.List"]
+    norms, scalings = calls["aten.linalg_vector_norm.out"], calls["aten.mul_.Tensor"]
+    updates = calls["aten.add_.Tensor"]
     assert (norms, scalings, updates) == (2 * blocks, blocks, blocks)  # pieces, then their norm
 
 
@@ -73,5 +73,5 @@ def test_a_step_with_every_parameter_inside_its_ball_writes_no_parameter_after_t
     optim.step()
     with Count() as count:
         optim.step()
-    assert count.calls["aten._foreach_mul_.List"] == 0
+    assert count.calls["aten.mul_.Tensor"] == 0
     assert count.calls["aten.mul_.Tensor"] == 0

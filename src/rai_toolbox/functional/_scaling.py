@@ -44,6 +44,9 @@ _LITTLE_NUMEL = 2**14
 # the calls that it saves.
 _STACKED_NUMEL = 2**12
 
+# The factors of at most so many data are computed by the interpreter: an operator gives up the lock that threads share,
+# and waits for it again, 10 µs where another one has it.
+_FEW = 32
 
 def normalize_(
     x: Tensor | Sequence[Tensor], p: float = 2, *, param_ndim: int | None = -1, eps: float = TINY, scale: float = 1.0
@@ -96,7 +99,7 @@ def scale_by_norm_(
     """
     if plan is None:
         plan = ScalingPlan(xs, ks, factor.p)
-    plan(xs, factor)
+    plan.run(xs, factor)
     return plan
 
 
@@ -142,8 +145,11 @@ class ScalingPlan:
             bundle.lay_out()
         self._shared_out = [bundle for bundle in self._bundles if not bundle.is_large]
         self._large = [bundle for bundle in self._bundles if bundle.is_large]
+        if len(self._bundles) == 1 and not self._elsewhere:
+            self.run = self._bundles[0].run
 
-    def __call__(self, xs: Sequence[Tensor], factor: NormFactor) -> None:
+    def run(self, xs: Sequence[Tensor], factor: NormFactor) -> None:
+        """Scale tensors of the shapes that this was made for."""
         elsewhere = [xs[i] for i, _ in self._elsewhere]
         ks = [k for _, k in self._elsewhere]
         for i in _by_kernels.scale_by_norm_(elsewhere, ks, factor):
@@ -172,6 +178,7 @@ class _Member:
     ) -> None:
         self.indices = indices
         self._index = index
+        self.is_part = index != ()
         self.dtype = dtype
         self.k = k
         self.stacked = len(indices) > 1
@@ -197,9 +204,12 @@ class _Member:
         if self.stacked:
             self.buffer = _buffer(self.shape, dtype=self.dtype)
             self.unstacked = self.buffer.unbind(0)
+        self._matrix = torch.Size((self.count, self.length))
         if not (self.direct or self.summed or self.is_large):
             whole = self.length // self.piece
             self._cut = whole * self.piece
+            if self._cut == self.length:
+                self._matrix = torch.Size((self.count, whole, self.piece))
             self._parts = _buffer(self.count, whole + (self._cut < self.length), dtype=accumulate)
             self._whole = self._parts[:, :whole]
             self._rest = self._parts[:, whole] if self._cut < self.length else None
@@ -213,10 +223,14 @@ class _Member:
 
     def measure(self, x: Tensor) -> None:
         """Write the norms of the data of x: direct ones as they are measured, else in float64."""
-        rows = as_rows(x, self.k)
-        if rows is None:
-            rows = x.reshape(self.count, -1)
         accumulate = self._measured.dtype
+        if x.shape == self._matrix:
+            rows = x
+        elif x.is_contiguous():
+            rows = x.view(self._matrix)
+        else:
+            rows = as_rows(x, self.k)
+            rows = x.reshape(self._matrix) if rows is None else rows.view(self._matrix)
         if self.is_large:
             self._norms.copy_(large_norm(rows[0], self._p))
         elif self.summed:
@@ -228,9 +242,8 @@ class _Member:
         else:
             if self._rest is not None:
                 torch.linalg.vector_norm(rows[:, self._cut :], self._p, 1, dtype=accumulate, out=self._rest)
-                rows = rows[:, : self._cut]
-            pieces = rows.unflatten(1, (-1, self.piece))
-            torch.linalg.vector_norm(pieces, self._p, 2, dtype=accumulate, out=self._whole)
+                rows = rows[:, : self._cut].unflatten(1, (-1, self.piece))
+            torch.linalg.vector_norm(rows, self._p, 2, dtype=accumulate, out=self._whole)
             torch.linalg.vector_norm(self._parts, self._p, 1, dtype=torch.float64, out=self._norms)
 
 
@@ -278,32 +291,56 @@ class _Bundle:
         stacked = [j for i in self._stacks for j in self.members[i].indices]
         self._take_stacked = operator.itemgetter(*stacked) if stacked else tuple
         self._unstacked = [part for i in self._stacks for part in self.members[i].unstacked]
+        self._fetches = [m.indices for m in self.members] != [[0]] or self.members[0].is_part
+        self._few_factors = None
+        if len(self._norms) <= _FEW and isinstance(self._lengths, int):
+            self._few_norms, self._few_factors = self._norms.numpy(), self._factors.numpy()
+            self._ones = [1.0] * len(self._norms)
 
-    def _has_safe_factors(self, factor: NormFactor) -> bool:
-        """Whether the factors of ordinary norms are ordinary numbers too: a factor never grows with the norm."""
-        if self._asked_about is not factor:
-            ends = factor.of_(torch.tensor(self._safe_norms, dtype=torch.float64, device="cpu"), self.dtype, 1)
-            least, most = _extremes(ends.abs())
-            low, high = self._safe_factors
-            self._asked_about, self._answer = factor, low <= least and most <= high
-        return self._answer
+    def _ask_about(self, factor: NormFactor) -> None:
+        """Find out what a factor allows, where it is another one than at the last time."""
+        # Are the factors of ordinary norms ordinary numbers too? A factor never grows with the norm.
+        ends = factor.of_(torch.tensor(self._safe_norms, dtype=torch.float64, device="cpu"), self.dtype, 1)
+        least, most = _extremes(ends.abs())
+        low, high = self._safe_factors
+        self._has_safe_factors = low <= least and most <= high
+        self._unchanged_to = factor.unchanged_to
+        self._is_quick = self._few_factors is not None and self._has_safe_factors and factor.is_of_numbers
+        self._asked_about = factor
 
     def run(self, xs: Sequence[Tensor], factor: NormFactor) -> None:
         """Scale the data of this bundle."""
-        parts = [member.fetch(xs) for member in self.members]
+        if self._asked_about is not factor:
+            self._ask_about(factor)
+        parts = [member.fetch(xs) for member in self.members] if self._fetches or len(xs) > 1 else xs
         for member, part in zip(self.members, parts, strict=True):
             member.measure(part)
-        norms = self._norms
-        if self._measured is not norms and self._measured.numel():
+        if self._measured is not self._norms and self._measured.numel():
             self._measured_norms.copy_(self._measured)
+        low, high = self._safe_norms
+        if self._is_quick:
+            norms = self._few_norms.tolist()
+            least, most = min(norms), max(norms)
+            if low <= least and most <= high and sum(norms) >= 0:  # a NaN shows in the sum
+                if most > self._unchanged_to:
+                    factors = factor.of_numbers(norms, self.dtype, self._lengths)
+                    if factors != self._ones:
+                        self._few_factors[:] = factors
+                        self._multiply_(xs, parts)
+                return
+        self._scale_(xs, parts, factor)
+
+    def _scale_(self, xs: Sequence[Tensor], parts: Sequence[Tensor], factor: NormFactor) -> None:
+        """Scale data whose norms are measured, however many they are, and whatever their norms."""
+        norms = self._norms
         least, most = _extremes(norms)
         low, high = self._safe_norms
         ordinary = low <= least and most <= high
-        if ordinary and most <= factor.unchanged_to:
+        if ordinary and most <= self._unchanged_to:
             return
         suspicious = None if ordinary else ~((norms >= low) & (norms <= high))
         factors = factor.of_(norms, self.dtype, self._lengths)
-        if suspicious is not None or not self._has_safe_factors(factor):
+        if suspicious is not None or not self._has_safe_factors:
             low, high = self._safe_factors
             sizes = factors.abs()
             beyond = ~((sizes >= low) & (sizes <= high))
@@ -312,8 +349,14 @@ class _Bundle:
             for member, part, rows in zip(self.members, parts, suspicious.split(self._counts), strict=True):
                 redo_(part, member.k, rows, factor)
         self._factors.copy_(factors)
+        self._multiply_(xs, parts)
+
+    def _multiply_(self, xs: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
+        """Multiply by `_factors`."""
         if self.is_large:
             multiply_large_(parts[0], self._single_factors[0])
+        elif len(parts) == 1 and self._single:
+            parts[0].mul_(self._single_factors[0])
         elif self._single:
             torch._foreach_mul_([parts[i] for i in self._single], self._single_factors)  # pyright: ignore
         if self._stacks:

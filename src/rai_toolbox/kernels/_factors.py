@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -38,6 +39,23 @@ class NormFactor:
         if self.kind == "ball" and not isinstance(self.bound, Tensor) and self.scale == 1:
             return self.bound
         return -1.0
+
+    @property
+    def is_of_numbers(self) -> bool:
+        """Whether there is no tensor among the settings."""
+        return not isinstance(self.bound, Tensor) and not isinstance(self.scale, Tensor)
+
+    def of_numbers(self, norms: Sequence[float], dtype: torch.dtype, numel: int) -> list[float]:
+        """Return the factors of a few norms > 0, which `of_` gives too, to the last bit; no setting is a tensor."""
+        bound, scale = float(self.bound), float(self.scale)
+        if self.kind == "ball":
+            relative, absolute = slack(dtype, numel, self.p)
+            inside = bound * (1 + relative) + absolute
+            factors = [1.0 if n <= inside else 1.0 / n * bound for n in norms]
+        else:
+            least = float(self._least_divisor(dtype))
+            factors = [1.0 / max(n, least) for n in norms]
+        return factors if scale == 1 else [f * scale for f in factors]
 
     def of_(self, norms: Tensor, dtype: torch.dtype, numel: Tensor | int) -> Tensor:
         """Return the factors of norms, which are overwritten; waits for no device.

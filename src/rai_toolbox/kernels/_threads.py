@@ -9,15 +9,15 @@ What a piece is must not depend on the number of threads: then neither does any 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
@@ -28,11 +28,13 @@ Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 _lock = threading.Lock()
-_pool: tuple[int, ThreadPoolExecutor] | None = None  # and how many threads it may have
 _is_fork = False  # then OpenMP's threads are gone without its knowing, and it would wait for them
 
 # Not a product of literals, which the compiler would compute.
 _least_normal, _half = sys.float_info.min, 0.5
+
+# How long the end of the interpreter waits for a thread that is at work.
+_PATIENCE_S = 10.0
 
 
 def thread_count() -> int:
@@ -86,33 +88,36 @@ class _Work:
         self._to_do = deque(range(len(pieces)))
         self._results: list[Any] = [None] * len(pieces)
         self._errors: list[tuple[int, BaseException]] = []
-        self._begun: list[None] = []
+        self._door = threading.Lock()  # of `_is_open` and `_begun`
+        self._is_open = True
+        self._begun = 0
         self._ended: list[None] = []
+        self._bell: SimpleQueue[None] = SimpleQueue()
         self._grad = torch.is_grad_enabled()
         self._inference = torch.is_inference_mode_enabled()
         self._flushes = _flushes_denormals()
 
     def done_by(self, count: int) -> list[Any]:
         """Have `count` threads do it, this one among them, wait for the others, and return the results."""
-        futures: list[Future[None]] = []
         threads_of_operators = torch.get_num_threads()
         try:
-            _end_openmp_threads()
             helps = _use_one_thread()
-            with contextlib.suppress(RuntimeError), _lock:  # the interpreter may be about to end, or no thread be left
-                pool = _pool_of(count)
-                futures.extend(pool.submit(self._take_pieces) for _ in range(count - helps))
-            if helps or not futures:
+            _end_openmp_threads()
+            are_called = _call_helpers(self.help, count - helps)
+            if helps or not are_called:
                 self._take_pieces()
+            else:
+                self._bell.get()  # of the first that found nothing left to do
         except BaseException as error:
             self._stop(error)
-        while not all(map(Future.done, futures)) or len(self._begun) > len(self._ended):
+        while self._is_open or len(self._ended) < self._begun:
             try:
-                self._wait_for(futures)
+                self._wait_for_helpers()
             except BaseException as error:  # noqa: PERF203 - an interrupt: the others must not write on behind its back
                 self._stop(error)
         if _set_openmp_threads is not None:
             _set_openmp_threads(threads_of_operators)
+        self._pieces = ()  # a helper that has yet to answer holds this
         if self._errors:
             try:
                 raise min(self._errors, key=lambda entry: entry[0])[1]
@@ -120,31 +125,39 @@ class _Work:
                 self._errors.clear()  # they hold this frame, and all its tensors
         return self._results
 
-    def _wait_for(self, futures: list[Future[None]]) -> None:
-        if not self._to_do:  # a thread that did not begin until now has nothing to do
-            for future in futures:
-                future.cancel()
-        wait(futures)
-        if len(self._begun) > len(self._ended):  # one that could not be had, as it was said, was there all the same
-            time.sleep(1e-3)
+    def _wait_for_helpers(self) -> None:
+        with self._door:  # who did not begin until now has nothing to do
+            self._is_open = False
+        while len(self._ended) < self._begun:
+            self._bell.get()
+
+    def help(self) -> None:
+        """Take pieces until none is left, in a thread of the team."""
+        with self._door:
+            if not self._is_open:
+                return
+            self._begun += 1
+        try:
+            self._take_pieces()
+        finally:
+            self._ended.append(None)
+            self._bell.put(None)
 
     def _take_pieces(self) -> None:
-        self._begun.append(None)
+        function, pieces, results, take = self._function, self._pieces, self._results, self._to_do.popleft
         try:
             with self._as_the_caller():
                 while True:
                     try:
-                        i = self._to_do.popleft()
+                        i = take()
                     except IndexError:
                         return
                     try:
-                        self._results[i] = self._function(self._pieces[i])
+                        results[i] = function(pieces[i])
                     except BaseException as error:
                         self._stop(error, i)
         except BaseException as error:
             self._stop(error)
-        finally:
-            self._ended.append(None)
 
     def _stop(self, error: BaseException, i: int = -1) -> None:
         self._errors.append((i, error))
@@ -156,6 +169,51 @@ class _Work:
             torch.set_flush_denormal(self._flushes)  # of this thread
         with torch.inference_mode(self._inference), torch.set_grad_enabled(self._grad):
             yield
+
+
+class _Team:
+    """Threads that wait to be called. They do not keep the process alive, and none outlives the interpreter."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._members: list[threading.Thread] = []
+        self._is_dismissed = False
+
+    def call(self, help_: Callable[[], None], count: int) -> bool:
+        """Have `count` threads call `help_`; return whether any will. Called with the lock held."""
+        with contextlib.suppress(RuntimeError):  # no thread can be had, or the interpreter is about to end
+            while len(self._members) < count and not self._is_dismissed:
+                member = threading.Thread(target=_answer, args=(self._calls,), name="rai_toolbox", daemon=True)
+                member.start()
+                self._members.append(member)
+        available = 0 if self._is_dismissed else min(count, len(self._members))
+        for _ in range(available):
+            self._calls.put(help_)
+        return available > 0
+
+    def dismiss(self) -> None:
+        """End the threads, each after the piece that it is at."""
+        with _lock:
+            self._is_dismissed = True
+        for _ in self._members:
+            self._calls.put(None)
+        for member in self._members:
+            member.join(_PATIENCE_S)
+
+
+def _answer(calls: SimpleQueue[Callable[[], None] | None]) -> None:
+    _prepare_thread()
+    while True:
+        help_ = calls.get()
+        if help_ is None:
+            return
+        help_()
+        del help_  # it holds the pieces
+
+
+def _call_helpers(help_: Callable[[], None], count: int) -> bool:
+    with _lock:
+        return _team.call(help_, count)
 
 
 def _is_watched() -> bool:
@@ -217,21 +275,14 @@ def _use_one_thread() -> bool:
     return torch.get_num_threads() == 1
 
 
-def _pool_of(count: int) -> ThreadPoolExecutor:
-    """Threads, at least `count`; they are started when there is work for them. Asked for with the lock held."""
-    global _pool
-    if _pool is None or _pool[0] < count:
-        if _pool is not None:
-            _pool[1].shutdown(wait=False)  # which does what it was given
-        room = max(count, os.cpu_count() or 1)
-        _pool = room, ThreadPoolExecutor(room, "rai_toolbox", _prepare_thread)
-    return _pool[1]
+def _forget_team() -> None:
+    global _lock, _team, _is_fork
+    _lock, _team, _is_fork = threading.Lock(), _Team(), True
 
 
-def _forget_pool() -> None:
-    global _lock, _pool, _is_fork
-    _lock, _pool, _is_fork = threading.Lock(), None, True
-
+# A thread that comes back from an operator while the interpreter ends would be ended inside of C++.
+_team = _Team()
+atexit.register(lambda: _team.dismiss())
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)  # a fork has one thread
+    os.register_at_fork(after_in_child=_forget_team)  # a fork has one thread

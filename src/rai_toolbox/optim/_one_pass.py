@@ -8,6 +8,7 @@ SGD's update of a block is `p.add_(g, alpha=-lr)`.
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from torch.optim import SGD, Optimizer
 
 from rai_toolbox.functional._large_scaling import large_norm, multiply_large_, norm_of_parts, pieces_of
 from rai_toolbox.functional._layout import BLOCK_NUMEL, block_indices, datum_ndim, is_number
-from rai_toolbox.functional._norms import direct_norms
+from rai_toolbox.functional._norms import direct_norms, piece_length
 from rai_toolbox.functional._per_datum import FEWEST_SHARED
 from rai_toolbox.functional._scaling import ScalingPlan
 from rai_toolbox.kernels._machine import is_on_cpu
@@ -71,7 +72,7 @@ def is_plain_sgd(inner: Optimizer) -> bool:
 
 def _is_plain_group(group: dict[str, Any]) -> bool:
     return (
-        is_number(group["lr"])
+        (type(group["lr"]) is float or is_number(group["lr"]))
         and not (group["momentum"] or group["weight_decay"] or group["maximize"] or group["differentiable"])
         and group["foreach"] is None  # else the user chose how SGD is to step
         and group["fused"] is None
@@ -86,19 +87,21 @@ class Blocks:
         self._possible = all(_has_blocks(p, g) for p, g in zip(params, plan.grads, strict=True)) and all(
             _works_by_block(stage.transform) for stage in stages
         )
-        bundles = _bundles(params, stages) if self._possible else []
+        bundles, self._cuts = _bundles(params, stages) if self._possible else ([], {})
         self._is_cut = len(bundles) > 1
         self._bundles = [b for b in bundles if not b.large]
         self._large = [b for b in bundles if b.large]
         self._addresses: list[int] = []
+        self._fewest = FEWEST_SHARED if any(isinstance(s.transform, PerDatum) for s in stages) else 2
 
     def fit(self, plan: GroupPlan) -> bool:
         """Return whether the gradients can be worked on in place, block by block."""
-        return (
-            self._possible
-            and all(map(Tensor.is_contiguous, plan.grads))
-            and (not self._is_cut or self._share_no_memory([*plan.grads, *plan.params]))
-        )
+        if not (self._possible and all(map(Tensor.is_contiguous, plan.grads))):
+            return False
+        if not self._is_cut:
+            return True
+        whole_memory = all(plan.params[i].is_contiguous() for i, cut in self._cuts.items() if cut.shape)
+        return whole_memory and self._share_no_memory([*plan.grads, *plan.params])
 
     def _share_no_memory(self, tensors: Sequence[Tensor]) -> bool:
         """Return whether no block of a gradient or parameter is changed by the work on another."""
@@ -115,13 +118,24 @@ class Blocks:
 
     def step(self, plan: GroupPlan) -> None:
         """Change the gradients by the stages `before`, update, and change the parameters by the stages `after`."""
-        lr, stages = float(plan.group["lr"]), (*plan.before, *plan.after)
-        fewest = FEWEST_SHARED if any(isinstance(s.transform, PerDatum) for s in stages) else 2
-        share_out(
-            lambda bundle: bundle.step(plan.grads, plan.params, lr, plan.before, plan.after), self._bundles, fewest
-        )
+        lr, before, after = float(plan.group["lr"]), plan.before, plan.after
+        grads, params = plan.grads, plan.params
+        if self._cuts:
+            grads, params = self._with_views(grads), self._with_views(params)
+        if len(self._bundles) == 1:
+            self._bundles[0].step(grads, params, lr, before, after)
+        elif self._bundles:
+            share_out(lambda bundle: bundle.step(grads, params, lr, before, after), self._bundles, self._fewest)
         for bundle in self._large:  # each is shared out by itself
-            bundle.step(plan.grads, plan.params, lr, plan.before, plan.after)
+            bundle.step(grads, params, lr, before, after)
+
+    def _with_views(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        """Return the tensors, those that are cut as what they are cut as."""
+        views = list(xs)
+        for i, cut in self._cuts.items():
+            if cut.shape:
+                views[i] = xs[i].view(cut.shape)
+        return views
 
 
 def _extent(x: Tensor) -> int:
@@ -147,43 +161,82 @@ def _works_by_block(transform: Transform | None) -> bool:
     return not isinstance(transform, Remembering | Hook) and (not isinstance(transform, PerDatum) or transform.alike)
 
 
-def _bundles(params: Sequence[Tensor], stages: Sequence[Stage]) -> list[_Bundle]:
-    """Cut large parameters between data, and put small ones together."""
+class _Cut:
+    """How a large tensor is cut between data.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        () or, for a contiguous tensor, the shape as which it is cut along its first dimension: (data, pieces of a datum,
+        entries), (data, entries) or (entries,). So an operator that measures needs no view of its own.
+    indices : list of tuple
+        Of the blocks, in the tensor or in its view of that shape.
+    numels : list of int
+        How many entries they have.
+    """
+
+    def __init__(self, p: Tensor, k: int, may_be_viewed: bool) -> None:
+        length = math.prod(p.shape[p.ndim - k :])
+        self.shape: tuple[int, ...] = ()
+        if may_be_viewed and length <= BLOCK_NUMEL:
+            count, piece = p.numel() // length, piece_length(length)
+            self.shape = (count, length // piece, piece) if piece < length and length % piece == 0 else (count, length)
+            if k == 0:
+                self.shape = (count,)
+            p = p.view(self.shape)
+            k = len(self.shape) - 1
+        self.indices = list(block_indices(p.shape, k, BLOCK_NUMEL))
+        self.numels = [p[index].numel() for index in self.indices]
+
+
+def _bundles(params: Sequence[Tensor], stages: Sequence[Stage]) -> tuple[list[_Bundle], dict[int, _Cut]]:
+    """Cut large parameters between data, and put small ones together; how is returned by their indices."""
     bundles: list[_Bundle] = []
+    cuts: dict[int, _Cut] = {}
     room: dict[torch.dtype, int] = {}
     current: dict[torch.dtype, _Bundle] = {}
     acting = [s for s in stages if s.transform is not None and not isinstance(s.transform, Entrywise)]
     for i, p in enumerate(params):
         if p.numel() == 0:
             continue
+        ks = [datum_ndim(p.ndim, s.param_ndim) for s in stages]
         uncut = max((datum_ndim(p.ndim, s.param_ndim) for s in acting), default=0)
-        for index in block_indices(p.shape, uncut, BLOCK_NUMEL):
-            block = p[index] if index else p
-            if block.numel() > room.get(p.dtype, 0):
+        alike = all(datum_ndim(p.ndim, s.param_ndim) == uncut for s in acting)
+        indices, numels = [()], [p.numel()]
+        if p.numel() > BLOCK_NUMEL and uncut < p.ndim:
+            by_norm = all(isinstance(s.transform, ByNorm) for s in acting)
+            cut = cuts[i] = _Cut(p, uncut, alike and by_norm and p.is_contiguous())
+            ks = [len(cut.shape) - 1] * len(ks) if cut.shape else ks
+            indices, numels = cut.indices, cut.numels
+        for index, numel in zip(indices, numels, strict=True):
+            if numel > room.get(p.dtype, 0):
                 current[p.dtype] = _Bundle()
                 bundles.append(current[p.dtype])
                 room[p.dtype] = BLOCK_NUMEL
-            current[p.dtype].add(i, index, [datum_ndim(p.ndim, s.param_ndim) for s in stages])
-            current[p.dtype].large = block.numel() > BLOCK_NUMEL and block.is_contiguous()
-            room[p.dtype] -= block.numel()
-    return bundles
+            current[p.dtype].add(i, index, ks)
+            current[p.dtype].large = alike and numel > BLOCK_NUMEL
+            room[p.dtype] -= numel
+    return bundles, cuts
 
 
 class _Bundle:
     """Blocks that are worked on together."""
 
     def __init__(self) -> None:
-        self._whole = True  # all tensors, none cut
         self.large = False  # one datum that does not fit the cache
+        self._whole = True  # all tensors, none cut
         self._places: list[tuple[int, tuple[int | slice, ...]]] = []
-        self._ks: list[list[int]] = []  # for each block, for each stage
+        self._ks: list[list[int]] = []  # for each stage, for each block
         self._plans: dict[int, ScalingPlan | None] = {}
 
     def add(self, i: int, index: tuple[int | slice, ...], ks: list[int]) -> None:
-        """Add the block `index` of the parameter `i`."""
+        """Add the block `index` of the tensor `i`, a datum of which has `ks` dimensions, one for each stage."""
         self._whole = self._whole and not index and i == len(self._places)
         self._places.append((i, index))
-        self._ks.append(ks)
+        if not self._ks:
+            self._ks = [[] for _ in ks]
+        for some, k in zip(self._ks, ks, strict=True):
+            some.append(k)
 
     def step(
         self,
@@ -194,24 +247,26 @@ class _Bundle:
         after: Sequence[Stage],
     ) -> None:
         """Work on these blocks of `grads` and `params`."""
-        gs, ps = self._blocks(grads), self._blocks(params)
-        if self.large and ps[0].is_contiguous():  # else its pieces are not those of the gradient
+        if self._whole and len(self._places) == len(params):
+            gs, ps = grads, params
+        else:
+            gs = [grads[i][index] if index else grads[i] for i, index in self._places]
+            ps = [params[i][index] if index else params[i] for i, index in self._places]
+        if self.large and gs[0].is_contiguous() and ps[0].is_contiguous():  # else they have not the same pieces
             self._step_large(gs[0], ps[0], lr, before, after)
             return
         for n, stage in enumerate(before):
             self._apply_(stage, n, gs)
-        foreach_add_(ps, gs, alpha=-lr)
+        if len(ps) == 1:
+            ps[0].add_(gs[0], alpha=-lr)
+        else:
+            foreach_add_(ps, gs, alpha=-lr)
         for n, stage in enumerate(after, len(before)):
             self._apply_(stage, n, ps)
 
-    def _blocks(self, xs: Sequence[Tensor]) -> Sequence[Tensor]:
-        if len(self._places) == len(xs) and self._whole:
-            return xs
-        return [xs[i][index] if index else xs[i] for i, index in self._places]
-
     def _apply_(self, stage: Stage, n: int, xs: Sequence[Tensor]) -> None:
         if stage.transform is not None:
-            self._plans[n] = stage.transform.change_(xs, [ks[n] for ks in self._ks], self._plans.get(n))
+            self._plans[n] = stage.transform.change_(xs, self._ks[n], self._plans.get(n))
         if stage.scale != 1 or stage.bias != 0:
             scale_and_shift_(xs, stage.scale, stage.bias)
 

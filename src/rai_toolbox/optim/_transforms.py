@@ -107,7 +107,10 @@ class ByNorm:
 
     def change_(self, xs: Sequence[Tensor], ks: Sequence[int], plan: ScalingPlan | None = None) -> ScalingPlan:
         """Change dense tensors in place, a datum being their last k dimensions; return a plan for the next time."""
-        return scale_by_norm_(xs, ks, self.factor, plan)
+        if plan is not None:
+            plan.run(xs, self.factor)
+            return plan
+        return scale_by_norm_(xs, ks, self.factor)
 
     @property
     def p(self) -> float:
