@@ -292,7 +292,7 @@ class _Bundle:
         self._take_stacked = operator.itemgetter(*stacked) if stacked else tuple
         self._unstacked = [part for i in self._stacks for part in self.members[i].unstacked]
         self._fetches = [m.indices for m in self.members] != [[0]] or self.members[0].is_part
-        self._few_factors = None
+        self._few_factors: Any = None
         if len(self._norms) <= _FEW and isinstance(self._lengths, int):
             self._few_norms, self._few_factors = self._norms.numpy(), self._factors.numpy()
             self._ones = [1.0] * len(self._norms)
@@ -323,7 +323,7 @@ class _Bundle:
             least, most = min(norms), max(norms)
             if low <= least and most <= high and sum(norms) >= 0:  # a NaN shows in the sum
                 if most > self._unchanged_to:
-                    factors = factor.of_numbers(norms, self.dtype, self._lengths)
+                    factors = factor.of_numbers(norms, self.dtype, self.members[0].length)
                     if factors != self._ones:
                         self._few_factors[:] = factors
                         self._multiply_(xs, parts)

@@ -167,8 +167,8 @@ class _Cut:
     Attributes
     ----------
     shape : tuple of int
-        () or, for a contiguous tensor, the shape as which it is cut along its first dimension: (data, pieces of a datum,
-        entries), (data, entries) or (entries,). So an operator that measures needs no view of its own.
+        () or, for a contiguous tensor, the shape as which it is cut along its first dimension: (data, pieces, entries),
+        (data, entries) or (entries,). So an operator that measures needs no view of its own.
     indices : list of tuple
         Of the blocks, in the tensor or in its view of that shape.
     numels : list of int
