@@ -270,6 +270,27 @@ print(share_out(lambda i: i, range(4)))
     assert in_another_process(program) == "[0, 1, 2, 3]\n" * 2
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_many_processes_that_have_just_shared_out_work_end_in_order() -> None:
+    program = """
+import os, sys, torch
+from rai_toolbox.kernels._threads import share_out
+torch.set_num_threads(3)
+rows = list(torch.ones(9, 2**14))
+share_out(lambda row: row.mul_(2).sum(), rows)
+children = []
+for _ in range(24):
+    child = os.fork()
+    if child == 0:
+        for _ in range(10):
+            share_out(lambda row: row.mul_(0.5).sum(), rows)
+        sys.exit()
+    children.append(child)
+print({os.waitpid(child, 0)[1] for child in children})
+"""
+    assert in_another_process(program) == "{0}\n"
+
+
 def test_no_thread_to_be_had_means_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_threads, "_team", _threads._Team())
     monkeypatch.setattr(threading.Thread, "start", lambda thread: _refuse(thread))
