@@ -19,11 +19,11 @@ from torch.optim import SGD, Optimizer
 
 from rai_toolbox.functional._large_scaling import large_norm, multiply_large_, norm_of_parts, pieces_of
 from rai_toolbox.functional._layout import BLOCK_NUMEL, block_indices, datum_ndim, is_number
-from rai_toolbox.functional._norms import direct_norms, piece_length
+from rai_toolbox.functional._norms import direct_norms
 from rai_toolbox.functional._per_datum import FEWEST_SHARED
 from rai_toolbox.functional._scaling import ScalingPlan
 from rai_toolbox.kernels._machine import is_on_cpu
-from rai_toolbox.kernels._norms import safe_factors, safe_range
+from rai_toolbox.kernels._norms import piece_length, safe_factors, safe_range
 from rai_toolbox.kernels._threads import share_out
 from rai_toolbox.optim._plans import GroupPlan
 from rai_toolbox.optim._running import Remembering
