@@ -183,9 +183,11 @@ class _Team:
         """Have `count` threads call `help_`; return whether any will. Called with the lock held."""
         with contextlib.suppress(RuntimeError):  # no thread can be had, or the interpreter is about to end
             while len(self._members) < count and not self._is_dismissed:
-                member = threading.Thread(target=_answer, args=(self._calls,), name="rai_toolbox", daemon=True)
+                is_ready = threading.Event()
+                member = threading.Thread(target=_answer, args=(self._calls, is_ready), name="rai_toolbox", daemon=True)
                 member.start()
                 self._members.append(member)
+                is_ready.wait()  # it may have changed, for a moment, what other new threads start with
         available = 0 if self._is_dismissed else min(count, len(self._members))
         for _ in range(available):
             self._calls.put(help_)
@@ -201,8 +203,9 @@ class _Team:
             member.join(_PATIENCE_S)
 
 
-def _answer(calls: SimpleQueue[Callable[[], None] | None]) -> None:
+def _answer(calls: SimpleQueue[Callable[[], None] | None], is_ready: threading.Event) -> None:
     _prepare_thread()
+    is_ready.set()
     while True:
         help_ = calls.get()
         if help_ is None:
