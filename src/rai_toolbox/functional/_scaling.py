@@ -48,6 +48,7 @@ _STACKED_NUMEL = 2**12
 # and waits for it again, 10 µs where another one has it.
 _FEW = 32
 
+
 def normalize_(
     x: Tensor | Sequence[Tensor], p: float = 2, *, param_ndim: int | None = -1, eps: float = TINY, scale: float = 1.0
 ) -> Tensor | Sequence[Tensor]:
