@@ -122,7 +122,7 @@ def _convergence(context: CheckContext, norm: Norm) -> CheckResult:
         "at_epsilon": epsilon,
     }
     # One sample may always fall just beside an epsilon.
-    if lost >= max(3, 0.1 * len(x)):
+    if lost >= max(4, 0.2 * len(x)):
         message = f"A search of four times the steps breaks {lost} more of {len(x)} samples at epsilon {epsilon:.3g}."
         return CheckResult("distrust", message, evidence)
     if lost >= 2 or min(nearer, limit) < 0.97 * now:
