@@ -99,7 +99,9 @@ class Corruption:
     points: tuple[CorruptionPoint, ...]
 
 
-def evidence_of(*, accuracy: bool, average: bool, corruptions: Mapping[str, Corruption]) -> tuple[Evidence, ...]:
+def evidence_of(
+    *, accuracy: bool, average: bool, corruptions: Mapping[str, Corruption], queries: int | None = None
+) -> tuple[Evidence, ...]:
     """Return what the figures of a result are evidence of.
 
     Parameters
@@ -110,6 +112,8 @@ def evidence_of(*, accuracy: bool, average: bool, corruptions: Mapping[str, Corr
         Whether a curve has its average beside it.
     corruptions : mapping
         The corruptions that were tried.
+    queries : int or None
+        How often the model was asked per sample and norm, at most, if it has no gradient.
     """
     worst = (
         "An empirical upper bound on the robust accuracy: every sample counted as wrong has an error that was found and"
@@ -117,6 +121,8 @@ def evidence_of(*, accuracy: bool, average: bool, corruptions: Mapping[str, Corr
         if accuracy
         else "An empirical lower bound on the worst error: a better attack may find a larger one."
     )
+    if queries is not None:
+        worst += f" The model has no gradient: at most {queries} queries per sample and norm were made."
     kinds = [Evidence("curves.NORM.points", "attack", "upper bound" if accuracy else "lower bound", worst)]
     if average:
         kinds.append(

@@ -199,6 +199,7 @@ class Results:
             accuracy=self.task == "classification",
             average=any(curve.average for curve in self.curves.values()),
             corruptions=self.corruptions,
+            queries=None if self.settings.get("gradient", True) else self.settings.get("queries"),
         )
 
     @property

@@ -47,6 +47,8 @@ class Settings:
         Whether to run the checks of the evaluation itself.
     adaptive : bool
         Whether to attack without the gradient too, where a check doubts it.
+    queries : int
+        How often a model without a gradient is asked per sample and norm, at most.
     average : int
         How many random points of the same ball and box are tried per sample and radius.
     corruptions : tuple of str
@@ -65,6 +67,7 @@ class Settings:
     seed: int = 0
     diagnostics: bool = True
     adaptive: bool = True
+    queries: int = 5000
     average: int = 1
     corruptions: tuple[str, ...] = ()
     severities: tuple[float, ...] = ()
@@ -111,6 +114,7 @@ class Settings:
             seed=_whole("seed", given.seed, least=0),
             diagnostics=bool(given.diagnostics),
             adaptive=bool(given.adaptive),
+            queries=_whole("queries", given.queries, least=100),
             average=_whole("average", given.average, least=0),
             corruptions=tuple(given.corruptions),
             severities=_severities(given.severities) if given.corruptions else (),

@@ -123,7 +123,6 @@ def _no_hook(mode: Soft, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _left(mode: Soft, func: Any, args: Any, kwargs: Any) -> Any:
-    """Leave torch, as a detached tensor may."""
     return func(args[0].detach(), *args[1:], **kwargs)
 
 
@@ -197,22 +196,17 @@ def _reckoned(mode: Soft, func: Any, args: Any, kwargs: Any) -> Any:
     return func(*[mode.smooth(arg) for arg in args], **{name: mode.smooth(arg) for name, arg in kwargs.items()})
 
 
-def _chosen(mode: Soft, func: Any, args: Any, kwargs: Any) -> Any:
-    """`where` by a mask."""
-    value = func(*args, **kwargs)
-    soft = mode.soft(args[0])
-    if soft is None or len(args) < 3 or not value.is_floating_point():
-        return value
-    a, b = (mode.smooth(arg) for arg in args[1:3])
-    return with_gradient_of(value, _mix(soft, a, b, value))
+def _chosen(mask: int, then: int, other: int) -> Handler:
+    """`where` and `masked_fill`: these arguments are the mask and what it chooses between."""
 
+    def handler(mode: Soft, func: Any, args: Any, kwargs: Any) -> Any:
+        value = func(*args, **kwargs)
+        soft = mode.soft(args[mask]) if len(args) > 2 else None
+        if soft is None or not value.is_floating_point():
+            return value
+        return with_gradient_of(value, _mix(soft, mode.smooth(args[then]), mode.smooth(args[other]), value))
 
-def _filled(mode: Soft, func: Any, args: Any, kwargs: Any) -> Any:
-    value = func(*args, **kwargs)
-    soft = mode.soft(args[1]) if len(args) > 2 else None
-    if soft is None or not value.is_floating_point():
-        return value
-    return with_gradient_of(value, _mix(soft, args[2], args[0], value))
+    return handler
 
 
 def _mix(soft: Tensor, a: Any, b: Any, value: Tensor) -> Tensor:
@@ -240,8 +234,6 @@ def _order(mode: Soft, func: Any, args: Any, kwargs: Any) -> Any:
             ranks = torch.sigmoid((-4 if downwards else 4) * gap).sum(dim=-1) - 0.5
             mode.tag(value, ranks.movedim(-1, along))
     elif _moves(args[0]):
-        if isinstance(dim, bool):
-            dim = -1
         mode.tag(value, ("order", args[0], dim, bool(kwargs.get("descending", args[2] if len(args) > 2 else False))))
     return value
 
@@ -273,10 +265,10 @@ def _winner(mode: Soft, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _one_hot(mode: Soft, func: Any, args: Any, kwargs: Any) -> Any:
     value, tag = func(*args, **kwargs), mode.tag_of(args[0])
-    if isinstance(tag, tuple) and tag[0] == "top" and tag[2].shape == value.shape:
-        mode.replaced.add("argmax")
-        mode.tag(value, tag[2])
-    return value
+    if not (isinstance(tag, tuple) and tag[0] == "top" and tag[2].shape == value.shape):
+        return value
+    mode.replaced.add("argmax")
+    return mode.tag(value, tag[2])
 
 
 def _scattered(mode: Soft, func: Any, args: Any, kwargs: Any) -> Any:
@@ -286,7 +278,7 @@ def _scattered(mode: Soft, func: Any, args: Any, kwargs: Any) -> Any:
     if not (isinstance(tag, tuple) and tag[0] == "top" and tag[2].shape == value.shape and value.is_floating_point()):
         return value
     mode.replaced.add("topk")
-    _, x, soft = tag
+    x, soft = tag[1:]
     if not isinstance(args[3], Tensor):
         soft = soft * args[3]
     elif args[3].requires_grad:
@@ -387,8 +379,8 @@ HANDLERS: dict[str, Handler] = {
     **_table("mul add sub rsub matmul linear sum mean cumsum __mul__ __rmul__ __add__ __radd__", _reckoned),
     **_table("__sub__ __rsub__ true_divide __truediv__ cat stack conv2d einsum bmm", _reckoned),
     **_table("div floor_divide __floordiv__", _quotient),
-    "where": _chosen,
-    "masked_fill": _filled,
+    "where": _chosen(0, 1, 2),
+    "masked_fill": _chosen(1, 2, 0),
     "argsort": _order,
     "sort": _sorted,
     "topk": _largest,

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from rai_toolbox.perturbations.losses import misclassified
+from rai_toolbox.robustness.attack._queries import nearest_by_queries, within_by_queries
 from rai_toolbox.robustness.attack._settings import Norm, Settings
 from rai_toolbox.robustness.attack._solver import CheckedResult, as_numpy, decisions, mean_absolute_error, run_solver
 from rai_toolbox.robustness.attack._subject import Subject
@@ -61,7 +62,10 @@ def search(subject: Subject, norm: Norm, batch: int, correct: NDArray) -> dict[s
     rejected = 0
     if len(rows):
         x, target = (part[torch.from_numpy(rows)] for part in subject.batch(start, stop))
-        found = run_solver(subject, x, target, norm=norm, purpose=("search", norm))
+        if subject.has_gradient:
+            found = run_solver(subject, x, target, norm=norm, purpose=("search", norm))
+        else:
+            found = nearest_by_queries(subject, norm, x, target)
         distance[rows], prediction[rows], rejected = found.distance, found.prediction, found.rejected
         kept.take(rows, found)
     return {
@@ -136,7 +140,10 @@ def _nearer_errors(
         if not len(rows):
             break
         x, target = (part[torch.from_numpy(rows)] for part in subject.batch(kept.start, kept.stop))
-        found = run_solver(subject, x, target, norm=norm, epsilon=grid[level], purpose=("confirm", norm, level))
+        if subject.has_gradient:
+            found = run_solver(subject, x, target, norm=norm, epsilon=grid[level], purpose=("confirm", norm, level))
+        else:
+            found = within_by_queries(subject, norm, x, target, grid[level], level=level, levels=len(grid))
         nearer = found.distance < distance[rows]
         distance[rows] = np.where(nearer, found.distance, distance[rows])
         prediction[rows] = np.where(nearer, found.prediction, prediction[rows])

@@ -56,6 +56,8 @@ class Subject:
         How many samples the batch under way will send through the model, about.
     begun : int
         How many had gone through it before.
+    has_gradient : bool
+        Whether a gradient reaches the model's input; without, it is searched by queries.
     """
 
     model: Evaluated
@@ -71,6 +73,7 @@ class Subject:
     part: Part | None = None
     expected: float = math.inf
     begun: int = 0
+    has_gradient: bool = True
     _last_word: bool = False
 
     @property

@@ -97,12 +97,15 @@ class Check:
         From the context to the result.
     classification_only : bool
         Whether it needs decisions.
+    needs_gradient : bool
+        Whether it asks something of the gradient.
     """
 
     name: str
     title: str
     run: Callable[[CheckContext], CheckResult]
     classification_only: bool = False
+    needs_gradient: bool = False
 
 
 _RANKED: tuple[Verdict, ...] = ("not run", "ok", "not conclusive", "warning", "distrust")
@@ -146,6 +149,8 @@ def run_check(check: Check, context: CheckContext, journal: Journal, *, skip: bo
     name = f"check-{check.name}"
     if check.classification_only and not context.subject.classifies:
         return Finding(check.name, check.title, "not run", "It is for classification.")
+    if check.needs_gradient and not context.subject.has_gradient:
+        return Finding(check.name, check.title, "not run", "The model has no gradient.")
     if (piece := journal.get(name)) is not None:
         return Finding(check.name, check.title, **json.loads(str(piece["finding"])))
     if skip:

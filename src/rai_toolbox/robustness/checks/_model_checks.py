@@ -71,6 +71,14 @@ def _same_alone(context: CheckContext) -> CheckResult:
 
 
 def _gradients(context: CheckContext) -> CheckResult:
+    if not context.subject.has_gradient:
+        queries = context.subject.settings.queries
+        return CheckResult(
+            "warning",
+            f"No gradient reaches the model's input. It was searched by at most {queries} queries per sample and norm:"
+            " the figures are an upper bound, and more queries can lower them.",
+            {"queries": queries},
+        )
     x, target = context.batch()
     if not len(x):
         return nothing()

@@ -176,6 +176,11 @@ def _bracket(at: Callable[[Tensor], Tensor], clean: Tensor) -> tuple[Tensor, Ten
 
 
 PROBES = (
-    Check("gradient-agreement", "Does the gradient foretell the change of the output?", per_norm(_agreement)),
+    Check(
+        "gradient-agreement",
+        "Does the gradient foretell the change of the output?",
+        per_norm(_agreement),
+        needs_gradient=True,
+    ),
     Check("boundary-jump", "Does the margin lead to the boundary?", _boundary, classification_only=True),
 )

@@ -257,8 +257,10 @@ def _transfer(context: CheckContext, norm: Norm) -> CheckResult:
 
 
 RIVALS = (
-    Check("gradient-masking", "Would attacks without gradient find more?", _masking, classification_only=True),
-    Check("finite-differences", "Would differences instead of the gradient find more?", per_norm(_differences), True),
-    Check("bpda", "Would another backward pass find more?", per_norm(_backward_pass), True),
+    Check("gradient-masking", "Would attacks without gradient find more?", _masking, True, True),
+    Check(
+        "finite-differences", "Would differences instead of the gradient find more?", per_norm(_differences), True, True
+    ),
+    Check("bpda", "Would another backward pass find more?", per_norm(_backward_pass), True, True),
     Check("transfer", "Would attacks on a copy of the model find more?", per_norm(_transfer), True),
 )

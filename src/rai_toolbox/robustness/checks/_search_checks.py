@@ -230,7 +230,7 @@ def _l2_of(context: CheckContext, norm: Norm, epsilon: float) -> float:
 
 SEARCH_CHECKS = (
     Check("verification", "Is what was found what the solvers said?", _verification),
-    Check("loss-rises", "Does the loss rise along the gradient?", per_norm(_loss_rises)),
-    Check("convergence", "Would more steps find more?", per_norm(_convergence)),
-    Check("large-epsilon", "Does anything withstand a huge change?", per_norm(_large_epsilon)),
+    Check("loss-rises", "Does the loss rise along the gradient?", per_norm(_loss_rises), needs_gradient=True),
+    Check("convergence", "Would more steps find more?", per_norm(_convergence), needs_gradient=True),
+    Check("large-epsilon", "Does anything withstand a huge change?", per_norm(_large_epsilon), needs_gradient=True),
 )

@@ -219,6 +219,10 @@ class Job:
             "Whether to attack without the gradient too, where a check doubts it.", spellings="--adaptive/--no-adaptive"
         ),
     ] = True
+    queries: Annotated[
+        int,
+        Flag("How often a model without a gradient is asked per sample and norm, at most (default 5000).", "COUNT"),
+    ] = 5000
     average: Annotated[
         int, Flag("Random points per sample and epsilon, for the average (default 1; 0: none).", "COUNT")
     ] = 1

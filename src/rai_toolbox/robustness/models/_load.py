@@ -51,6 +51,8 @@ class Evaluated(nn.Module):
         self.model = model
         self.preprocess = preprocess
         self.forwards = 0
+        #: Whether the model gets inputs that ask for no gradient: one that leaves torch can take no other.
+        self.detached = False
         #: Called before each call of the model.
         self.called: Callable[[], None] | None = None
         tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
@@ -63,7 +65,7 @@ class Evaluated(nn.Module):
         if self.called is not None:
             self.called()
         # A copy, not a leaf: a model may work in place on its input.
-        x = x.clone()
+        x = x.detach().clone() if self.detached else x.clone()
         inputs = x if self.preprocess is None else self.preprocess(x)
         output = logits_of(self.model(inputs), self.output)
         if output.ndim == 1 and len(output) == len(x):

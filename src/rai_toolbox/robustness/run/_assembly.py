@@ -128,7 +128,12 @@ def assemble(
         error=error,
         class_names=class_names(subject),
         settings=subject.settings.to_dict()
-        | {"bounds": subject.box.to_dict(), "device": kind_of(subject.device), **described},
+        | {
+            "gradient": subject.has_gradient,
+            "bounds": subject.box.to_dict(),
+            "device": kind_of(subject.device),
+            **described,
+        },
         data={
             "samples": len(subject.samples),
             "evaluated": len(where),

@@ -46,6 +46,7 @@ def evaluate(
     device: torch.device | str | None = None,
     diagnostics: bool = True,
     adaptive: bool = True,
+    queries: int = 5000,
     average: int = 1,
     corruptions: Mapping[str, Corrupts] | Sequence[Corrupts] | None = None,
     severities: Sequence[float] = (1, 2, 3, 4, 5),
@@ -106,6 +107,9 @@ def evaluate(
         Whether to check the evaluation itself.
     adaptive : bool
         Whether to attack without the gradient too, where a check doubts it.
+    queries : int
+        How often a model without a gradient is asked per sample and norm, at most: one that computes in numpy or under
+        `torch.no_grad`, trees, a remote function. It is searched by queries alone; others are not concerned.
     average : int
         How many random points of the same ball and bounds are tried per sample and epsilon, for the average beside the
         worst case: so many more forward passes. 0 measures none.
@@ -151,8 +155,8 @@ def evaluate(
     named = as_corruptions(corruptions)
     settings = Settings.checked(
         task=task, norms=norms, epsilons=epsilons, extra_epsilons=extra_epsilons, steps=steps, restarts=restarts,
-        batch_size=batch_size, seed=seed, diagnostics=diagnostics, adaptive=adaptive, average=average,
-        corruptions=tuple(named), severities=severities,
+        batch_size=batch_size, seed=seed, diagnostics=diagnostics, adaptive=adaptive, queries=queries,
+        average=average, corruptions=tuple(named), severities=severities,
     )  # fmt: skip
     if time_limit is not None and not time_limit > 0:
         raise InputError(f"{arg('time_limit')} must be a number of seconds above 0, got {time_limit!r}")

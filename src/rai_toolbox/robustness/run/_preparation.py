@@ -75,11 +75,12 @@ def _try_model(subject: Subject) -> None:
         outputs = subject.model.outputs_for(x)
         with torch.enable_grad():
             message = "the model works without gradients, but with them it raised"
-            depends = guarded(lambda: subject.model(x.clone().requires_grad_()), message).requires_grad
-    if not depends:
+            depends = _with_a_gradient(subject, x, message)
+    subject.has_gradient = depends
+    if not depends and not subject.classifies:
         raise InputError(
             "no gradient reaches the model's input: it computes under torch.no_grad(), detaches, or leaves torch;"
-            " the solvers need the gradient"
+            " without a gradient only classifiers are evaluated, by queries"
         )
     if not subject.classifies:
         if outputs != subject.targets.shape[1]:
@@ -99,6 +100,22 @@ def _try_model(subject: Subject) -> None:
             f"the label of sample {index} is {highest}, but the model tells {classes} classes apart: labels"
             f" must be 0 to {classes - 1}"
         )
+
+
+def _with_a_gradient(subject: Subject, x: torch.Tensor, message: str) -> bool:
+    """Say whether a gradient reaches the inputs; a model that cannot take inputs that ask for one has none."""
+    leaf = x.clone().requires_grad_()
+
+    def call() -> bool:
+        try:
+            return subject.model(leaf).requires_grad
+        except RuntimeError as error:
+            if "requires grad" in str(error) and "numpy" in str(error):
+                subject.model.detached = True
+                return subject.model(leaf).requires_grad
+            raise
+
+    return guarded(call, message)
 
 
 def run_key(subject: Subject, summary: Summary) -> dict[str, Any]:

@@ -99,7 +99,8 @@ class Run:
                 f"the time limit came before the first batch was done; go on with {arg('resume', True)}"
             )
         findings = self._checks(by_norm, clean_pieces) if subject.settings.diagnostics else ()
-        if subject.classifies and subject.settings.adaptive and asks_for_more(findings) and self.complete:
+        adaptive = subject.settings.adaptive and subject.has_gradient
+        if subject.classifies and adaptive and asks_for_more(findings) and self.complete:
             by_norm, findings = self._stronger(by_norm, findings)
         by_norm = {
             norm: with_average(subject, norm, by_norm[norm], self._stage)
