@@ -127,13 +127,7 @@ def assemble(
         distance=distance,
         error=error,
         class_names=class_names(subject),
-        settings=subject.settings.to_dict()
-        | {
-            "gradient": subject.has_gradient,
-            "bounds": subject.box.to_dict(),
-            "device": kind_of(subject.device),
-            **described,
-        },
+        settings=_settings(subject) | dict(described),
         data={
             "samples": len(subject.samples),
             "evaluated": len(where),
@@ -155,6 +149,11 @@ def assemble(
         corruptions={name: measured for name, (measured, _) in corruptions.items()},
         ids=None if subject.samples.ids is None else tuple(subject.samples.ids[i] for i in where.tolist()),
     )
+
+
+def _settings(subject: Subject) -> dict[str, Any]:
+    found = {"gradient": subject.has_gradient, "bounds": subject.box.to_dict(), "device": kind_of(subject.device)}
+    return subject.settings.to_dict() | found
 
 
 def _examples(subject: Subject, stages: Iterable[Pieces]) -> Examples | None:

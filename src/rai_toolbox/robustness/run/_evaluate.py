@@ -158,9 +158,7 @@ def evaluate(
         batch_size=batch_size, seed=seed, diagnostics=diagnostics, adaptive=adaptive, queries=queries,
         average=average, corruptions=tuple(named), severities=severities,
     )  # fmt: skip
-    if time_limit is not None and not time_limit > 0:
-        raise InputError(f"{arg('time_limit')} must be a number of seconds above 0, got {time_limit!r}")
-    deadline = None if time_limit is None else time.monotonic() + time_limit
+    deadline = _deadline(time_limit)
     out = None if folder is None else as_folder(folder)
     team = join()
     with contextlib.ExitStack() as stack:
@@ -182,3 +180,11 @@ def evaluate(
         devices = own_generators(subject.device)
         with evaluating(*subject.modules), torch.random.fork_rng(devices=devices):
             return run.all_stages(dict(described or {}))
+
+
+def _deadline(time_limit: float | None) -> float | None:
+    if time_limit is None:
+        return None
+    if not time_limit > 0:
+        raise InputError(f"{arg('time_limit')} must be a number of seconds above 0, got {time_limit!r}")
+    return time.monotonic() + time_limit
