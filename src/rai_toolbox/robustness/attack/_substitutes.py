@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "by_differences", "directions", "length_of_steps", "random_changes", "with_gradient_of", "without_gradient",
+    "by_differences", "directions", "length_of_steps", "random_changes", "with_gradient_of",
 ]  # fmt: skip
 
 Function = Callable[[Tensor], Tensor]
@@ -100,11 +100,6 @@ def with_gradient_of(model: Function, other: Function) -> Function:
         return grad
 
     return _with_backward(model, gradient)
-
-
-def without_gradient(model: Function) -> Function:
-    """Return the model with a gradient of zero: the solvers search at random then."""
-    return _with_backward(model, lambda x, _: torch.zeros_like(x))
 
 
 def _with_backward(model: Function, gradient: Callable[[Tensor, Tensor], Tensor]) -> Function:

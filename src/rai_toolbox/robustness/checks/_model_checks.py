@@ -67,7 +67,7 @@ def _same_alone(context: CheckContext) -> CheckResult:
             " spread of the outputs).",
             evidence,
         )
-    return CheckResult("ok", "A sample gets the same answer alone and in company.", evidence)
+    return CheckResult("ok", "A sample gets the same answer alone and in a batch.", evidence)
 
 
 def _gradients(context: CheckContext) -> CheckResult:
@@ -102,7 +102,7 @@ def _gradients(context: CheckContext) -> CheckResult:
     evidence = {"samples": len(x)} | {f"share_{name}": share for name, share in shares.items()}
     useless = sum(shares.values())
     if useless == 0:
-        return CheckResult("ok", "Every sample tried has a gradient that says something.", evidence)
+        return CheckResult("ok", "Every sample tried has a gradient that is not zero.", evidence)
     message = ", ".join(f"{name.replace('_', ' ')} for {100 * share:.0f} %" for name, share in shares.items() if share)
     return CheckResult(
         "distrust" if useless >= 0.1 else "warning", f"The gradient is {message} of the samples tried.", evidence
@@ -273,8 +273,8 @@ def _named_box(box: Mapping[str, Any]) -> str:
 MODEL_CHECKS = (
     Check("data-fit", "Do the data fit the model?", _data_fit),
     Check("clean-performance", "Does the model do its task?", _clean_performance),
-    Check("random-model", "Is the same input answered the same each time?", _same_twice),
-    Check("batch-dependence", "Is a sample answered by itself?", _same_alone),
+    Check("random-model", "Does the same input get the same answer each time?", _same_twice),
+    Check("batch-dependence", "Is the answer to a sample independent of its batch?", _same_alone),
     Check("zero-gradients", "Are there gradients to follow?", _gradients),
     Check("saturation", "Can the outputs be told apart?", _saturation, classification_only=True),
 )

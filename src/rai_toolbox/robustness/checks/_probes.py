@@ -57,7 +57,7 @@ def _agreement(context: CheckContext, norm: Norm) -> CheckResult:
         )
         seen.append((grade, correlation, slope))
         if grade == "ok" and part == _STEPS[0]:
-            return CheckResult("ok", "The gradient foretells how the output changes.", evidence)
+            return CheckResult("ok", "The gradient predicts how the output changes.", evidence)
     # A rounding that is followed straight through is seen as a slope only from farther away.
     grade, correlation, slope = min(seen, key=lambda one: _GRADES.index(one[0]))
     return CheckResult(
@@ -71,7 +71,7 @@ def _agreement(context: CheckContext, norm: Norm) -> CheckResult:
 def _compared(
     context: CheckContext, x: Tensor, score: Callable[[Tensor, int], Tensor], gradient: Tensor, changes: Tensor
 ) -> tuple[float, float]:
-    """Return the medians over the samples of the correlation of what the gradient foretells with what central
+    """Return the medians over the samples of the correlation of what the gradient predicts with what central
     differences measure, and of the slope of the one against the other.
     """
     foretold = (gradient.flatten(1).double() @ changes.flatten(1).double().T).T
@@ -154,7 +154,7 @@ def _boundary(context: CheckContext) -> CheckResult:
     return CheckResult(
         grade,
         f"On the way to another class the margin rises to {rise:.2g} times what it was and jumps by {jump:.2g} times"
-        " that at the boundary: what follows it is led away from the boundary.",
+        " that at the boundary: an attack that follows the margin is led away.",
         evidence,
     )
 
@@ -178,7 +178,7 @@ def _bracket(at: Callable[[Tensor], Tensor], clean: Tensor) -> tuple[Tensor, Ten
 PROBES = (
     Check(
         "gradient-agreement",
-        "Does the gradient foretell the change of the output?",
+        "Does the gradient predict the change of the output?",
         per_norm(_agreement),
         needs_gradient=True,
     ),

@@ -34,12 +34,11 @@ def _verification(context: CheckContext) -> CheckResult:
     if context.rejected:
         return CheckResult(
             "distrust",
-            f"{context.rejected} perturbed inputs were not what the solver said when looked at again; they"
-            " were not counted.",
+            f"{context.rejected} results of a solver did not hold when checked again; they were not counted.",
             evidence,
         )
     return CheckResult(
-        "ok", "Every perturbed input was looked at again: size, bounds and the model's answer are as counted.", evidence
+        "ok", "Every perturbed input was checked again: distance, bounds and the model's answer hold.", evidence
     )
 
 
@@ -229,8 +228,8 @@ def _l2_of(context: CheckContext, norm: Norm, epsilon: float) -> float:
 
 
 SEARCH_CHECKS = (
-    Check("verification", "Is what was found what the solvers said?", _verification),
+    Check("verification", "Do the solvers' results hold when checked again?", _verification),
     Check("loss-rises", "Does the loss rise along the gradient?", per_norm(_loss_rises), needs_gradient=True),
     Check("convergence", "Would more steps find more?", per_norm(_convergence), needs_gradient=True),
-    Check("large-epsilon", "Does anything withstand a huge change?", per_norm(_large_epsilon), needs_gradient=True),
+    Check("large-epsilon", "Does any sample withstand a huge change?", per_norm(_large_epsilon), needs_gradient=True),
 )
