@@ -28,7 +28,7 @@ ULPS = 8.0  # at p = 7.25; 4 for the ordinary orders: tests/optim/test_numerics.
     seed=st.integers(0, 1000),
     data=st.data(),
 )
-def test_norms_and_normalised_data_are_right_to_a_few_ulp(
+def test_norms_and_normalized_data_are_right_to_a_few_ulp(
     shape: tuple[int, ...], dtype: torch.dtype, magnitude: str, layout: str, p: float, seed: int, data: Any
 ) -> None:
     x = laid_out(values(shape, dtype, magnitude, seed), layout)
@@ -108,7 +108,7 @@ def test_it_maps_over_a_batch_with_vmap(p: float) -> None:
     torch.testing.assert_close(torch.func.vmap(lambda t: lp_norm(t, p, param_ndim=None))(x), lp_norm(x, p))
 
 
-def test_a_list_is_normalised_like_its_tensors_one_by_one() -> None:
+def test_a_list_is_normalized_like_its_tensors_one_by_one() -> None:
     gen = torch.Generator().manual_seed(0)
     shapes = [(3, 40), (3, 40), (2, 3, 4), (7, 1), (0, 4), (3, 40), (2, 5000)]
     xs = [torch.randn(s, generator=gen).to(dtype) for s in shapes for dtype in (torch.float32, torch.float16)]

@@ -365,7 +365,7 @@ def _minimise(optim: torch.optim.Optimizer, x: torch.Tensor, steps: int) -> floa
     return x.detach().norm().item()
 
 
-def test_lbfgs_with_a_line_search_converges_on_normalised_gradients() -> None:
+def test_lbfgs_with_a_line_search_converges_on_normalized_gradients() -> None:
     x = torch.tensor([3.0, -2.0], requires_grad=True)
     optim = L2NormedGradientOptim([x], LBFGS, param_ndim=None, line_search_fn="strong_wolfe")
     assert _minimise(optim, x, 10) < 0.05

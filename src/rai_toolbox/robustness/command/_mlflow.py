@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rai_toolbox._extras import install_command
 from rai_toolbox.robustness._errors import InputError
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.report._writing import EVALUATION_FILES
@@ -41,7 +42,7 @@ def check_mlflow() -> None:
         with _quiet():
             import mlflow  # noqa: F401
     except ImportError:
-        raise InputError("--log mlflow needs MLflow: pip install 'rai-toolbox[mlflow]'") from None
+        raise InputError(f"--log mlflow needs MLflow: {install_command('mlflow')}") from None
 
 
 def log_to_mlflow(evaluation: Evaluation, folder: Path) -> None:
