@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.kernels._machine import is_on_cpu, wide_dtype
+from rai_toolbox.kernels._threads import share_out
 
 Number: TypeAlias = float | Tensor
 
@@ -44,7 +45,7 @@ def newton_schulz(a: Tensor, steps: int) -> Tensor:
     if len(x) > 1 and shares_calls(x):
         x = _iterated(x, steps, torch.baddbmm)
     else:
-        x = torch.stack([_iterated(y, steps, torch.addmm) for y in x])
+        x = torch.stack(share_out(lambda y: _iterated(y, steps, torch.addmm), list(x)))
     return x if wide else x.mT
 
 

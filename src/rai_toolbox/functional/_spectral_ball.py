@@ -17,6 +17,7 @@ from rai_toolbox.functional._layout import blocks, datum_ndim, write_through
 from rai_toolbox.functional._per_datum import WORK_NUMEL, checked_float, per_datum
 from rai_toolbox.functional._singular_values import newton_schulz, of_singular_values, shares_calls
 from rai_toolbox.functional._twins import twin_of
+from rai_toolbox.kernels._threads import share_out
 
 Number = float | Tensor
 
@@ -258,12 +259,23 @@ def polar_of_all_(xs: Sequence[Tensor], ks: Sequence[int], steps: int | None, ro
             continue
         for block in blocks(write_through(x), k, WORK_NUMEL):
             alike.setdefault((shape, x.dtype, x.device), []).append((block, block.reshape(-1, *shape)))
-    for parts in alike.values():
-        for some in _in_bounds(parts) if shares_calls(parts[0][1]) else [[part] for part in parts]:
-            stack = some[0][1] if len(some) == 1 else torch.cat([matrices for _, matrices in some])
-            result = of_singular_values(stack, None) if steps is None else newton_schulz(stack, steps)
-            for (block, matrices), part in zip(some, result.split([len(m) for _, m in some]), strict=True):
-                block.copy_(part.view(matrices.shape).reshape(block.shape))
+
+    def orthogonalize(some: list[tuple[Tensor, Tensor]]) -> None:
+        stack = some[0][1] if len(some) == 1 else torch.cat([matrices for _, matrices in some])
+        result = of_singular_values(stack, None) if steps is None else newton_schulz(stack, steps)
+        for (block, matrices), part in zip(some, result.split([len(m) for _, m in some]), strict=True):
+            block.copy_(part.view(matrices.shape).reshape(block.shape))
+
+    pieces = [
+        some
+        for parts in alike.values()
+        for some in (_in_bounds(parts) if shares_calls(parts[0][1]) else [[part] for part in parts])
+    ]
+    if all(some[0][1].device.type == "cpu" for some in pieces):
+        share_out(orthogonalize, pieces)
+    else:
+        for some in pieces:
+            orthogonalize(some)
 
 
 def _in_bounds(parts: list[tuple[Tensor, Tensor]]) -> list[list[tuple[Tensor, Tensor]]]:
