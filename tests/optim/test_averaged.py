@@ -23,14 +23,11 @@ from rai_toolbox.optim import (
     AveragedGradientOptim,
     ChainedParamTransformingOptimizer,
     JointOptimizer,
-    L1NormedGradientOptim,
-    L2NormedGradientOptim,
     L2ProjectedOptim,
     OrthogonalizedGradientOptim,
     ParamTransformingOptimizer,
     SignedGradientOptim,
 )
-from rai_toolbox.perturbations import gradient_ascent
 
 KEY = "AveragedGradientOptim.mean"
 INNERS = [partial(SGD, lr=0.1), partial(SGD, lr=0.1, momentum=0.9), partial(Adam, lr=0.1), partial(RMSprop, lr=0.1)]
@@ -74,104 +71,6 @@ def test_the_average_is_that_of_the_formula(dtype: torch.dtype, decay: float, mi
         assert p.grad is not None
         assert (p.grad.double() - expected).abs().max() <= eps * (expected.abs().max() + g.double().abs().max())
     assert optim.state[p][KEY].dtype == torch.promote_types(dtype, torch.float32)
-
-
-def test_lion_by_hand() -> None:
-    beta1, beta2, lr, weight_decay = 0.9, 0.99, 0.01, 0.1
-    ours, theirs = parameter(4, 6, dtype=torch.float64), parameter(4, 6, dtype=torch.float64)
-    optim = ChainedParamTransformingOptimizer(
-        partial(AveragedGradientOptim, decay=beta2, mix=beta1 / beta2),
-        SignedGradientOptim,
-        params=[ours],
-        lr=lr,
-        weight_decay=weight_decay,
-    )
-    mean = torch.zeros_like(theirs)
-    with torch.no_grad():
-        for t in range(50):
-            g = gradient(theirs.shape, 10 * t, torch.float64)
-            step(optim, t)
-            theirs.sub_(lr * ((beta1 * mean + (1 - beta1) * g).sign() + weight_decay * theirs))
-            mean = beta2 * mean + (1 - beta2) * g
-    assert torch.allclose(ours, theirs, rtol=1e-13, atol=1e-14)
-
-
-def test_signum_by_hand() -> None:
-    ours, theirs = parameter(4, 6), parameter(4, 6)
-    optim = ChainedParamTransformingOptimizer(AveragedGradientOptim, SignedGradientOptim, params=[ours], lr=0.01)
-    mean = torch.zeros_like(theirs)
-    with torch.no_grad():
-        for t in range(50):
-            step(optim, t)
-            mean.lerp_(gradient(theirs.shape, 10 * t), 1 - 0.9)
-            theirs.sub_(mean.sign(), alpha=0.01)
-    assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_is_a_chain(nesterov: bool) -> None:
-    muon = getattr(torch.optim, "Muon", None)
-    if muon is None:
-        pytest.skip("this torch has no Muon")
-    shapes = [(32, 32), (64, 32), (32, 64), (32, 32)]
-    ours = [gradient(shape, 500 + i).requires_grad_() for i, shape in enumerate(shapes)]
-    theirs = [p.detach().clone().requires_grad_() for p in ours]
-    optim = ChainedParamTransformingOptimizer(
-        partial(AveragedGradientOptim, decay=0.95, mix=0.95 if nesterov else 1.0),
-        partial(OrthogonalizedGradientOptim, scale="match_rms_adamw"),
-        params=ours,
-        InnerOpt=SGD,
-        lr=0.02,
-        weight_decay=0.1,
-        param_ndim=2,
-    )
-    reference = muon(
-        theirs, lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=nesterov, adjust_lr_fn="match_rms_adamw"
-    )
-    start = [p.detach().clone() for p in theirs]
-    for t in range(50):
-        step(optim, t)
-        step(reference, t)
-    for p, q, first in zip(ours, theirs, start, strict=True):
-        assert (p - q).norm() <= 5e-4 * (q - first).norm()
-
-
-def test_mi_fgsm_through_gradient_ascent() -> None:
-    torch.manual_seed(0)
-    model = nn.Linear(6, 3).double()
-    x, y = torch.randn(4, 6).double(), torch.tensor([0, 1, 2, 0])
-    optimizer = partial(
-        ChainedParamTransformingOptimizer,
-        L1NormedGradientOptim,
-        partial(AveragedGradientOptim, decay=1.0, weight=1.0),
-        SignedGradientOptim,
-        lr=0.1,
-    )
-    found, _ = gradient_ascent(
-        model=model, data=x, target=y, optimizer=lambda params, **_: optimizer(params=params), steps=7
-    )
-    delta, momentum = torch.zeros_like(x), torch.zeros_like(x)
-    for _ in range(7):
-        delta.requires_grad_()
-        loss = nn.functional.cross_entropy(model(x + delta), y, reduction="sum")
-        (g,) = torch.autograd.grad(loss, delta)
-        momentum = momentum + g / g.abs().sum(1, keepdim=True)
-        delta = (delta + 0.1 * momentum.sign()).detach()
-    assert torch.allclose(found, x + delta, rtol=1e-14, atol=0)
-
-
-def test_normalized_sgd_with_momentum_by_hand() -> None:
-    ours, theirs = parameter(4, 6, dtype=torch.float64), parameter(4, 6, dtype=torch.float64)
-    optim = ChainedParamTransformingOptimizer(
-        AveragedGradientOptim, L2NormedGradientOptim, params=[ours], lr=0.01, param_ndim=None
-    )
-    mean = torch.zeros_like(theirs)
-    with torch.no_grad():
-        for t in range(20):
-            step(optim, t)
-            mean = 0.9 * mean + 0.1 * gradient(theirs.shape, 10 * t, torch.float64)
-            theirs -= 0.01 * mean / mean.norm()
-    assert torch.allclose(ours, theirs, rtol=1e-13)
 
 
 @pytest.mark.parametrize("inner", INNERS, ids=["SGD", "momentum", "Adam", "RMSprop"])

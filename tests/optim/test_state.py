@@ -16,9 +16,11 @@ from torch.optim import SGD, Adam
 
 from rai_toolbox import optim as rai
 from rai_toolbox.optim import (
+    AveragedGradientOptim,
     ChainedParamTransformingOptimizer,
     ClampedGradientOptimizer,
     ClampedParameterOptimizer,
+    JointOptimizer,
     L1FrankWolfe,
     L1qFrankWolfe,
     L1qNormedGradientOptim,
@@ -435,3 +437,32 @@ def test_wrappers_that_are_gone_leave_no_hook_on_the_inner_optimizer() -> None:
     gc.collect()
     assert not inner._optimizer_load_state_dict_pre_hooks
     assert not inner._optimizer_load_state_dict_post_hooks
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        functools.partial(L2NormedGradientOptim, lr=0.1),
+        functools.partial(L2NormedGradientOptim, lr=0.1, momentum=0.9),
+        functools.partial(L2ProjectedOptim, InnerOpt=Adam, epsilon=1.0),
+        lambda params: ChainedParamTransformingOptimizer(AveragedGradientOptim, SignedGradientOptim, params=params),
+        lambda params: JointOptimizer(AveragedGradientOptim(params, momentum=0.9)),
+        type("Own", (ParamTransformingOptimizer,), {"_pre_step_transform_": lambda self, param, optim_group: None}),
+    ],
+    ids=["SGD", "momentum", "Adam", "chain", "joint", "hook"],
+)
+def test_an_optimizer_that_nobody_holds_is_freed_at_once(build: Any) -> None:
+    build([parameter(2, 3)])  # the first one has torch import its compiler
+    x = parameter(2, 3)
+    optim = build([x])
+    step(optim, 2)
+    optim.step(lambda: x.sum())
+    optim.load_state_dict(optim.state_dict())
+    gone = weakref.ref(optim), weakref.ref(optim.inner_opt)
+    gc.collect()
+    gc.disable()
+    try:
+        del optim
+        assert [ref() for ref in gone] == [None, None]
+    finally:
+        gc.enable()

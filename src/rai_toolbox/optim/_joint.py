@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from rai_toolbox.optim._around import OptimizerAround
+from rai_toolbox.optim._wrapper import ParamTransformingOptimizer
 
 
 class JointOptimizer(OptimizerAround):
@@ -97,6 +98,18 @@ class JointOptimizer(OptimizerAround):
         for member in self.optimizers:
             member.step()
         return loss
+
+    def compile(self, **options: Any) -> None:
+        """Compile the steps to come of every member that has `compile`; torch's own optimizers stay as they are.
+
+        Parameters
+        ----------
+        **options
+            Keywords of `torch.compile`.
+        """
+        for member in self.optimizers:
+            if isinstance(member, JointOptimizer | ParamTransformingOptimizer):
+                member.compile(**options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuse: a group belongs to a member.
