@@ -21,7 +21,7 @@ from rai_toolbox.robustness._results import Curve
 from rai_toolbox.robustness.command._job import Outcome
 from rai_toolbox.robustness.report._compare import Comparison
 from rai_toolbox.robustness.report._evaluation import Evaluation
-from rai_toolbox.robustness.report._report import figure, percent
+from rai_toolbox.robustness.report._report import checks_made, figure, percent
 from rai_toolbox.robustness.run._run import Progress as Callback
 
 __all__ = ["progress", "report", "report_comparison"]
@@ -144,6 +144,10 @@ def report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
                 color = "red" if finding.verdict == "distrust" else "yellow"
                 word = "do not trust" if finding.verdict == "distrust" else "warning"
                 messages.print(f"[{color}]{word}[/]: {escape(finding.summary)} \\[{finding.check}]")
+        if evaluation.findings:
+            messages.print(f"checks: {checks_made(evaluation)}")
+        else:
+            messages.print("[yellow]not checked[/]: no check of the evaluation itself was made")
         if not evaluation.complete:
             messages.print("[yellow]partial[/]: the time limit ended the run; go on with --resume")
         where = escape(str(outcome.folder / "report.html"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -23,7 +24,7 @@ from rai_toolbox.robustness.report._pictures import (
     series_path,
 )
 
-__all__ = ["guidance", "render", "render_report", "verdict_of"]
+__all__ = ["checks_made", "guidance", "render", "render_report", "verdict_of"]
 
 _GALLERY = 12
 _TABLE_ROWS = 6
@@ -123,7 +124,15 @@ def verdict_of(evaluation: Results) -> tuple[str, str]:
         )
     if "ok" not in verdicts:
         return "warning", "The evaluation itself was not checked."
-    return "ok", "No check found a reason to distrust these results."
+    return "ok", f"No check found a reason to distrust these results: {checks_made(evaluation)}."
+
+
+def checks_made(evaluation: Results) -> str:
+    """Return how many checks found nothing, could not tell, or were not made."""
+    counts = Counter(finding.verdict for finding in evaluation.findings)
+    parts = [f"{_times(counts['ok'], 'check')} found nothing"] if counts["ok"] else []
+    parts += [f"{counts[verdict]} {verdict}" for verdict in ("not conclusive", "not run") if counts[verdict]]
+    return ", ".join(parts) or "none was made"
 
 
 def _times(count: int, word: str) -> str:
@@ -173,9 +182,23 @@ def _section(evaluation: Results, norm: str) -> dict[str, Any]:
         "curve": curve,
         "drawing": curve_drawing({"": evaluation}, norm),
         "sentence": _sentence(evaluation, curve),
+        "concerned": _concerned(evaluation, norm),
+        "stronger": any(point.also_by_stronger_attacks for point in curve.points),
         "gallery": _gallery(evaluation, evaluation.examples[norm]) if norm in evaluation.examples else [],
         "legend": _LEGENDS[kind_of(evaluation.data["shape"], evaluation.feature_names)],
     }
+
+
+def _concerned(evaluation: Results, norm: str) -> tuple[str, str] | None:
+    """Return the gravest verdict on a curve, and the checks that say so: those of other curves are left out."""
+    for verdict, words in (("distrust", "Do not trust this curve"), ("warning", "Read these warnings first")):
+        checks = [finding.check for finding in evaluation.findings if finding.verdict == verdict]
+        others = tuple(f"({other})" for other in evaluation.curves if other != norm)
+        summaries = {finding.check: finding.summary for finding in evaluation.findings}
+        checks = [check for check in checks if not summaries[check].endswith(others)]
+        if checks:
+            return verdict, f"{words}: {', '.join(checks)}."
+    return None
 
 
 def _sentence(evaluation: Results, curve: Curve) -> str:

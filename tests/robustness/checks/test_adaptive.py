@@ -1,0 +1,81 @@
+"""Where a check doubts the gradient, stronger attacks follow: they find the truth, can be left out and gone on with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rai_toolbox.robustness import evaluate
+
+WEIGHT = torch.from_numpy(np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32))
+TRUTH = (WEIGHT[:, 1] - WEIGHT[:, 0]).numpy()
+
+
+def half_hidden(x):
+    """A linear model of which the first half of the inputs has no gradient."""
+    return torch.cat([x[:, :3].detach(), x[:, 3:]], dim=1) @ WEIGHT
+
+
+def points(count=12):
+    x = np.random.default_rng(1).normal(size=(count, 6)).astype(np.float32)
+    return x, (torch.from_numpy(x) @ WEIGHT).argmax(dim=1).numpy()
+
+
+def measured(**options):
+    x, y = points()
+    exact = np.abs(x @ TRUTH) / np.linalg.norm(TRUTH)
+    options = {
+        "epsilons": [float(np.quantile(exact, share)) for share in (0.4, 0.7)],
+        "steps": 20,
+        "restarts": 2,
+    } | options
+    return exact, evaluate(half_hidden, (x, y), **options)
+
+
+def test_the_stronger_attacks_find_what_the_gradient_hides_and_say_which_found_it():
+    exact, result = measured()
+    np.testing.assert_allclose(result.distance["l2"], exact, rtol=0.02)
+    found = {finding.check: finding for finding in result.findings}
+    assert found["gradient-agreement"].verdict == "warning"  # distrust, before two attacks agreed
+    assert found["stronger-attacks"].verdict == "warning"
+    by_bpda = found["stronger-attacks"].evidence["nearest errors found by BPDA (l2)"]
+    by_differences = found["stronger-attacks"].evidence["nearest errors found by differences (l2)"]
+    assert by_bpda + by_differences >= 10
+    assert sum(point.also_by_stronger_attacks for point in result.curves["l2"].points) > 0
+
+
+def test_without_them_the_figures_are_those_of_the_solvers_and_stay_doubted():
+    exact, result = measured(adaptive=False)
+    assert (result.distance["l2"] > 1.05 * exact).any()
+    assert not result.trusted
+    assert all(point.also_by_stronger_attacks == 0 for point in result.curves["l2"].points)
+    assert not any("Attacking" in stage or "stronger" in stage for stage in result.timings)
+
+
+def test_a_run_that_ends_among_them_goes_on_to_the_same_figures(tmp_path):
+    _, whole = measured(batch_size=6)
+
+    def stops(stage, done, total):
+        if stage.startswith("Attacking") and done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(batch_size=6, folder=tmp_path, progress=stops)
+    _, resumed = measured(batch_size=6, folder=tmp_path, resume=True)
+    np.testing.assert_array_equal(resumed.distance["l2"], whole.distance["l2"])
+    assert [finding.verdict for finding in resumed.findings] == [finding.verdict for finding in whole.findings]
+
+
+def test_a_model_of_values_gets_none():
+    x, _ = points()
+
+    def values(x):
+        return half_hidden(x) * torch.tensor([1.0, -1.0])
+
+    y = values(torch.from_numpy(x)).numpy()
+    result = evaluate(values, (x, y + 0.1), task="regression", epsilons=[0.5], steps=10, restarts=1)
+    found = {finding.check: finding for finding in result.findings}
+    assert found["gradient-agreement"].verdict == "distrust"
+    assert found["stronger-attacks"].verdict == "not run"
+    assert not any("stronger" in stage for stage in result.timings)
