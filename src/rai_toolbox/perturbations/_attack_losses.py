@@ -1,4 +1,4 @@
-"""Which loss each of a solver's runs goes up, and from where it starts."""
+"""The loss that each run of a solver maximizes, and its start."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ClassLosses:
 
     @staticmethod
     def after(problem: Problem, output: Tensor) -> ClassLosses:
-        """`output` is what the model says of the data themselves."""
+        """`output`: the model's output at the unperturbed data."""
         objective = problem.objective
         if not objective.default or objective.sign < 0:
             return ClassLosses(problem, None)
@@ -45,7 +45,7 @@ class ClassLosses:
         return ClassLosses(problem, others.argsort(dim=1, descending=True, stable=True)[:, :-1])
 
     def candidates(self) -> int:
-        """How many of the likeliest classes are worth asking how near they are."""
+        """How many of the likeliest classes are candidates: their distances are estimated."""
         return 1 if self.ranked is None else min(self.ranked.shape[1], _CANDIDATES)
 
     def nearest_first(self, distance: Tensor) -> ClassLosses:
@@ -64,7 +64,7 @@ class ClassLosses:
         return self.problem.objective.score
 
     def all_classes(self, rows: Tensor) -> Loss:
-        """For too few runs to go through the classes: a loss that leaves open which of them it is going to be."""
+        """A loss for any wrong class, where there are fewer runs than classes."""
         return self.any_class(rows) if self.ranked is None else L.rescaled_cross_entropy
 
     def __getitem__(self, number: int) -> LossOfRows:
@@ -79,7 +79,7 @@ class ClassLosses:
         return of_rows
 
     def of(self, rows: Tensor, numbers: Tensor) -> LossOfRows:
-        """As `self[number]`, with a number for each of these rows, and for these rows alone."""
+        """As `self[number]`, for some rows, with a number for each."""
         if self.ranked is None:
             return self.any_class
         classes = torch.zeros_like(self.problem.target)

@@ -26,7 +26,7 @@ ENOUGH_INCREASES = 0.75
 
 @dataclass
 class _State:
-    """One entry per row that is still being worked on."""
+    """The state of a run, one entry per active row."""
 
     rows: Tensor
     x: Tensor
@@ -85,7 +85,7 @@ class _State:
 
 
 def checkpoints(steps: int) -> list[int]:
-    """After which steps the step size is looked at: ever closer to each other."""
+    """The steps after which the step size is checked: ever closer to each other."""
     previous, last, result = 0.0, 0.22, []
     while last <= 1:
         result.append(max(1, -int(-last * steps // 1)))
@@ -106,7 +106,7 @@ def auto_pgd(
     stream: int,
     tick: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Maximize a loss over the ball for `rows`; `best` sees every point asked about.
+    """Maximize a loss over the ball for `rows`; `best` is updated with every point evaluated.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ def sparse_direction(grad: Tensor, active: Tensor) -> Tensor:
 
 
 def _check(state: _State, taken: int) -> None:
-    """Halve the step and go back to the best point where the loss rose too seldom, or the step and it stood still."""
+    """Halve the step and go back to the best point where the loss rose too seldom, or neither step nor loss changed."""
     too_seldom = state.increases <= ENOUGH_INCREASES * taken
     stuck = ~state.reduced & (state.checked_loss >= state.best_loss)
     halve = too_seldom | stuck
@@ -202,7 +202,7 @@ def _check(state: _State, taken: int) -> None:
 
 
 def _check_sparse(ball: Ball, state: _State) -> None:
-    """Fit the sparsity of the steps to that of the best point; shorten the steps where it has settled."""
+    """Adapt the sparsity of the steps to that of the best point; shorten the steps where it is stable."""
     nonzeros = (state.best_x != ball.data).sum(dim=1)
     sparser = nonzeros < 0.95 * state.nonzeros
     state.active = (nonzeros / 1.5).round().clamp_min(1).to(state.active.dtype)

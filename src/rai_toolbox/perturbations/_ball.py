@@ -18,7 +18,7 @@ Norm: TypeAlias = Literal["l1", "l2", "linf", "l0", "L1", "L2", "Linf", "L0", "i
 
 
 def check_norm(norm: object) -> str:
-    """Return one of `NORMS` for what a user calls a norm."""
+    """Return the name of a norm, one of `NORMS`, from any spelling that users may give."""
     if isinstance(norm, str):
         name = norm.lower()
         name = name if name.startswith("l") else f"l{name}"
@@ -67,7 +67,7 @@ class Ball:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What to compute in: half precision is for storing points only."""
+        """The dtype of the arithmetic: half precision is for storing points only."""
         return torch.float32 if self.data.element_size() == 2 else self.data.dtype
 
     def __getitem__(self, rows: Tensor) -> Ball:
@@ -93,7 +93,7 @@ class Ball:
         return _PROJECTIONS[self.norm](delta, self.epsilon.to(self.dtype), low, high)
 
     def land(self, delta: Tensor) -> Tensor:
-        """The stored point for a projected perturbation: inside ball and box as the stored values say it."""
+        """The stored point for a projected perturbation; in its own dtype it lies in ball and box."""
         base = self.data.double()
         delta = delta.double()
         if self.norm == "linf":
@@ -133,14 +133,14 @@ class Ball:
             delta = noise("normal")
             delta = delta / delta.abs().sum(dim=1, keepdim=True).clamp_min(1e-300) * self.epsilon
         else:
-            # No radius bounds an entry here; the data's own size has to do.
+            # No radius bounds an entry here: use the size of the data.
             size = self.data.double().abs().amax(dim=1, keepdim=True)
             delta = (noise("uniform") * 2 - 1) * torch.where(size > 0, size, 1.0)
         return self.land(self.project(delta.to(self.dtype)))
 
 
 def unit_l2(x: Tensor) -> Tensor:
-    """x / ‖x‖₂ of each row, zero for zero, with the range of the dtype made use of."""
+    """x / ‖x‖₂ of each row, zero for zero, over the whole range of the dtype."""
     x = x / x.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
 

@@ -1,4 +1,4 @@
-"""What a user gives as `bounds`, and whether the data lie within them."""
+"""The argument `bounds`, checked: numbers or tensors that the data lie within."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ _LOOK_EVERY = 5
 
 @dataclass
 class _Walk:
-    """One entry per row that is still walking; `at` is its place among the rows that began."""
+    """The state of a walk, one entry per active row; `at` is its index among the rows at the start."""
 
     rows: Tensor
     at: Tensor
@@ -76,7 +76,7 @@ def descend(
     done: Callable[[Tensor], Tensor] | None = None,
     spent: Tensor | None = None,
 ) -> Tensor:
-    """Look for nearer points for `rows`; `nearest` sees every point asked about.
+    """Look for nearer points for `rows`; `nearest` is updated with every point evaluated.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ def _step(
     norm: str, nearest: NearestFound, around: Ball, walk: _Walk, answer: Answer, progress: float, guess: bool,
     wide: float, scale: float, sparse: bool,
 ) -> None:  # fmt: skip
-    """A new radius, a step, and back into ball and box."""
+    """Adapt the radius, take a step, and project on ball and box."""
     shrink = 0.5 * (1 + math.cos(math.pi * progress))
     change = _CHANGE[1] + (_CHANGE[0] - _CHANGE[1]) * shrink
     first, last = _STEP[norm]
@@ -160,7 +160,7 @@ def _step(
 
 
 def linearized_distance(answer: Answer, norm: str) -> Tensor:
-    """How far off the boundary would be if the loss were linear: |loss| over the dual norm of its gradient."""
+    """The distance of the boundary if the loss were linear: |loss| over the dual norm of its gradient."""
     slope = torch.linalg.vector_norm(answer.grad.double(), ord=_DUAL[norm], dim=1)
     return answer.loss.double().abs() / slope.clamp_min(1e-300)
 

@@ -191,7 +191,7 @@ def _optimized(pmodel: Any) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _frozen_modules(model: Any, criterion: Any) -> Iterator[None]:
-    """What of the two is a module is frozen, the model in eval mode too."""
+    """Freeze the model and the criterion where they are modules; the model is in eval mode too."""
     with ExitStack() as stack:
         if isinstance(model, nn.Module):
             stack.enter_context(evaluating(model))
@@ -202,7 +202,7 @@ def _frozen_modules(model: Any, criterion: Any) -> Iterator[None]:
 
 
 def _clamped(perturbed: Tensor, box: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Within the box: data + (upper - data) may round to beyond upper."""
+    """Clamp to the box: data + (upper - data) may round to more than upper."""
     return perturbed if box is None else perturbed.clamp(*box)
 
 
@@ -238,7 +238,7 @@ class _Gradients:
                 so_far = sums[i]
                 sums[i] = grad if so_far is None or grad is None else so_far + grad
         for param, grad in zip(self._params, sums, strict=True):
-            # A copy: what autograd returns may be an expanded view, and optimizers transform gradients in place.
+            # A copy: autograd may return an expanded view, and optimizers transform gradients in place.
             param.grad = None if grad is None else grad.nan_to_num(nan=0.0)
 
     def _of(self, losses: Tensor) -> list[Tensor | None]:
@@ -250,7 +250,7 @@ class _Gradients:
 
 
 class _Best:
-    """Per datum, the best iterate so far, or the one at which it stopped."""
+    """Per datum, the best iterate so far, or the iterate at which the datum stopped."""
 
     def __init__(self, n: int, targeted: bool) -> None:
         self._n = n
@@ -308,7 +308,7 @@ def _wants_generator(optimizer: Any) -> bool:
 
 
 def _step_of(optim: Optimizer) -> Callable[[], object]:
-    """`optim.step` without what torch wraps around it for hooks and profilers, where there are none.
+    """`optim.step` without torch's wrapper for hooks and profilers, where there are none.
 
     On a linear model that is a tenth of a solve.
     """

@@ -1,4 +1,4 @@
-"""The nearest point found of each row that changes its decision, and how to bring it nearer yet."""
+"""For each row, the nearest point found that changes the decision, and ways to bring it nearer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rai_toolbox.perturbations._problem import Problem
 
 
 class NearestFound:
-    """Of every point asked about, per row, the nearest one at which the decision has changed."""
+    """Per row, the nearest of all evaluated points at which the decision has changed."""
 
     KEPT: ClassVar[tuple[str, ...]] = ("x", "distance")
 
@@ -28,11 +28,11 @@ class NearestFound:
         self.distance[rows] = torch.where(nearer, distance, self.distance[rows])
 
     def found(self, rows: Tensor) -> Tensor:
-        """Those of `rows` for which there is a point."""
+        """Return those of `rows` for which a point was found."""
         return rows[self.distance[rows].isfinite()]
 
     def scatter(self, rows: Tensor, times: int, stream: int) -> None:
-        """Where nothing is known yet, no gradient led anywhere: try points at random, anywhere in the box."""
+        """Try random points of the box for rows without a point: the gradient led to none."""
         problem = self._problem
         rows = rows[self.distance[rows].isinf()]
         if not len(rows):
@@ -45,7 +45,7 @@ class NearestFound:
             self.update(rows, x, *problem.query.evaluate(x, problem.target[rows], beyond_rounding=True))
 
     def bisect(self, rows: Tensor, times: int) -> None:
-        """Back along the segment to the data, as far as the decision stays changed."""
+        """Move each point along the segment towards the data, as far as the decision stays changed."""
         rows = self.found(rows)
         if not len(rows):
             return
@@ -54,7 +54,7 @@ class NearestFound:
         delta = self.x[rows].double() - base
         low = delta.new_zeros(len(rows), 1)
         high = delta.new_ones(len(rows), 1)
-        # Nothing but a small step is likely; a search from the middle would spend its first questions on finding out.
+        # Small steps are likely: a search from the middle would waste its first evaluations.
         share = delta.new_full((len(rows), 1), 0.99)
         for _ in range(times):
             x = (base + share * delta).to(problem.data.dtype)
@@ -65,7 +65,7 @@ class NearestFound:
             share = (low + high) / 2
 
     def prune(self, rows: Tensor, times: int) -> None:
-        """Put back changed entries, the least changed first, several at once as long as that goes well."""
+        """Reset changed entries, the least changed first; several at once while the decision stays changed."""
         rows = self.found(rows)
         if not len(rows):
             return
@@ -74,7 +74,7 @@ class NearestFound:
         x = self.x[rows]
         changed = x != base
         size = torch.where(changed, (x.double() - base.double()).abs(), torch.inf)
-        # rank[i, j]: how many entries of row i are put back before its entry j.
+        # rank[i, j]: how many entries of row i are reset before its entry j.
         order = size.argsort(dim=1, stable=True)
         rank = torch.empty_like(order)
         rank.scatter_(1, order, torch.arange(x.shape[1], device=x.device).expand_as(order))

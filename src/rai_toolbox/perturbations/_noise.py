@@ -1,4 +1,4 @@
-"""Random numbers that belong to a sample: the same whoever else is in the batch, on whatever device.
+"""Random numbers that belong to a sample: they do not depend on the rest of the batch or on the device.
 
 A counter-based generator: every number is a hash of (the caller's seed, the sample's own bytes, which draw, which
 entry), in integer arithmetic, which has one result everywhere. The finalizer is that of SplitMix64.
@@ -32,7 +32,7 @@ _MIX_2 = _signed(0x94D049BB133111EB)
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical, where torch's own is arithmetic."""
+    """A logical shift to the right; torch's is arithmetic."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -43,7 +43,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def draw_seed(generator: torch.Generator | None) -> int:
-    """One number from the generator; a constant without one, so that a figure can be had again."""
+    """Return one number from the generator, or a constant without one: results can be repeated."""
     if generator is None:
         return 0
     return int(torch.randint(2**62, (), generator=generator, device=generator.device))
@@ -51,13 +51,13 @@ def draw_seed(generator: torch.Generator | None) -> int:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's own random numbers, on the CPU and on `device`, from `seed` inside, and untouched after.
+    """Seed torch's random numbers, on the CPU and on `device`, inside the block; restore them after it.
 
     For models, initializers and optimizers that draw them.
     """
     own = own_generators(device)
     with torch.random.fork_rng(devices=own):
-        # torch.manual_seed would seed every other device too, and nobody would put those back.
+        # torch.manual_seed would seed every other device too, which nothing restores.
         torch.default_generator.manual_seed(seed)
         for each in own:
             with torch.cuda.device(each):
@@ -77,7 +77,7 @@ class Noise:
     def __init__(self, data: Tensor, seed: int) -> None:
         self._columns = torch.arange(1, data.shape[1] + 1, device=data.device) * _GAMMA
         bits = data.contiguous().view(_INTEGERS[data.element_size()]).to(torch.int64)
-        # Addition of integers has no rounding, so that neither order nor company shows in the sum.
+        # Sums of integers have no rounding: they depend neither on the order nor on the batch.
         self._keys = _mix((bits * (_mix(self._columns) | 1)).sum(dim=1) + _signed((seed * 2 + 1) % 2**64))
 
     def bits(self, rows: Tensor, stream: int) -> Tensor:
@@ -90,7 +90,7 @@ class Noise:
         return _shift_right(self.bits(rows, stream), 11).double() * 2.0**-53
 
     def normal(self, rows: Tensor, stream: int) -> Tensor:
-        """Near enough to a standard normal for a random direction (the sum of four uniforms), float64."""
+        """An approximate standard normal (the sum of four uniforms), enough for a random direction; float64."""
         bits = self.bits(rows, stream)
         total = sum((bits >> shift) & 0xFFFF for shift in (0, 16, 32, 48))
         # Sums of integers again: a library's logarithm may differ in its last bit between the lanes of a vector.

@@ -28,7 +28,7 @@ MOST_STEPS = 2**20
 
 @dataclass(frozen=True)
 class Problem:
-    """N data as the rows of a matrix, what is asked of each, and the model to ask."""
+    """N data as the rows of a matrix, with the objective of each, and the model."""
 
     query: Query
     shape: torch.Size
@@ -41,7 +41,7 @@ class Problem:
     far: float = _FAR
 
     def in_sweep(self, sweep: int) -> Problem:
-        """The problem with more room, where there are no bounds."""
+        """Return the problem with a wider search range where there are no bounds."""
         return replace(self, far=min(_FAR * _FARTHER**sweep, _FARTHEST))
 
     @property
@@ -64,7 +64,7 @@ class Problem:
         return answer
 
     def movable(self) -> Tensor:
-        """Which data a search can start from, (N,): nothing is near a NaN or infinity, or without entries."""
+        """Whether a search can start from each datum, (N,): not from NaN or infinity, nor without entries."""
         if not self.data.shape[1]:
             return torch.zeros(len(self.data), dtype=torch.bool, device=self.data.device)
         return self.data.isfinite().all(1)
@@ -74,7 +74,7 @@ class Problem:
         return replace(self.ball(self.data.new_zeros(len(self.data)))[rows], norm="l0").land(delta)
 
     def search_range(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and greatest value worth trying of each entry: the box; without one, some times the data's size."""
+        """The range of values to try for each entry: the box, or a multiple of the data's size without one."""
         data = self.data[rows]
         size = data.abs().amax(dim=1, keepdim=True)
         far = self.far * torch.where(size > 0, size, 1.0)
@@ -85,7 +85,7 @@ class Problem:
         return low, high
 
     def farthest(self, rows: Tensor) -> Tensor:
-        """The distance, (n,), beyond which there is no point worth trying."""
+        """The largest distance to try, (n,)."""
         data = self.data[rows]
         low, high = self.search_range(rows)
         return distances(torch.maximum(high - data, data - low), torch.zeros_like(data), self.norm)
@@ -132,7 +132,7 @@ class Best:
 
 @contextmanager
 def solving(model: Any, criterion: Any, device: torch.device, seed: int) -> Iterator[None]:
-    """Leave no trace: modules frozen and in eval mode, gradients on, and random numbers of the solve's own."""
+    """Freeze modules in eval mode, turn gradients on, seed random numbers; restore all of it at the end."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -262,7 +262,7 @@ def _as_matrix(bound: Tensor, data: Tensor, part: slice) -> Tensor:
 
 
 def ask_at_data(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """The data themselves: a model that is wrong already needs no perturbation."""
+    """Evaluate the unperturbed data: where the model is wrong already, no perturbation is needed."""
     with torch.no_grad():
         output = problem.query.output(problem.data)
         objective = problem.objective
@@ -288,7 +288,7 @@ def _check_labels(output: Tensor, target: Tensor) -> None:
 
 
 def solution_at(problem: Problem, x: Tensor, never: Tensor | None = None) -> Solution:
-    """Ask the model once more about what is returned. Rows of `never` count as not found."""
+    """Evaluate the model once more at the points to return. Rows of `never` count as not found."""
     try:
         losses, achieved = problem.query.evaluate(x, problem.target, beyond_rounding=False)
     except SolveEnded:  # said once: now the answer comes

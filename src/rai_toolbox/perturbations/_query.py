@@ -1,4 +1,4 @@
-"""Asking the model: losses, decisions and gradients at points given as rows of a matrix."""
+"""Evaluate the model at rows of a matrix: losses, decisions and gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """What is to be achieved.
+    """The aim of a solve.
 
     `criterion` is reported as it is; `sign` times it is maximized. `achieved` tells where the decision has changed;
     `achieved_beyond_rounding` where it has by more than the rounding of a forward pass, which differs between batches
@@ -37,7 +37,7 @@ class Objective:
 
 
 def make_objective(target: Tensor, criterion: Loss | None, margin: Loss | None, targeted: bool) -> Objective:
-    """What `target` and the user's functions mean."""
+    """Return the objective that `target` and the user's functions define."""
     sign = -1.0 if targeted else 1.0
     classifies = not target.is_floating_point()
     default = classifies and criterion is None and margin is None
@@ -71,7 +71,7 @@ def _clearly(margin: Loss) -> Loss:
 
 @dataclass
 class Answer:
-    """What the model says at n points: `loss` is what the gradient is of; NaN counts as -inf, and as no success.
+    """The model's values at n points. `grad` is the gradient of `loss`; NaN counts as -inf, and as no success.
 
     `dead`: where the gradient was zero.
     """
@@ -84,7 +84,7 @@ class Answer:
 
 
 class Query:
-    """The model, seen from matrices: rows in, numbers per row out.
+    """The model as a function of matrices: rows in, numbers per row out.
 
     Parameters
     ----------

@@ -117,7 +117,7 @@ def _targeted(solver: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
 
 
 def _reset_instances(solver: Callable[..., Any], kwargs: dict[str, Any]) -> Callable[[], None]:
-    """Return what puts a perturbation model and an optimizer that are instances back to their start."""
+    """Return a function that resets the instances of a perturbation model and an optimizer."""
     given = {**_frozen_keywords(solver), **kwargs}
     pmodel: Any = given.get("perturbation_model")
     optimizer: Any = given.get("optimizer")

@@ -1,4 +1,4 @@
-"""Random search, for models whose gradients say nothing: change a part of the point, keep what the model likes less.
+"""Random search, for models with useless gradients: change a part of the point, keep changes that raise the loss.
 
 References
 ----------
@@ -24,7 +24,7 @@ _LENGTH = {"l2": 0.3, "l1": 1.0, "l0": 1.0}
 def search_randomly(
     problem: Problem, ball: Ball, best: Best, rows: Tensor, *, queries: int, progress: tuple[float, float], stream: int
 ) -> None:
-    """Go on from the best point of each row; `best` sees every point asked about.
+    """Go on from the best point of each row; `best` is updated with every point evaluated.
 
     `progress`: the share of all queries of a solve that were asked before this call, and will have been after it.
     """
@@ -44,7 +44,7 @@ def search_randomly(
 def _proposal(problem: Problem, ball: Ball, rows: Tensor, share: float, stream: int) -> Tensor:
     noise = problem.noise.normal(rows, stream)
     if problem.norm == "linf":
-        # From wall to wall of the ball; where neighbors belong together, to one side.
+        # Across the whole ball; for data with neighbors (images), to one side.
         side = noise[:, :1] if len(problem.shape) > 2 else noise
         move = 2 * ball.epsilon * torch.where(side > 0, 1.0, -1.0)
         return torch.where(_part(problem, rows, share, stream + 1), move, 0.0).to(ball.dtype)

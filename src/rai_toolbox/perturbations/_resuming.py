@@ -1,4 +1,4 @@
-"""To end a solve between two questions to the model, and to go on with it later: for the long ones of `evaluate`."""
+"""End a solve between two evaluations of the model, and resume it later: for the long solves of `evaluate`."""
 
 from __future__ import annotations
 

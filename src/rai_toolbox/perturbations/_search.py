@@ -27,7 +27,7 @@ _CAREFULLY = 0.3
 
 @dataclass(frozen=True)
 class _Run:
-    """What a run after the first of each class does.
+    """The plan of a run, after the first run of each class.
 
     `rank`: for which class, 0 the one that came nearest so far; None: for any. `radius`: of the ball around the datum
     that a random start is drawn from, in units of the nearest distance known; None: start at the nearest point known.
@@ -94,7 +94,7 @@ class Search:
         self._first = max(1, round(_LOOK * steps)) if self._sweeps_all else steps
         n, device = len(problem.data), problem.data.device
         self._spent = torch.zeros(n, dtype=torch.int64, device=device)
-        # How near a run for each class came to each row.
+        # The distance that a run for each class reached, per row.
         self._reached = torch.full((n, losses.count), torch.inf, dtype=torch.float64, device=device)
 
     @property
@@ -103,11 +103,11 @@ class Search:
         return self._spent.double() / (self._steps * self._restarts)
 
     def count(self, rows: Tensor, questions: int) -> None:
-        """Questions that somebody else asked about these rows."""
+        """Count evaluations of these rows that were made elsewhere."""
         self._spent[rows] += questions
 
     def left(self, rows: Tensor) -> Tensor:
-        """Those of `rows` that have questions left for another run."""
+        """Return those of `rows` with enough evaluations left for another run."""
         return rows[self._spent[rows] + self._steps <= self._steps * self._restarts]
 
     def swept(self, number: int) -> bool:
@@ -128,7 +128,7 @@ class Search:
         self._losses = losses.nearest_first(distance)
 
     def run(self, rows: Tensor, number: int) -> None:
-        """Look for points nearer to `rows` in one run, from 0."""
+        """Search points nearer to `rows` in one run; runs count from 0."""
         problem, losses, stream = self._problem, self._losses, number * MOST_STEPS
         sweep, limit = number // losses.count, self._limit[rows]
         if problem.norm == "l0":
@@ -178,7 +178,7 @@ class Search:
         shrink_smoothly(problem, nearest, rows, start, loss, steps=steps, stream=stream + steps)
 
     def finish(self, rows: Tensor) -> None:
-        """Bring what was found nearer: back to the data, along the boundary, and back again. L0: fewer entries."""
+        """Bring the points nearer: towards the data, along the boundary, towards the data. L0: fewer entries."""
         problem, nearest, losses, steps = self._problem, self._nearest, self._losses, self._steps
         rows = nearest.found(rows)
         if not len(rows):

@@ -1,4 +1,4 @@
-"""What the solvers return."""
+"""The results of the solvers."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def add_greedily(
     stream: int,
     randomly: bool = False,
 ) -> None:
-    """Change one more entry at a time, the one that a linear model of the loss gains most from, as far as it can go.
+    """Change one more entry at a time, as far as it can go: that of the largest gain in a linear model of the loss.
 
     `randomly`: a random share of each gain is what counts, so that every call tries other entries.
     """
@@ -48,7 +48,7 @@ def add_greedily(
         nearest.update(rows, x, answer.score, answer.achieved)
         base = problem.data[rows]
         changed = x != base
-        # One that is across, or could at best equal what is known, is done.
+        # A row is done if its decision changed, or if it can at best equal the known distance.
         going = (answer.loss <= 0) & (changed.sum(dim=1) + 1 < nearest.distance[rows])
         if not bool(going.all()):
             rows, x, base, changed = rows[going], x[going], base[going], changed[going]

@@ -138,7 +138,7 @@ def _first_batch(loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
 
 
 def _batches(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Those with data in them."""
+    """The batches that hold data."""
     for batch in loader:
         data, target = _pair(batch)
         if len(data):
@@ -155,7 +155,7 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
 
 
 class _Run:
-    """The perturbation as it is, and how it is moved and measured."""
+    """The perturbation, and how it is moved and measured."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The worst case within a given radius."""
+"""The worst perturbation within a given radius."""
 
 from __future__ import annotations
 
