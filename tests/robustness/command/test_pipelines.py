@@ -44,7 +44,7 @@ def place(tmp_path, monkeypatch, blobs):
 @pytest.fixture
 def store(place, monkeypatch):
     """A store of MLflow in that folder; what is logged is asked of it."""
-    pytest.importorskip("mlflow", reason="needs MLflow: pip install 'rai-toolbox[mlflow]'")
+    pytest.importorskip("mlflow", reason="needs MLflow: pip install '.[mlflow]'")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (place / "runs").as_uri())
@@ -160,7 +160,7 @@ def test_a_run_of_mlflow_has_parameters_figures_by_step_files_and_checks(store, 
 
 @pytest.mark.slow
 def test_without_a_server_mlflows_own_store_in_sqlite_is_used(store, monkeypatch):
-    pytest.importorskip("alembic", reason="needs alembic: pip install 'rai-toolbox[mlflow]'")
+    pytest.importorskip("alembic", reason="needs alembic: pip install '.[mlflow]'")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store / 'mlflow.db'}")
     # In a process of its own, as a user does it: the store's migrations log and warn as they like.
     command = [sys.executable, "-m", "rai_toolbox", "evaluate", *QUICK, *RADII, "--no-diagnostics", "--log", "mlflow"]
@@ -191,7 +191,10 @@ def test_a_server_that_is_away_loses_no_result(store, monkeypatch, capsys, words
 def test_without_mlflow_one_line_says_what_installs_it(place, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     assert main(["evaluate", *QUICK, "--log", "mlflow"]) == ExitCode.BAD_INPUT
-    assert capsys.readouterr().err == "error: --log mlflow needs MLflow: pip install 'rai-toolbox[mlflow]'\n"
+    assert (
+        capsys.readouterr().err
+        == "error: --log mlflow needs MLflow: in a clone of this project, pip install '.[mlflow]'\n"
+    )
     assert not Path("rai-report").exists()
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._results import Task
 from rai_toolbox.robustness._text import one_line
+from rai_toolbox.robustness.data._maite import class_names_of, is_of_maite, triples
 from rai_toolbox.robustness.data._rows import ArrayRows, Rows, Spool, as_bytes
 
 __all__ = ["Kind", "Samples", "Summary", "as_samples", "by_position", "kind_of", "summarize", "targets_for"]
@@ -140,7 +141,7 @@ def as_samples(data: Any, *, what: str = "data") -> Samples:
 
     Parameters
     ----------
-    data : Samples, (x, y), {"x": x, "y": y}, Dataset or DataLoader
+    data : Samples, (x, y), {"x": x, "y": y}, Dataset, DataLoader or MAITE dataset
         Arrays or tensors, in a mapping also ``class_names`` and ``feature_names``; or what yields (input, target)
         pairs, or batches of them. Pairs are read once and kept, beyond 256 MiB in a temporary file, so that every part
         of the evaluation sees the same samples.
@@ -160,6 +161,8 @@ def as_samples(data: Any, *, what: str = "data") -> Samples:
             None if data.get(key) is None else tuple(map(str, data[key])) for key in ("class_names", "feature_names")
         )
         return Samples(ArrayRows(x), y, class_names=class_names, feature_names=feature_names)
+    if is_of_maite(data) and hasattr(data, "__getitem__"):
+        return _of_maite(data, what)
     if isinstance(data, torch.utils.data.DataLoader):
         return _spooled(_batches(data, what), what)
     if isinstance(data, (torch.utils.data.Dataset, torch.utils.data.IterableDataset)):
@@ -311,6 +314,18 @@ def _single(dataset: Any, what: str) -> Iterator[tuple[NDArray, NDArray]]:
     for item in items:
         x, y = _pair(item, what)
         yield _array(x, what)[None], _array(y, what)[None]
+
+
+def _of_maite(dataset: Any, what: str) -> Samples:
+    ids: list[int | str] = []
+
+    def pairs() -> Iterator[tuple[NDArray, NDArray]]:
+        for x, label, name in triples(dataset, what):
+            ids.append(name)
+            yield x[None], np.array([label])
+
+    samples = _spooled(pairs(), what)
+    return dataclasses.replace(samples, ids=tuple(ids), class_names=class_names_of(dataset))
 
 
 def _spooled(pairs: Iterator[tuple[NDArray, NDArray]], what: str) -> Samples:

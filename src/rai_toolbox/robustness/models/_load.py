@@ -15,6 +15,7 @@ from rai_toolbox.robustness._imports import call_named, guarded, import_named, n
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.models._digits import digits_model
 from rai_toolbox.robustness.models._exported import load_exported
+from rai_toolbox.robustness.models._maite import held_module
 from rai_toolbox.robustness.models._onnx import load_onnx
 from rai_toolbox.robustness.models._torchscript import is_torchscript, load_torchscript
 
@@ -132,9 +133,10 @@ def load_model(
         return _load_file(spec, device)
     if weights is not None:
         _load_weights(model, weights)
-    if isinstance(model, nn.Module):
-        model.requires_grad_(False)
-        return model.to(device).eval()
+    module = held_module(model)
+    if isinstance(module, nn.Module):
+        # In place: a MAITE model goes on holding it.
+        module.requires_grad_(False).to(device).eval()
     return model
 
 

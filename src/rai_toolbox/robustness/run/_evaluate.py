@@ -17,6 +17,7 @@ from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._files import as_folder, claimed
 from rai_toolbox.robustness.attack._corruptions import Corrupts, as_corruptions
 from rai_toolbox.robustness.attack._settings import Settings
+from rai_toolbox.robustness.data._maite import is_of_maite
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.run._preparation import prepare, run_key
 from rai_toolbox.robustness.run._run import Progress, Run
@@ -69,10 +70,11 @@ def evaluate(
 
     Parameters
     ----------
-    model : nn.Module or callable
+    model : nn.Module, callable or MAITE model
         From a batch of inputs to logits, (N, classes), or (N,) or (N, 1) for two classes; for regression to
-        values, (N, outputs) or (N,).
-    data : (x, y), Dataset, DataLoader or Samples
+        values, (N, outputs) or (N,). Of a MAITE model the module that it holds is attacked, after both were seen to
+        answer alike.
+    data : (x, y), Dataset, DataLoader, MAITE dataset or Samples
         Inputs (N, ...) and labels (N,), or target values (N,) or (N, outputs).
     norms : str, number or sequence of such
         Of ``"l1"``, ``"l2"``, ``"linf"``, ``"l0"``, or their orders 1, 2, `math.inf`, 0.
@@ -179,7 +181,12 @@ def evaluate(
         run = Run(subject, summary, team, journal, deadline, progress)
         devices = own_generators(subject.device)
         with evaluating(*subject.modules), torch.random.fork_rng(devices=devices):
-            return run.all_stages(dict(described or {}))
+            return run.all_stages({**_named(model=model, data=data), **(described or {})})
+
+
+def _named(**given: Any) -> dict[str, str]:
+    """Return the ids that MAITE components have."""
+    return {what: thing.metadata["id"] for what, thing in given.items() if is_of_maite(thing)}
 
 
 def _deadline(time_limit: float | None) -> float | None:

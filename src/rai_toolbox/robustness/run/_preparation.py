@@ -18,13 +18,17 @@ from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.attack._settings import Settings, make_box
 from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.data._classes import with_classes
+from rai_toolbox.robustness.data._maite import class_names_of
 from rai_toolbox.robustness.data._samples import Summary, as_samples, by_position, summarize, targets_for
 from rai_toolbox.robustness.models._load import Evaluated
+from rai_toolbox.robustness.models._maite import check_alike, held_module
 from rai_toolbox.robustness.session._journal import MODEL_OUTPUT
 
 __all__ = ["prepare", "run_key"]
 
 _GALLERY_POOL = 48
+# How many samples a MAITE model and the module that it holds are both asked of.
+_ASKED = 32
 
 
 def prepare(
@@ -43,6 +47,7 @@ def prepare(
     samples = as_samples(data)
     if classes is not None:
         samples = with_classes(samples, classes)
+    given, model = model, held_module(model)
     where = _device(model, device)
     targets = targets_for(samples, settings.task)
     summary = summarize(samples, settings.task)
@@ -51,7 +56,24 @@ def prepare(
     evaluated = Evaluated(model, preprocess, output)
     subject = Subject(evaluated, samples, targets, box, settings, where, frozenset(pool.tolist()))
     _try_model(subject)
+    if given is not model:
+        samples.class_names = _one_order(samples.class_names, class_names_of(given))
+        with evaluating(*subject.modules):
+            check_alike(given, evaluated, subject.batch(0, min(_ASKED, len(samples)))[0])
     return subject, summary
+
+
+def _one_order(of_data: tuple[str, ...] | None, of_model: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Return the names of the classes; a MAITE model and its data must not have them in different orders."""
+    if of_data is None or of_model is None or of_data == of_model:
+        return of_data or of_model
+    if sorted(of_data) == sorted(of_model):
+        number = next(number for number, name in enumerate(of_data) if of_model[number] != name)
+        raise InputError(
+            f"class {number} is {of_data[number]!r} in the index2label of the data and {of_model[number]!r} in that of"
+            " the model: they must number the classes alike"
+        )
+    return of_data
 
 
 def _device(model: Any, device: torch.device | str | None) -> torch.device:
