@@ -17,7 +17,7 @@ _AT_A_TIME = 4
 
 
 def noise_breaks(subject: Subject, x: Tensor, target: Tensor, *, norm: Norm, epsilon: Tensor, draws: int) -> Tensor:
-    """Say which samples some random point on the sphere of radius `epsilon` (cut to the bounds) makes wrong.
+    """Say which samples are wrong at some random point on the sphere of radius `epsilon`, clamped to the bounds.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def random_search(
     subject: Subject, x: Tensor, target: Tensor, *, norm: Norm, epsilon: Tensor, queries: int,
     together: int = _AT_A_TIME,
 ) -> Tensor:  # fmt: skip
-    """Return the worst points that a random search finds which keeps what raises the loss.
+    """Return the worst points of a random search that keeps every change that raises the loss.
 
     Each query changes a random window of the input, large at first, smaller later. The change of an entry is as large
     as an entry of a point on the sphere is: a proposal keeps what was found outside of its window.

@@ -1,4 +1,4 @@
-"""The radii to report where none were asked for."""
+"""Choose the radii to report (the grid) where the user gave none."""
 
 from __future__ import annotations
 

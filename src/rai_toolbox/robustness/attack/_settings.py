@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do, checked."""
+"""The settings of an evaluation and the box of its perturbations, checked."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Settings:
     severities: tuple[float, ...] = ()
 
     def grid(self, norm: str) -> tuple[float, ...]:
-        """Return the radii asked for, none where a grid is to be found."""
+        """Return the radii that the user gave; empty where a grid is chosen."""
         return self.epsilons.get(norm, ())
 
     def with_extra(self, norm: str, grid: tuple[float, ...]) -> tuple[float, ...]:

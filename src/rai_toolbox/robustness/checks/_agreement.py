@@ -1,4 +1,4 @@
-"""What the checks ask for: stronger attacks where the gradient is in doubt, and whether these agree."""
+"""Decide whether stronger attacks are needed, and whether they agree."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What `--data` names, read a slice at a time."""
+"""Load what `--data` names; data are read a slice at a time."""

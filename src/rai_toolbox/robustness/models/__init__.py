@@ -1,1 +1,1 @@
-"""What `--model` names, as a model that the evaluation can call."""
+"""Load what `--model` names, as a model that the evaluation can call."""

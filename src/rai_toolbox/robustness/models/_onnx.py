@@ -1,4 +1,4 @@
-"""Reading an ONNX file, where a converter to torch modules is installed."""
+"""Read an ONNX file with a converter to torch modules, where one is installed."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What an evaluation and a comparison are, and the files that show them."""
+"""`Evaluation` and `Comparison`, and the files that show them."""

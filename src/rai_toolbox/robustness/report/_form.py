@@ -1,4 +1,4 @@
-"""The form of results.json: what must be there, of which type and length. A file that has been damaged is told here."""
+"""The form of results.json: required entries, their types and lengths. A damaged file is refused here."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def _with_a_gradient(subject: Subject, x: torch.Tensor, message: str) -> bool:
 
 
 def run_key(subject: Subject, summary: Summary) -> dict[str, Any]:
-    """Return what decides the figures; an unfinished run of another key cannot be gone on with."""
+    """Return all that the figures depend on; a run is resumed only with the same key."""
     digest = hashlib.sha256()
     # A function has no state to compare, and the same weights may be used in another way.
     x, _ = subject.batch(0, min(2, len(subject.samples)))

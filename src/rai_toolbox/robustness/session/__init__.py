@@ -1,1 +1,1 @@
-"""What lets a run be shared by processes, interrupted and resumed."""
+"""Share a run among processes; interrupt and resume it."""

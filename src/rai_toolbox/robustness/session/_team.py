@@ -57,7 +57,7 @@ class Team:
         return values
 
     def together(self, function: Callable[[], T]) -> T:
-        """Call a function in every process; where one of them refuses its input, all raise that refusal."""
+        """Call a function in every process; if one raises `InputError`, all raise it."""
         result: Any = None
         refusal: str | None = None
         try:
