@@ -77,9 +77,9 @@ def minimum_norm(
         Forward and backward passes of each descent at most.
     restarts : int
         `steps` times `restarts` passes are what a datum's descents get, about a tenth more what follows them. Each of
-        the other classes (the nine nearest by a linear model) gets a short one from the datum itself. The others go to
-        the classes that came nearest: from random points far outside, in a ball that narrows, and from the nearest
-        point known. With the defaults, at most 1,000 forward and 1,000 backward passes per datum in all.
+        the other classes (the nine nearest by a linear model) gets a short one from the datum itself. The others start
+        at random points far outside, in a ball that narrows, for any class or the ones that came nearest, and at the
+        nearest point known. With the defaults, at most 1,000 forward and 1,000 backward passes per datum in all.
     samples : int
         For random models: the forward passes that each gradient is averaged, and each decision voted over.
     batch_size : int, optional
@@ -111,8 +111,8 @@ def minimum_norm(
     depend on the other data, as far as the model's own arithmetic does not.
 
     For L1, L2 and Linf the descents are in the spirit of FMN [1]_ and DDN [2]_, with exact projections on ball ∩ box;
-    for L0, σ-zero [3]_ after a greedy choice of entries. What is found is brought nearer along the segment to the datum
-    (L0: by putting back entries).
+    for L0, σ-zero [3]_ after a greedy choice of entries, and exchanges of some entries for fewer others. What is found
+    is brought nearer along the segment to the datum (L0: by putting back entries).
 
     References
     ----------
@@ -168,7 +168,7 @@ def _find(
     search = Search(problem, nearest, losses, steps, restarts)
     search.rank(rows)
     for number in count(resume(callback, nearest, search)):
-        left = search.left(rows)
+        left = search.left(rows, number)
         if not len(left):
             break
         search.run(left, number)

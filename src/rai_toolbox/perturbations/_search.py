@@ -9,20 +9,27 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rai_toolbox.perturbations._attack_losses import ClassLosses, LossOfRows
+from rai_toolbox.perturbations._attack_losses import ClassLosses
 from rai_toolbox.perturbations._descent import descend, linearized_distance
 from rai_toolbox.perturbations._nearest_found import NearestFound
 from rai_toolbox.perturbations._problem import MOST_STEPS, Problem
-from rai_toolbox.perturbations._sparse_descent import add_greedily, shrink_smoothly
+from rai_toolbox.perturbations._sparse_descent import add_greedily, exchange, shrink_smoothly
 
 _BISECTIONS = 8
 # Of the random draws of all runs, those of the last.
 _END = 2**20 * MOST_STEPS
-_RANDOM_CHOICES = 4
+# In L0, for how many classes a first run is smooth too; and how many smooth runs from random points follow.
+_SMOOTH_CLASSES, _SMOOTH_RUNS = 3, 4
+# Where so few entries are changed, so many times as many as classes other few are tried, from the data on.
+_FEW, _RANDOM_CHOICES = 3, 4
 # Of the steps of a run, the share that a first look at a class takes.
 _LOOK = 0.6
 # Of the steps of a walk that starts from the nearest point known.
 _CAREFULLY = 0.3
+
+
+# With fewer runs than these after those of the classes, none is longer than the others.
+_FOR_LONG_RUNS = 4
 
 
 @dataclass(frozen=True)
@@ -31,30 +38,38 @@ class _Run:
 
     `rank`: for which class, 0 the one that came nearest so far; None: for any. `radius`: of the ball around the datum
     that a random start is drawn from, in units of the nearest distance known; None: start at the nearest point known.
-    `scale`: of the first step. `sparse`: with sparse steps.
+    `scale`: of the first step. `sparse`: with sparse steps. `long`: how many times the usual steps it takes.
     """
 
     rank: int | None = None
     radius: float | None = None
     scale: float = 1.0
     sparse: bool = False
+    long: float = 1.0
 
 
-# In turn: from far outside for the classes that came nearest, and along the boundary from where that ended.
+# In turn: from far outside for any class and for those that came nearest, and along the boundary from where that ended.
 _LATER = (
+    _Run(radius=5.0),
     _Run(rank=0, radius=3.0),
-    _Run(rank=1, radius=3.0),
+    _Run(radius=12.0),
     _Run(scale=_CAREFULLY),
-    _Run(rank=2, radius=5.0),
-    _Run(rank=0, radius=5.0),
-    _Run(scale=_CAREFULLY / 3),
-)
-_LATER_L1 = (
-    _Run(rank=0, radius=3.0, sparse=True),
     _Run(rank=1, radius=3.0),
-    _Run(),
-    _Run(rank=2, radius=3.0, sparse=True),
+    _Run(radius=25.0),
+    _Run(rank=2, radius=5.0),
+    _Run(scale=_CAREFULLY / 3),
+    _Run(radius=5.0),
     _Run(rank=0, radius=5.0),
+)
+# In L1 a walk from far away ends at few entries that changed much, and other few each time.
+_LATER_L1 = (
+    _Run(radius=14.0, sparse=True, long=1.5),
+    _Run(rank=0, radius=3.0, sparse=True),
+    _Run(radius=25.0, sparse=True, long=1.5),
+    _Run(),
+    _Run(radius=50.0, sparse=True, long=1.5),
+    _Run(rank=1, radius=8.0, sparse=True, long=1.5),
+    _Run(radius=25.0, sparse=True, long=1.5),
     _Run(),
 )
 
@@ -106,9 +121,18 @@ class Search:
         """Count evaluations of these rows that were made elsewhere."""
         self._spent[rows] += questions
 
-    def left(self, rows: Tensor) -> Tensor:
-        """Return those of `rows` with enough evaluations left for another run."""
-        return rows[self._spent[rows] + self._steps <= self._steps * self._restarts]
+    def left(self, rows: Tensor, number: int) -> Tensor:
+        """Return those of `rows` with enough evaluations left for this run."""
+        return rows[self._spent[rows] + self._cost(number) <= self._steps * self._restarts]
+
+    def _cost(self, number: int) -> int:
+        if not self.swept(number) or self._restarts < self._losses.count + _FOR_LONG_RUNS:
+            return self._steps
+        return round(self._later(number).long * self._steps)
+
+    def _later(self, number: int) -> _Run:
+        runs = _LATER_L1 if self._problem.norm == "l1" else _LATER
+        return runs[(number - self._losses.count) % len(runs)]
 
     def swept(self, number: int) -> bool:
         """Whether every class has had a run before this one."""
@@ -132,14 +156,13 @@ class Search:
         problem, losses, stream = self._problem, self._losses, number * MOST_STEPS
         sweep, limit = number // losses.count, self._limit[rows]
         if problem.norm == "l0":
-            self._run_l0(problem.in_sweep(sweep), rows, losses[number], sweep, stream)
+            self._run_l0(problem.in_sweep(sweep), rows, number, stream)
             return
         if not sweep:
             rank, how, steps = torch.full_like(rows, number), _Run(), self._first
             start, radius = problem.data[rows], None
         else:
-            runs = _LATER_L1 if problem.norm == "l1" else _LATER
-            how, steps, problem = runs[(number - losses.count) % len(runs)], self._steps, problem.in_sweep(sweep)
+            how, steps, problem = self._later(number), self._cost(number), problem.in_sweep(sweep)
             rank = None if how.rank is None else self._ranked(rows, how.rank)
             start, radius = self._start(problem, rows, how, stream, limit)
         loss = losses.any_class if rank is None else losses.of(rows, rank)
@@ -167,15 +190,28 @@ class Search:
         start = ball.random(lambda kind: getattr(problem.noise, kind)(rows, stream))
         return (start if how.radius else torch.where(lost[:, None], start, nearest.x[rows])), radius
 
-    def _run_l0(self, problem: Problem, rows: Tensor, loss: LossOfRows, sweep: int, stream: int) -> None:
-        nearest, steps, start = self._nearest, self._steps, problem.data[rows]
-        if sweep:
+    def _run_l0(self, problem: Problem, rows: Tensor, number: int, stream: int) -> None:
+        """For each class: add entries greedily, for the likeliest smoothly too. Then other starts, and exchanges."""
+        nearest, losses, steps, start = self._nearest, self._losses, self._steps, problem.data[rows]
+        later = number - losses.count
+        if later < 0:
+            add_greedily(
+                problem, nearest, rows, start, losses[number], steps=steps // 2, stream=stream, spent=self._spent
+            )
+        elif later in range(0, 2 * _SMOOTH_RUNS, 2):
             radius = torch.minimum(2 * nearest.distance[rows], problem.farthest(rows))
             ball = problem.ball(nearest.distance)[rows].with_epsilon(radius[:, None])
             start = ball.random(lambda kind: getattr(problem.noise, kind)(rows, stream))
-        self._spent[rows] += steps
-        add_greedily(problem, nearest, rows, start, loss, steps=steps // 2, stream=stream)
-        shrink_smoothly(problem, nearest, rows, start, loss, steps=steps, stream=stream + steps)
+        if number < min(_SMOOTH_CLASSES, losses.count) or later in range(0, 2 * _SMOOTH_RUNS, 2):
+            loss = losses[number if later < 0 else later // 2]
+            shrink_smoothly(
+                problem, nearest, rows, start, loss, steps=steps, stream=stream + steps, spent=self._spent
+            )  # fmt: skip
+        elif later >= 0:
+            before = self._spent[rows]
+            exchange(problem, nearest, rows, losses.any_class, steps=steps, stream=stream, spent=self._spent)
+            # Where there is little to exchange, the runs shall come to an end too.
+            self._spent[rows] = torch.maximum(self._spent[rows], before + steps // 2)
 
     def finish(self, rows: Tensor) -> None:
         """Bring the points nearer: towards the data, along the boundary, towards the data. L0: fewer entries."""
@@ -185,11 +221,14 @@ class Search:
             return
         if problem.norm == "l0":
             nearest.prune(rows, steps)
+            exchange(problem, nearest, rows, losses.any_class, steps=steps // 2, stream=_END, spent=self._spent)
             for number in range(_RANDOM_CHOICES * losses.count):
-                add_greedily(
-                    problem, nearest, rows, problem.data[rows], losses[number], steps=steps // 2,
-                    stream=_END + (number + 1) * 4 * steps, randomly=True,
-                )  # fmt: skip
+                few = rows[nearest.distance[rows] <= _FEW]
+                if len(few):
+                    add_greedily(
+                        problem, nearest, few, problem.data[few], losses[number], steps=_FEW,
+                        stream=_END + (number + 1) * 4 * MOST_STEPS, spent=self._spent, randomly=True,
+                    )  # fmt: skip
             return
         nearest.bisect(rows, _BISECTIONS)
         descend(

@@ -23,6 +23,8 @@ _SIGMA = 0.01
 _THRESHOLD = 0.3
 _THRESHOLD_RATE = 0.01
 _LAST_STEP = 0.1
+# How many entries an exchange puts back at once: from two up to one more than this.
+_MOST_EXCHANGED = 4
 _DECAY_1, _DECAY_2 = 0.9, 0.999
 
 
@@ -35,14 +37,17 @@ def add_greedily(
     *,
     steps: int,
     stream: int,
+    spent: Tensor,
     randomly: bool = False,
 ) -> None:
     """Change one more entry at a time, as far as it can go: that of the largest gain in a linear model of the loss.
 
-    `randomly`: a random share of each gain is what counts, so that every call tries other entries.
+    `randomly`: a random share of each gain is what counts, so that every call tries other entries. `spent`, (N,),
+    counts the evaluations of each row.
     """
     x = start
     for step in range(steps):
+        spent[rows] += 1
         loss_fn = losses(rows)
         answer = problem.ask(rows, x, loss_fn, stream + step)
         nearest.update(rows, x, answer.score, answer.achieved)
@@ -66,8 +71,41 @@ def add_greedily(
         x = torch.where(move, end, x)
 
 
+def exchange(
+    problem: Problem,
+    nearest: NearestFound,
+    rows: Tensor,
+    losses: LossOfRows,
+    *,
+    steps: int,
+    stream: int,
+    spent: Tensor,
+) -> None:
+    """Put back some changed entries of the nearest point known, at random, and see whether fewer others do as well."""
+    rows = nearest.found(rows)
+    left, attempt = steps, 0
+    while left > 0 and len(rows):
+        several, draws = min(left, 2 + attempt % _MOST_EXCHANGED), stream + 4 * steps * attempt
+        base, x = problem.data[rows], nearest.x[rows]
+        order = torch.where(x != base, problem.noise.uniform(rows, draws), 2.0).argsort(dim=1, stable=True)
+        order = order[:, :several]
+        start = x.scatter(1, order, base.gather(1, order))
+        add_greedily(
+            problem, nearest, rows, start, losses, steps=several, stream=draws + 1, spent=spent, randomly=True
+        )  # fmt: skip
+        left, attempt = left - several, attempt + 1
+
+
 def shrink_smoothly(
-    problem: Problem, nearest: NearestFound, rows: Tensor, start: Tensor, losses: LossOfRows, *, steps: int, stream: int
+    problem: Problem,
+    nearest: NearestFound,
+    rows: Tensor,
+    start: Tensor,
+    losses: LossOfRows,
+    *,
+    steps: int,
+    stream: int,
+    spent: Tensor,
 ) -> None:
     """Minimize a smooth count of the changed entries, with Adam and a threshold that adapts [1]_."""
     loss_fn, base = losses(rows), problem.data[rows]
@@ -78,6 +116,7 @@ def shrink_smoothly(
     mean, square = torch.zeros_like(delta), torch.zeros_like(delta)
     threshold = delta.new_full((len(rows), 1), _THRESHOLD)
     for step in range(steps):
+        spent[rows] += 1
         x = problem.clip_to_box(rows, delta * width)
         answer = problem.ask(rows, x, loss_fn, stream + step)
         nearest.update(rows, x, answer.score, answer.achieved)

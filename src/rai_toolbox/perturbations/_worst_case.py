@@ -256,7 +256,7 @@ def _from_outside(
     blind = best.blind
     # Again: the ranking has counted its questions a second time.
     for number in count(max(0, resume(callback, *parts) - 1)):
-        rows = search.left(every[movable & ~best.achieved])
+        rows = search.left(every[movable & ~best.achieved], number)
         if problem.norm != "l0" and search.swept(number):
             rows = rows[blind[rows] | _promising(problem.norm, within.distance[rows] / radii[rows], search.spent[rows])]
         if not len(rows):
