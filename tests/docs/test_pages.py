@@ -21,7 +21,11 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 PAGES = [page for page in PAGES if "_build" not in page.parts and "generated" not in page.parts]
 
 _BLOCK = re.compile(r"^```(?P<kind>\{code-cell\}|python|pycon)[^\n]*\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-_NEEDS = {"lightning": "lightning", "sharded_digits": "torch.distributed"}
+_NEEDS = {
+    "lightning": "lightning",
+    "sharded_digits": "torch.distributed",
+    "numpy as np\nimport torch\nfrom maite": "maite",
+}
 _SLOW = {"evaluate.md": [pytest.mark.slow], "lightning.md": [pytest.mark.slow], "fsdp2.md": [pytest.mark.distributed]}
 
 
