@@ -12,12 +12,11 @@ from rai_toolbox.robustness.data._samples import Summary
 
 __all__ = ["grid_for_distances", "grid_for_spread"]
 
-_POINTS = 8
 # The farthest hundredth of the samples may be outliers that would stretch the axis for all.
 _REACH = 0.99
 
 
-def grid_for_distances(norm: Norm, distance: NDArray, widest: float) -> tuple[float, ...]:
+def grid_for_distances(norm: Norm, distance: NDArray, widest: float, count: int = 8) -> tuple[float, ...]:
     """Return round radii, evenly spaced, up to where (nearly) no sample stands.
 
     Parameters
@@ -28,20 +27,22 @@ def grid_for_distances(norm: Norm, distance: NDArray, widest: float) -> tuple[fl
         The nearest error of each sample; those at 0 do not count.
     widest : float
         No radius is larger, if it is finite: the reach where most samples have no error at all.
+    count : int
+        How many, about.
     """
     right = distance[distance > 0]
     near = np.sort(right[np.isfinite(right)])
     if len(near) == 0:
-        return _even(widest if math.isfinite(widest) else 1.0, whole=norm == "l0")
+        return _even(widest if math.isfinite(widest) else 1.0, count, whole=norm == "l0")
     reach = near[min(len(near) - 1, math.ceil(_REACH * len(near)))]
-    return _even(float(reach), whole=norm == "l0")
+    return _even(float(reach), count, whole=norm == "l0")
 
 
-def grid_for_spread(norm: Norm, summary: Summary, box: Box) -> tuple[float, ...]:
+def grid_for_spread(norm: Norm, summary: Summary, box: Box, count: int = 8) -> tuple[float, ...]:
     """Return round radii up to a fifth of how far samples spread in this norm: for a task that has no decisions."""
     spread = summary.spread if box.movable is None else summary.spread[box.movable]
     reach = {"linf": np.max, "l2": np.linalg.norm, "l1": np.sum}[norm](spread.reshape(-1))
-    return _even(float(reach) / 5 or 1.0)
+    return _even(float(reach) / 5 or 1.0, count)
 
 
 def widest_radius(norm: Norm, summary: Summary, box: Box, shape: tuple[int, ...]) -> float:
@@ -56,12 +57,12 @@ def widest_radius(norm: Norm, summary: Summary, box: Box, shape: tuple[int, ...]
     return float(np.linalg.norm(side.reshape(-1), {"linf": np.inf, "l2": 2, "l1": 1}[norm])) or 1.0
 
 
-def _even(reach: float, *, whole: bool = False) -> tuple[float, ...]:
-    power = 10.0 ** math.floor(math.log10(reach / _POINTS))
+def _even(reach: float, count: int, *, whole: bool = False) -> tuple[float, ...]:
+    power = 10.0 ** math.floor(math.log10(reach / count))
     power = max(1.0, power) if whole else power
     steps = [factor * power for factor in (1.0, 2.0, 2.5, 5.0, 10.0)]
     step = next(
-        step for step in steps if step * _POINTS >= reach * (1 - 1e-9) and (not whole or step == math.floor(step))
+        step for step in steps if step * count >= reach * (1 - 1e-9) and (not whole or step == math.floor(step))
     )
-    count = math.ceil(reach / step - 1e-9)
-    return tuple(float(f"{step * k:.6g}") for k in range(1, count + 1))
+    points = math.ceil(reach / step - 1e-9)
+    return tuple(float(f"{step * k:.6g}") for k in range(1, points + 1))

@@ -15,6 +15,7 @@ from rai_toolbox.perturbations._ball import check_norm
 from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._results import Task, jsonable
 from rai_toolbox.robustness._text import did_you_mean
+from rai_toolbox.robustness.attack._budget import BUDGETS, Budget
 from rai_toolbox.robustness.data._samples import Samples, Summary, kind_of
 
 __all__ = ["Box", "Norm", "Settings", "make_box"]
@@ -49,6 +50,8 @@ class Settings:
         Whether to attack without the gradient too, where a check doubts it.
     queries : int
         How often a model without a gradient is asked per sample and norm, at most.
+    budget : {"quick", "standard", "thorough"}
+        The sizes of what is not asked for one by one.
     average : int
         How many random points of the same ball and box are tried per sample and radius.
     corruptions : tuple of str
@@ -68,9 +71,16 @@ class Settings:
     diagnostics: bool = True
     adaptive: bool = True
     queries: int = 5000
+    budget: str = "standard"
     average: int = 1
     corruptions: tuple[str, ...] = ()
     severities: tuple[float, ...] = ()
+
+    @property
+    def sizes(self) -> Budget:
+        """The sizes of the budget, with the steps and restarts that were asked for instead."""
+        asked = {"steps": self.steps, "restarts": self.restarts}
+        return replace(BUDGETS[self.budget], **{name: value for name, value in asked.items() if value is not None})
 
     def grid(self, norm: str) -> tuple[float, ...]:
         """Return the radii that the user gave; empty where a grid is chosen."""
@@ -96,6 +106,9 @@ class Settings:
         given = cls(**options)
         if given.task not in get_args(Task):
             raise InputError(f"{arg('task')} must be 'classification' or 'regression', got {given.task!r}")
+        if given.budget not in BUDGETS:
+            hint = did_you_mean(str(given.budget), list(BUDGETS))
+            raise InputError(f"{arg('budget')} must be one of {', '.join(BUDGETS)}, got {given.budget!r}{hint}")
         norms: Any = given.norms
         named = tuple(map(_name_of, (norms,) if isinstance(norms, str | int | float) else norms))
         if not named:

@@ -89,8 +89,8 @@ def run_solver(
     bounds = subject.box.of(x)
     options: dict[str, Any] = {"norm": norm, "bounds": bounds, "generator": subject.generator(*purpose)}
     options["callback"] = RunsOfSolver(subject, purpose)
-    asked = {"steps": steps or subject.settings.steps, "restarts": restarts or subject.settings.restarts}
-    options |= {name: value for name, value in asked.items() if value is not None}
+    sizes = subject.settings.sizes
+    options |= {"steps": steps or sizes.steps, "restarts": restarts or sizes.restarts}
     asked_of = through or subject.model
     with subject.last_word():
         if epsilon is None:

@@ -15,15 +15,11 @@ from numpy.typing import NDArray
 
 from rai_toolbox.perturbations.losses import misclassified
 from rai_toolbox.robustness.attack._queries import nearest_by_queries, within_by_queries
-from rai_toolbox.robustness.attack._settings import Norm, Settings
+from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._solver import CheckedResult, as_numpy, decisions, mean_absolute_error, run_solver
 from rai_toolbox.robustness.attack._subject import Subject
 
-__all__ = ["clean", "confirm", "passes_of", "search"]
-
-# Of the solvers.
-_USUAL_STEPS = 50
-_USUAL_RESTARTS = 18
+__all__ = ["clean", "confirm", "search"]
 
 
 def clean(subject: Subject, batch: int) -> dict[str, Any]:
@@ -54,7 +50,7 @@ def search(subject: Subject, norm: Norm, batch: int, correct: NDArray) -> dict[s
     """
     begun = time.perf_counter()
     start, stop = subject.span(batch)
-    subject.begin(1.2 * passes_of(subject.settings) * int(correct.sum()))
+    subject.begin(1.2 * subject.settings.sizes.steps * subject.settings.sizes.restarts * int(correct.sum()))
     distance = np.where(correct, np.inf, 0.0)
     prediction = np.full(stop - start, -1)
     rows = np.flatnonzero(correct)
@@ -95,11 +91,11 @@ def confirm(
     start, stop = subject.span(batch)
     kept = _Kept(subject, start, stop)
     if open_below is None:
-        subject.begin(len(grid) * (stop - start) * passes_of(subject.settings))
+        subject.begin(len(grid) * (stop - start) * subject.settings.sizes.steps * subject.settings.sizes.restarts)
         results = _errors(subject, norm, grid, kept)
     else:
         standing = sum(int((open_below > epsilon).sum()) for epsilon in grid)
-        subject.begin(standing * passes_of(subject.settings))
+        subject.begin(standing * subject.settings.sizes.steps * subject.settings.sizes.restarts)
         results = _nearer_errors(subject, norm, grid, open_below, kept)
     return results | {
         "forwards": subject.model.forwards - subject.begun,
@@ -172,11 +168,6 @@ def _keep_levels(subject: Subject, levels: int, results: Mapping[str, Any], kept
     if subject.part is not None:
         so_far = {"levels": levels, "forwards": subject.model.forwards - subject.begun, **results, **kept.arrays()}
         subject.part.put(_LEVELS, {name: np.asarray(value) for name, value in so_far.items()})
-
-
-def passes_of(settings: Settings) -> int:
-    """Return how often a solver asks about a sample that withstands all, at most."""
-    return (settings.steps or _USUAL_STEPS) * (settings.restarts or _USUAL_RESTARTS)
 
 
 class _Kept:

@@ -19,6 +19,7 @@ from rai_toolbox.perturbations._resuming import SolveEnded
 from rai_toolbox.robustness._errors import EvaluationFailed, InputError
 from rai_toolbox.robustness._results import COULD_NOT_BE_MADE, Curve, Finding, Verdict, jsonable
 from rai_toolbox.robustness._text import one_line
+from rai_toolbox.robustness.attack._budget import Budget
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.data._samples import Summary
@@ -60,12 +61,20 @@ class CheckContext:
     elsewhere: dict[str, tuple[NDArray, NDArray]] = field(default_factory=dict)
 
     @property
+    def sizes(self) -> Budget:
+        """How large the parts of a check are."""
+        return self.subject.settings.sizes
+
+    @property
     def width(self) -> float:
         """How far apart the smallest and the largest entry of the data are."""
         return self.summary.maximum - self.summary.minimum or 1.0
 
     def subset_indices(self, count: int = _SUBSET) -> NDArray:
-        """Return evenly spaced indices of samples that the model gets right (regression: of any)."""
+        """Return evenly spaced indices of samples that the model gets right (regression: of any), at most
+        the share of `count` that the budget has.
+        """
+        count = self.sizes.of_usual(count)
         able = np.flatnonzero(self.clean) if self.subject.classifies else np.arange(len(self.clean))
         if len(able) <= count:
             return able
@@ -151,6 +160,9 @@ def run_check(check: Check, context: CheckContext, journal: Journal, *, skip: bo
         return Finding(check.name, check.title, "not run", "It is for classification.")
     if check.needs_gradient and not context.subject.has_gradient:
         return Finding(check.name, check.title, "not run", "The model has no gradient.")
+    if check.name in context.sizes.without:
+        left_out = f"The budget {context.subject.settings.budget!r} leaves it out."
+        return Finding(check.name, check.title, "not run", left_out, COULD_NOT_BE_MADE)
     if (piece := journal.get(name)) is not None:
         return Finding(check.name, check.title, **json.loads(str(piece["finding"])))
     if skip:

@@ -43,8 +43,9 @@ def _agreement(context: CheckContext, norm: Norm) -> CheckResult:
     with torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         (gradient,) = torch.autograd.grad(score(subject.model(leaf), 1).sum(), leaf)
-    changes = random_changes(norm, x.shape[1:], _DIRECTIONS, subject.generator("gradient agreement", norm)).to(x)
-    evidence: dict[str, Any] = {"samples": len(x), "directions": _DIRECTIONS}
+    directions = context.sizes.of_usual(_DIRECTIONS, least=16)
+    changes = random_changes(norm, x.shape[1:], directions, subject.generator("gradient agreement", norm)).to(x)
+    evidence: dict[str, Any] = {"samples": len(x), "directions": directions}
     seen: list[tuple[Verdict, float, float]] = []
     for part in _STEPS:
         length = part * (min(epsilon, context.width) if norm == "l0" else epsilon)

@@ -61,6 +61,7 @@ def nearly_broken(context: CheckContext, norm: Norm, count: int = _SAMPLES) -> N
     subject = context.subject
     if norm not in context.distance:
         return _nearly_broken_elsewhere(context, norm, count)
+    count = context.sizes.of_usual(count)
     distance = context.distance[norm]
     able = np.flatnonzero(distance > 0)
     if not len(able):
@@ -122,7 +123,7 @@ def _verdict(broken: int, count: int, words: str, evidence: dict[str, Any], fine
 def _masking(context: CheckContext) -> CheckResult:
     norms: list[Norm] = [norm for norm in context.subject.settings.norms if context.curves.get(norm) is not None]
     seen: dict[Norm, CheckResult] = {norm: _blind(context, norm) for norm in norms}
-    if "linf" not in norms:
+    if "linf" not in norms and context.sizes.checked == 1:
         # A blind search is strongest there, and a gradient that misleads in one norm does in another.
         seen["linf"] = _blind(context, "linf")
     return worst(seen)
@@ -133,8 +134,10 @@ def _blind(context: CheckContext, norm: Norm) -> CheckResult:
     if near is None:
         return nothing()
     subject = context.subject
-    by_noise = noise_breaks(subject, near.x, near.target, norm=norm, epsilon=near.epsilon, draws=_DRAWS)
-    by_search = random_search_breaks(subject, near.x, near.target, norm=norm, epsilon=near.epsilon, queries=_QUERIES)
+    queries = context.sizes.of_usual(_QUERIES)
+    draws = context.sizes.of_usual(_DRAWS)
+    by_noise = noise_breaks(subject, near.x, near.target, norm=norm, epsilon=near.epsilon, draws=draws)
+    by_search = random_search_breaks(subject, near.x, near.target, norm=norm, epsilon=near.epsilon, queries=queries)
     broken = by_noise | by_search
     if norm not in context.distance and broken.any():
         # How far the solver gets in this norm was looked at quickly: it may try again.
@@ -147,7 +150,7 @@ def _blind(context: CheckContext, norm: Norm) -> CheckResult:
     evidence: dict[str, Any] = {
         "samples": len(near.x),
         "broken_by_random_points": int(by_noise.sum()),
-        "queries": _QUERIES,
+        "queries": queries,
         "broken_by_random_search": int(by_search.sum()),
     }
     if missed:
@@ -158,14 +161,19 @@ def _blind(context: CheckContext, norm: Norm) -> CheckResult:
     easy = _EASY * near.distance[known]
     easy = easy.ceil() if norm == "l0" else easy
     able = random_search_breaks(
-        subject, near.x[known], near.target[known], norm=norm, epsilon=easy, queries=_EASY_QUERIES
+        subject,
+        near.x[known],
+        near.target[known],
+        norm=norm,
+        epsilon=easy,
+        queries=context.sizes.of_usual(_EASY_QUERIES),
     )
     share = float(able.double().mean())
     evidence["share_broken_by_random_search_where_the_solvers_need_half"] = share
     if share < 0.1:
         return CheckResult(
             "not conclusive",
-            f"A random search of {_QUERIES} queries is too weak for this model: of samples that the solvers break with"
+            f"A random search of {queries} queries is too weak for this model: of samples that the solvers break with"
             f" half of the radius it breaks {100 * share:.0f} %.",
             evidence,
         )

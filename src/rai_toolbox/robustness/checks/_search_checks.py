@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rai_toolbox.optim import L2ProjectedOptim, LinfProjectedOptim
 from rai_toolbox.perturbations import gradient_ascent
 from rai_toolbox.perturbations.losses import margin, squared_error
+from rai_toolbox.robustness.attack._budget import USUAL_RESTARTS, USUAL_STEPS
 from rai_toolbox.robustness.attack._grid import widest_radius
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._solver import run_solver
@@ -18,8 +19,6 @@ from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResu
 
 __all__ = ["SEARCH_CHECKS"]
 
-_USUAL_STEPS = 50  # the default of the solvers
-_USUAL_RESTARTS = 18  # likewise
 _ENOUGH_RESTARTS = 4
 _GAIN = 0.995
 _PLAIN_STEPS = 10
@@ -85,7 +84,7 @@ def _loss_rises(context: CheckContext, norm: Norm) -> CheckResult:
 def _convergence(context: CheckContext, norm: Norm) -> CheckResult:
     """Try a quarter of the steps and four times as many on some samples, where about half of them stand."""
     subject = context.subject
-    usual = subject.settings.steps or _USUAL_STEPS
+    usual = context.sizes.steps
     indices = context.subset_indices(_TRIED_AGAIN)
     x, target = subject.subset(indices.tolist())
     if not len(x):
@@ -98,9 +97,12 @@ def _convergence(context: CheckContext, norm: Norm) -> CheckResult:
         return run_solver(subject, x, target, norm=norm, purpose=purpose, steps=steps, restarts=restarts).distance
 
     known = context.distance[norm][indices]
-    # A search that was cut short is no measure of itself: what it is judged by has the usual runs then.
-    restarts = 1 if (subject.settings.restarts or _USUAL_RESTARTS) >= _ENOUGH_RESTARTS else _USUAL_RESTARTS
-    more = np.minimum(known, distance(max(4 * usual, _USUAL_STEPS), restarts))
+    # A search that was cut short is no measure of itself: what it is judged by has the usual runs then, unless the
+    # budget has no room for them.
+    restarts, least = 1 if context.sizes.restarts >= _ENOUGH_RESTARTS else USUAL_RESTARTS, USUAL_STEPS
+    if context.sizes.checked < 1:
+        restarts, least = context.sizes.restarts, 1
+    more = np.minimum(known, distance(max(4 * usual, least), restarts))
     # Where that gains nothing, a search of fewer steps would say nothing.
     gains = float(np.median(more)) < _GAIN * float(np.median(known))
     fewer = distance(max(1, usual // 4), None) if gains else known

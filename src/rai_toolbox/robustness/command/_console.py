@@ -19,6 +19,7 @@ from rich.table import Table
 
 from rai_toolbox.robustness._results import Curve
 from rai_toolbox.robustness.command._job import Outcome
+from rai_toolbox.robustness.command._options import as_flags
 from rai_toolbox.robustness.report._compare import Comparison
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.report._report import checks_made, figure, percent
@@ -59,6 +60,7 @@ def progress(*, shown: bool) -> Iterator[Callback | None]:
 
         # A stage is drawn when its first batch begins.
         vars(advance)["beat"] = advance
+        vars(advance)["say"] = lambda words: bars.console.print(escape(as_flags(words)), soft_wrap=True)
         yield advance
 
 
@@ -95,6 +97,11 @@ class _Lines:
             self._begun.setdefault(stage, (time.monotonic(), done))
             self._at = stage, done, total
         self._tell()
+
+    def say(self, words: str) -> None:
+        """Print a line at once."""
+        with contextlib.suppress(OSError):
+            print(as_flags(words), file=sys.stderr, flush=True)
 
     def _watch(self) -> None:
         while not self._over.wait(1.0):

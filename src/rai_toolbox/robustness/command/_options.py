@@ -185,10 +185,17 @@ class Job:
             Radii.parse,
         ),
     ] = ()
-    steps: Annotated[int | None, Flag("Steps of each run of a solver (default 50).", "COUNT")] = None
+    budget: Annotated[
+        str,
+        Flag(
+            "quick, standard (default) or thorough: how much work, where the next flags do not say; quick is a look.",
+            "BUDGET",
+        ),
+    ] = "standard"
+    steps: Annotated[int | None, Flag("Steps of each run of a solver (default 50; quick 10).", "COUNT")] = None
     restarts: Annotated[
         int | None,
-        Flag("Runs of a solver per sample, from different points (default 18; 5 at each epsilon).", "COUNT"),
+        Flag("Runs of a solver per sample, from different points (default 18; quick 2).", "COUNT"),
     ] = None
     batch_size: Annotated[int, Flag("Samples at a time (default 128).", "COUNT")] = 128
     bounds: Annotated[
@@ -365,6 +372,7 @@ def as_flags(message: str) -> str:
         name = {"norms": "norm", "corruptions": "corruption"}.get(name, name)
         if name not in _OPTIONS:
             return name
-        return f"--{name.replace('_', '-')}" + ("" if value in (None, "True") else f" {value}")
+        flag = name.replace("_", "-")
+        return f"--no-{flag}" if value == "False" else f"--{flag}" + ("" if value in (None, "True") else f" {value}")
 
     return spelled(message, flag)

@@ -21,7 +21,7 @@ from rai_toolbox.robustness.data._maite import is_of_maite
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.run._preparation import prepare, run_key
 from rai_toolbox.robustness.run._run import Progress, Run
-from rai_toolbox.robustness.session._journal import Journal
+from rai_toolbox.robustness.session._journal import MODEL_OUTPUT, Journal
 from rai_toolbox.robustness.session._team import join
 
 __all__ = ["evaluate"]
@@ -48,6 +48,7 @@ def evaluate(
     diagnostics: bool = True,
     adaptive: bool = True,
     queries: int = 5000,
+    budget: str = "standard",
     average: int = 1,
     corruptions: Mapping[str, Corrupts] | Sequence[Corrupts] | None = None,
     severities: Sequence[float] = (1, 2, 3, 4, 5),
@@ -112,6 +113,10 @@ def evaluate(
     queries : int
         How often a model without a gradient is asked per sample and norm, at most: one that computes in numpy or under
         `torch.no_grad`, trees, a remote function. It is searched by queries alone; others are not concerned.
+    budget : {"standard", "quick", "thorough"}
+        How much work it is worth, where `steps`, `restarts` and `epsilons` do not say: ``"quick"`` is 10 steps and 2
+        restarts, about four radii, smaller checks, none by attacks without the gradient; ``"thorough"`` 100 steps and
+        27 restarts.
     average : int
         How many random points of the same ball and bounds are tried per sample and epsilon, for the average beside the
         worst case: so many more forward passes. 0 measures none.
@@ -128,7 +133,8 @@ def evaluate(
         has ``complete == False``.
     progress : callable, optional
         Called as ``progress(stage, done, total)`` after each batch of a stage; its method ``beat``, if it has one, in
-        the same way before each call of the model, where `done` counts the batch under way by its share.
+        the same way before each call of the model, where `done` counts the batch under way by its share; ``say``, if it
+        has one, as ``say(words)`` with about how long it will take.
     described : mapping, optional
         Entries for the settings in the report, such as the names of model and data.
 
@@ -157,7 +163,7 @@ def evaluate(
     named = as_corruptions(corruptions)
     settings = Settings.checked(
         task=task, norms=norms, epsilons=epsilons, extra_epsilons=extra_epsilons, steps=steps, restarts=restarts,
-        batch_size=batch_size, seed=seed, diagnostics=diagnostics, adaptive=adaptive, queries=queries,
+        batch_size=batch_size, seed=seed, diagnostics=diagnostics, adaptive=adaptive, queries=queries, budget=budget,
         average=average, corruptions=tuple(named), severities=severities,
     )  # fmt: skip
     deadline = _deadline(time_limit)
@@ -178,7 +184,7 @@ def evaluate(
         journal = Journal(out)
         begin = journal.begin if team.leads else journal.follow
         team.leaders_first(lambda: begin(key, resume=resume, overwrite=overwrite))
-        run = Run(subject, summary, team, journal, deadline, progress)
+        run = Run(subject, summary, team, journal, deadline, progress, outputs=len(key[MODEL_OUTPUT][0]))
         devices = own_generators(subject.device)
         with evaluating(*subject.modules), torch.random.fork_rng(devices=devices):
             return run.all_stages({**_named(model=model, data=data), **(described or {})})

@@ -40,6 +40,7 @@ from rai_toolbox.robustness.run._assembly import (
 )
 from rai_toolbox.robustness.run._averaging import corruptions_of, with_average
 from rai_toolbox.robustness.run._curves import accuracy_curve, error_curve
+from rai_toolbox.robustness.run._estimate import estimate
 from rai_toolbox.robustness.session._journal import Journal, Piece
 from rai_toolbox.robustness.session._team import Team
 
@@ -63,9 +64,11 @@ class Run:
         Who shares the work, and where finished pieces are kept.
     deadline : float or None
         Of `time.monotonic`: the model is not asked after it, but for a last look at what was found.
+    outputs : int
+        Of the model.
     progress : callable or None
         Told of each finished batch; its method ``beat``, if it has one, of each call of the model, with the share of
-        the batch that is done.
+        the batch that is done; its method ``say``, if it has one, of the cost, in words.
     complete : bool
         Whether no batch has been left out so far.
     begun : float
@@ -78,6 +81,7 @@ class Run:
     journal: Journal
     deadline: float | None
     progress: Progress | None
+    outputs: int
     complete: bool = True
     begun: float = field(default_factory=time.perf_counter)
     _at: tuple[str, int, int] = ("Looking at the model", 0, 1)
@@ -91,6 +95,7 @@ class Run:
         finite = joined(clean_pieces, "finite")
         if len(finite) and not finite.any():
             raise InputError("the model's output is NaN or infinite for every sample")
+        self._say_cost(clean_pieces)
         measure = self._accuracies if subject.classifies else self._errors
         outcomes = {norm: measure(norm, clean_pieces) for norm in subject.settings.norms}
         by_norm = {norm: measured for norm, measured in outcomes.items() if measured is not None}
@@ -99,7 +104,7 @@ class Run:
                 f"the time limit came before the first batch was done; go on with {arg('resume', True)}"
             )
         findings = self._checks(by_norm, clean_pieces) if subject.settings.diagnostics else ()
-        adaptive = subject.settings.adaptive and subject.has_gradient
+        adaptive = subject.settings.adaptive and subject.settings.sizes.adaptive and subject.has_gradient
         if subject.classifies and adaptive and asks_for_more(findings) and self.complete:
             by_norm, findings = self._stronger(by_norm, findings)
         by_norm = {
@@ -113,6 +118,20 @@ class Run:
             complete=self.complete, described=described, seconds=time.perf_counter() - self.begun,
             processes=self.team.size,
         )  # fmt: skip
+
+    def _say_cost(self, clean_pieces: Pieces) -> None:
+        """Tell, before the attacks begin, about how long they and the checks take."""
+        say = getattr(self.progress, "say", None)
+        if say is None or not self.team.leads or not all(clean_pieces) or not self.subject.has_gradient:
+            return
+        settings = self.subject.settings
+        known = joined(clean_pieces, "correct" if self.subject.classifies else "error")
+        right = int(known.sum()) if self.subject.classifies else len(known)
+        names = [f"search-{settings.norms[0]}-{batch:07d}" for batch in range(self.subject.batches)]
+        left = sum(self.journal.get(name) is None for name in names) / len(names)
+        if right:
+            with self.subject.last_word(now=True):
+                say(str(estimate(self.subject, right, self.outputs, share_left=left, processes=self.team.size)))
 
     def _stage(self, name: str, words: str, work: Callable[[int], Mapping[str, Any] | None]) -> Pieces:
         """Do the batches that are not done yet, each in one of the processes; return all that are done, or
@@ -188,7 +207,7 @@ class Run:
             return None
         nearest = joined(searched, "distance")
         widest = widest_radius(norm, self.summary, subject.box, subject.samples.shape)
-        grid = subject.settings.grid(norm) or grid_for_distances(norm, nearest, widest)
+        grid = subject.settings.grid(norm) or grid_for_distances(norm, nearest, widest, subject.settings.sizes.radii)
         grid = subject.settings.with_extra(norm, grid)
 
         def confirm_batch(batch: int) -> Mapping[str, Any] | None:
@@ -212,7 +231,9 @@ class Run:
         Returns None where the time limit came before the first batch.
         """
         subject = self.subject
-        grid = subject.settings.grid(norm) or grid_for_spread(norm, self.summary, subject.box)
+        grid = subject.settings.grid(norm) or grid_for_spread(
+            norm, self.summary, subject.box, subject.settings.sizes.radii
+        )
         grid = subject.settings.with_extra(norm, grid)
 
         def confirm_batch(batch: int) -> Mapping[str, Any] | None:

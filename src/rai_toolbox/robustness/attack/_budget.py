@@ -1,0 +1,54 @@
+"""How much work an evaluation is worth: three budgets, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import signature
+
+from rai_toolbox.perturbations import minimum_norm
+
+__all__ = ["BUDGETS", "USUAL_RESTARTS", "USUAL_STEPS", "Budget"]
+
+#: The defaults of the solvers.
+USUAL_STEPS, USUAL_RESTARTS = (signature(minimum_norm).parameters[name].default for name in ("steps", "restarts"))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The sizes of the parts of an evaluation, where they are not asked for one by one.
+
+    Attributes
+    ----------
+    steps, restarts : int
+        Of the solvers.
+    radii : int
+        How many a default grid has, about.
+    checked : float
+        The share of the usual samples that a check looks at, and of the random points and directions that it tries.
+    adaptive : bool
+        Whether attacks without the gradient follow where a check doubts it.
+    without : tuple of str
+        The checks that are left out.
+    """
+
+    steps: int = USUAL_STEPS
+    restarts: int = USUAL_RESTARTS
+    radii: int = 8
+    checked: float = 1.0
+    adaptive: bool = True
+    without: tuple[str, ...] = ()
+
+    def of_usual(self, count: int, least: int = 4) -> int:
+        """Return how many of so many samples, points or directions a check takes."""
+        return min(count, max(least, round(self.checked * count)))
+
+
+#: By the names that `evaluate` takes. The usual one is that of the solvers' defaults.
+BUDGETS: Mapping[str, Budget] = {
+    "quick": Budget(
+        steps=10, restarts=2, radii=4, checked=0.125, adaptive=False, without=("finite-differences", "transfer")
+    ),
+    "standard": Budget(),
+    "thorough": Budget(steps=100, restarts=27),
+}
