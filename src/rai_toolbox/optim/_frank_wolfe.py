@@ -137,8 +137,8 @@ class FrankWolfe(Optimizer):
             if any(map(Tensor.is_inference, counts)):  # made in inference mode, so that they cannot be changed
                 for state in states:
                     state["step"] = state["step"] + 1
-            else:
-                foreach_add_(counts, 1)
+            else:  # a list of tensors takes a fourth of the time that a number takes
+                foreach_add_(counts, [torch.ones_like(counts[0])] * len(counts))
             for k, members in alike.items():
                 self._move_(members, lr / (lr + k) if group["use_default_lr_schedule"] else lr, group)
         return loss
@@ -154,7 +154,7 @@ class FrankWolfe(Optimizer):
             if a == 1:
                 _each(foreach_zero_, Tensor.zero_, xs)  # not a multiplication by 0: an infinity that was held is gone
             else:
-                _each(foreach_mul_, Tensor.mul_, xs, 1 - a)
+                _each(foreach_mul_, Tensor.mul_, xs, _factor(1 - a, xs))
             if isinstance(radius, Tensor):
                 for p in xs:
                     _add_product_(p, p.grad, _per_datum(radius, p, group["param_ndim"]) * -a)
@@ -169,6 +169,14 @@ def _each(foreach_: Any, one_: Any, xs: list[Tensor], *args: Any) -> None:
         foreach_(xs, *args)
     else:
         one_(xs[0], *args)
+
+
+def _factor(number: float, xs: list[Tensor]) -> float | Tensor:
+    """Return what multiplies a list of tensors by a number: the same bits, on a CPU in a fourth of the time."""
+    kinds = {(x.dtype, x.device.type) for x in xs}
+    if len(xs) > 1 and kinds in ({(torch.float32, "cpu")}, {(torch.float64, "cpu")}):
+        return torch.tensor(number, dtype=xs[0].dtype, device="cpu")
+    return number
 
 
 def _per_datum(radius: Tensor, p: Tensor, param_ndim: int | None) -> Tensor:

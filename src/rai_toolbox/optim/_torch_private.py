@@ -70,7 +70,7 @@ def is_unobserved(inner: Optimizer) -> bool:
     patched = inner.__dict__.get("step")
     return (
         (patched is None or _counts_for_a_scheduler(inner, patched))
-        and not has_step_hooks(inner)
+        and not (inner._optimizer_step_pre_hooks or inner._optimizer_step_post_hooks)
         and not _global_optimizer_pre_hooks
         and not _global_optimizer_post_hooks
     )
