@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -128,7 +128,7 @@ def _guess(a: Tensor, count: int, above_t: Tensor) -> tuple[_Column, _Column, Te
     t = mean.numpy() * (math.sqrt(math.pi / 2) * z)
     slope = mean.numpy() * (math.sqrt(math.pi / 2) / hazard)  # of the threshold, in the logarithm of the count
     goal, chance = math.log(count + 0.5), 8.0 / count
-    before = log_before = None
+    before = log_before = above = cast("Any", None)
     for i in range(_PASSES):
         above = torch.gt(a, torch.from_numpy(t), out=above_t).sum(1, keepdim=True).numpy()
         if i and (i == _PASSES - 1 or np.count_nonzero(abs(above - count) > _PICKED) <= a.shape[0] // 8):
