@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -268,7 +269,12 @@ class _Bundle:
         self._safe_factors = safe_factors(self.dtype)
         directs = sum(m.count for m in self.members if m.direct)
         self._norms = _buffer(sum(self._counts), dtype=torch.float64)
-        self._factors = _buffer(sum(self._counts), dtype=dtype)
+        self._few_factors = array("d" if dtype == torch.float64 else "f", [0.0] * min(sum(self._counts), _FEW + 1))
+        if sum(self._counts) <= _FEW:
+            with torch.inference_mode(False):
+                self._factors = torch.frombuffer(self._few_factors, dtype=dtype)
+        else:
+            self._factors = _buffer(sum(self._counts), dtype=dtype)
         lengths = [m.length for m in self.members]
         self._lengths: Tensor | int = lengths[0]
         if len(set(lengths)) > 1:
@@ -293,10 +299,8 @@ class _Bundle:
         self._take_stacked = operator.itemgetter(*stacked) if stacked else tuple
         self._unstacked = [part for i in self._stacks for part in self.members[i].unstacked]
         self._fetches = [m.indices for m in self.members] != [[0]] or self.members[0].is_part
-        self._few_factors: Any = None
-        if len(self._norms) <= _FEW and isinstance(self._lengths, int):
-            self._few_norms, self._few_factors = self._norms.numpy(), self._factors.numpy()
-            self._ones = [1.0] * len(self._norms)
+        self._may_be_quick = len(self._norms) <= _FEW and isinstance(self._lengths, int)
+        self._ones = [1.0] * len(self._norms)
 
     def _ask_about(self, factor: NormFactor) -> None:
         """Find out what a factor allows, where it is another one than at the last time."""
@@ -306,7 +310,7 @@ class _Bundle:
         low, high = self._safe_factors
         self._has_safe_factors = low <= least and most <= high
         self._unchanged_to = factor.unchanged_to
-        self._is_quick = self._few_factors is not None and self._has_safe_factors and factor.is_of_numbers
+        self._is_quick = self._may_be_quick and self._has_safe_factors and factor.is_of_numbers
         self._asked_about = factor
 
     def run(self, xs: Sequence[Tensor], factor: NormFactor) -> None:
@@ -320,13 +324,13 @@ class _Bundle:
             self._measured_norms.copy_(self._measured)
         low, high = self._safe_norms
         if self._is_quick:
-            norms = self._few_norms.tolist()
+            norms = self._norms.tolist()
             least, most = min(norms), max(norms)
             if low <= least and most <= high and sum(norms) >= 0:  # a NaN shows in the sum
                 if most > self._unchanged_to:
                     factors = factor.of_numbers(norms, self.dtype, self.members[0].length)
                     if factors != self._ones:
-                        self._few_factors[:] = factors
+                        self._few_factors[:] = array(self._few_factors.typecode, factors)
                         self._multiply_(xs, parts)
                 return
         self._scale_(xs, parts, factor)

@@ -18,7 +18,7 @@ from rai_toolbox.functional._per_datum import (
 )
 from rai_toolbox.kernels._large_selection import keep_largest_, signs_of_largest_
 from rai_toolbox.kernels._scratch import is_large, scratch
-from rai_toolbox.kernels._selection import is_searched, kept, magnitudes, mark_largest_, search
+from rai_toolbox.kernels._selection import guess, is_searched, kept, magnitudes, search
 
 
 def kept_count(numel: int, q: float) -> int:
@@ -199,7 +199,8 @@ def signed_rows_(rows: Tensor, count: int, scale: float) -> Tensor:
         return rows.copy_(_signed(rows, count, scale))
     a = magnitudes(rows)
     keep = scratch(a, 1)
-    sums, mean = mark_largest_(a, count, keep)
+    t, mean = guess(a, count, keep)
+    sums = torch.gt(a, t, out=keep).sum(1, keepdim=True)
     wrong = (sums - float(count) + (mean - mean)).nonzero()[:, 0]  # NaN where a row is not finite
     exact = _signed(rows.index_select(0, wrong), count, scale) if wrong.numel() else None
     rows.sign_().mul_(keep.mul_(scale / count))

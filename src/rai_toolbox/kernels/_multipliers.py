@@ -123,9 +123,7 @@ def _first_level(depth: Tensor, total: Tensor) -> Tensor:
         return total
     # The entries of least depth of strided segments, which a pass of arithmetic finds: the level is right if all that
     # are wet are among them.
-    nearest = depth.view(depth.shape[0], -1, segments).amin(1)
-    nearest.numpy().sort(axis=1)  # of so few, a tenth of the time of `topk`
-    least = nearest[:, :_FEW]
+    least = depth.view(depth.shape[0], -1, segments).amin(1).topk(_FEW, 1, largest=False).values
     levels = (total + least.cumsum(1)) / torch.arange(1, _FEW + 1, dtype=depth.dtype, device=depth.device)
     wet = (least < levels).sum(1, keepdim=True).clamp_min_(1)
     return levels.gather(1, wet - 1).minimum(total)

@@ -2,7 +2,7 @@
 
 On a CPU a selection by comparing and swapping (`topk`, `kthvalue`, `numpy.partition`) runs at 3 to 6 ns an entry, where
 a pass of arithmetic takes 0.05. So the threshold is *searched*: count the entries above a guess, correct the guess by
-the density of the entries there, and after two passes most rows of thousands are right or a few entries off; the
+the density of the entries there, and after three passes most rows of thousands are right or a few entries off; the
 few are picked by their distance from the guess. A count of what is kept confirms each row, and the rare row that is
 not confirmed (ties, NaN) is selected exactly.
 """
@@ -11,29 +11,17 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, TypeAlias, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rai_toolbox.kernels import _portable
 from rai_toolbox.kernels._machine import may_look
-from rai_toolbox.kernels._norms import divisor_near
 from rai_toolbox.kernels._scratch import scratch
 
-# Numbers, one a row: shape (N, 1), float32 or float64.
-_Column: TypeAlias = Any
-
-# How many entries a threshold may be off to be corrected by picking, how many passes are made at most before, and how
-# often it is done again for the rows that are not right by then.
-_PICKED = 6
+# How many entries a threshold may be off to be corrected by picking, and how many passes are made at most before.
+_PICKED = 12
 _PASSES = 8
-_ROUNDS = 2
-_LITTLE_NUMEL = 2**14
-
-# In about so many segments of a row the entries nearest to a threshold are looked for.
-_SEGMENTS = 48
 
 
 def kept(rows: Tensor, count: int) -> Tensor:
@@ -69,8 +57,10 @@ def search(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     a = magnitudes(rows)
     keep = scratch(a, 1)
-    sums, mean = mark_largest_(a, count, keep)
+    threshold, mean = guess(a, count, keep)
     odd = (mean - mean).nonzero()[:, 0]
+    torch.gt(a, threshold, out=keep)
+    sums = keep.sum(1, keepdim=True)
     wrong = (sums - count).nonzero()[:, 0]
     if wrong.numel():
         part = a.index_select(0, wrong)
@@ -86,37 +76,8 @@ def magnitudes(rows: Tensor) -> Tensor:
     return torch.abs(rows, out=a) if rows.dtype == a.dtype else a.copy_(rows).abs_()
 
 
-def mark_largest_(a: Tensor, count: int, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Mark entries of each row of magnitudes in `keep`: in most rows the `count` largest ones.
-
-    What is computed for a row, and not for its entries, numpy does: a call of torch takes several times as long.
-
-    Returns
-    -------
-    sums, mean : Tensor, shape (N, 1)
-        How many are marked, and the means of the rows. What is marked in a row that is not finite may be anything.
-    """
-    with np.errstate(all="ignore"):
-        t, miss, mean = _guess(a, count, keep)
-        t = _picked(a, t, miss)
-        sums = torch.gt(a, torch.from_numpy(t), out=keep).sum(1, keepdim=True)
-        for _ in range(_ROUNDS):  # rows in which two of the entries that were passed over lay in one segment
-            miss = sums.numpy() - count
-            off = miss[:, 0].nonzero()[0]
-            if off.size * a.shape[1] <= _LITTLE_NUMEL:  # these are selected exactly in less time
-                break
-            rows = torch.from_numpy(off)
-            part = torch.index_select(a, 0, rows, out=scratch(a[: off.size], 4))
-            moved = _picked(part, t[off], miss[off])
-            mask = torch.gt(part, torch.from_numpy(moved), out=scratch(part, 5))
-            t[off] = moved
-            keep.index_copy_(0, rows, mask)
-            sums.index_copy_(0, rows, mask.sum(1, keepdim=True))
-    return sums, mean
-
-
-def _guess(a: Tensor, count: int, above_t: Tensor) -> tuple[_Column, _Column, Tensor]:
-    """Thresholds that about `count` entries exceed, by how many these are too many, and the means of the rows.
+def guess(a: Tensor, count: int, above_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Thresholds that exactly `count` entries exceed, in most rows; and the means of the rows.
 
     The threshold of a row that is not finite may be anything.
     """
@@ -125,21 +86,26 @@ def _guess(a: Tensor, count: int, above_t: Tensor) -> tuple[_Column, _Column, Te
     z = math.sqrt(2) * erfinv(1 - share)
     hazard = math.sqrt(2 / math.pi) * math.exp(-z * z / 2) / share
     mean = a.mean(1, keepdim=True)
-    t = mean.numpy() * (math.sqrt(math.pi / 2) * z)
-    slope = mean.numpy() * (math.sqrt(math.pi / 2) / hazard)  # of the threshold, in the logarithm of the count
+    t = mean * (math.sqrt(math.pi / 2) * z)
+    slope = mean * (math.sqrt(math.pi / 2) / hazard)  # of the threshold, in the logarithm of the count
     goal, chance = math.log(count + 0.5), 8.0 / count
-    before = log_before = above = cast("Any", None)
+    before = log_before = None
+    miss = torch.zeros_like(t)
     for i in range(_PASSES):
-        above = torch.gt(a, torch.from_numpy(t), out=above_t).sum(1, keepdim=True).numpy()
-        if i and (i == _PASSES - 1 or np.count_nonzero(abs(above - count) > _PICKED) <= a.shape[0] // 8):
-            break
-        log_ratio = np.log(above + 0.5) - goal
-        if before is not None:
+        torch.gt(a, t, out=above_t)
+        above = above_t.sum(1, keepdim=True)
+        if i >= 2:
+            miss = above - float(count)
+            if i == _PASSES - 1 or int(torch.count_nonzero(miss.abs() > _PICKED)) <= a.shape[0] // 32:
+                break
+        log_ratio = above.add_(0.5).log_().sub_(goal)
+        if before is not None and log_before is not None:
             # a secant, as far as the counts differ by more than chance
-            slope = (slope * chance + abs(before - t)) / (abs(log_before - log_ratio) + chance)
+            change = log_before.sub_(log_ratio).abs_().add_(chance)
+            slope.mul_(chance).add_(before.sub_(t).abs_()).div_(change)
         before, log_before = t, log_ratio
-        t = np.maximum(t + slope * log_ratio, t * 0.25)
-    return t, above - count, mean
+        t = torch.addcmul(t, slope, log_ratio).maximum(t * 0.25)
+    return _picked(a, t, miss), mean
 
 
 @functools.lru_cache(maxsize=256)
@@ -148,22 +114,25 @@ def erfinv(x: float) -> float:
     return float(torch.erfinv(torch.tensor(x, dtype=torch.float64, device="cpu")))
 
 
-def _picked(a: Tensor, t: _Column, miss: _Column) -> _Column:
-    """Move each threshold over the `miss` entries that are nearest to it: right in most rows where these are few."""
-    side = np.sign(miss)
-    start = np.where(side > 0, np.nextafter(t, t.dtype.type(np.inf)), t)
+def _picked(a: Tensor, t: Tensor, miss: Tensor) -> Tensor:
+    """Move each threshold over the `miss` entries that are nearest to it, where these are few."""
+    off = miss.nonzero()[:, 0]
+    if not off.numel():
+        return t
+    m, start = miss.index_select(0, off), t.index_select(0, off)
+    side = m.sign()
+    part = torch.index_select(a, 0, off, out=scratch(a[: len(off)], 2))
+    m = m.abs_()
     # The nearest entry on the right side has the largest reciprocal distance, the other side's are negative.
-    near = torch.mul(a, torch.from_numpy(side), out=scratch(a, 3)).sub_(torch.from_numpy(start * side)).reciprocal_()
-    steps = abs(miss).clip(1, _PICKED).astype(np.int64)
-    segments = divisor_near(a.shape[1], _SEGMENTS)
-    if segments:
-        # The nearest of each of some strided segments. No two of the few are in one, or a count will show it.
-        nearest = near.view(len(a), -1, segments).amax(1).numpy()
-        nearest.sort(axis=1)  # of these, a tenth of the time of `topk`
-        near_ones = nearest[np.arange(len(a))[:, None], segments - steps]
-    else:
-        nearest = near.topk(_PICKED, 1).values.numpy()
-        near_ones = nearest[np.arange(len(a))[:, None], steps - 1]
+    near = torch.mul(part, side, out=scratch(part, 3)).sub_(start * side).reciprocal_()
     # A difference of near numbers is exact, so the entry is what comes out, rounded; a count confirms it in the end.
-    value = start + side / near_ones
-    return np.where(miss == 0, t, np.where(side > 0, value, np.nextafter(value, t.dtype.type(0))))
+    value = start + side / near.amax(1, keepdim=True)
+    far = (m > 1).nonzero()[:, 0]
+    if far.numel():
+        m = m.index_select(0, far)
+        steps = min(int(m.amax().clamp_max_(_PICKED)), a.shape[1])
+        order = near.index_select(0, far).topk(steps, 1).indices
+        place = order.gather(1, m.long().sub_(1).clamp_(0, steps - 1))
+        value.index_copy_(0, far, part.index_select(0, far).gather(1, place))
+    value = torch.where(side > 0, value, torch.nextafter(value, torch.zeros_like(value)))
+    return t.index_copy(0, off, value)
