@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -161,6 +162,28 @@ def test_a_random_point_that_is_misclassified_lowers_the_curve_that_no_attack_lo
             assert (result.distance["linf"] > 0.3 - 1e-6).all()
             standing = round(200 * point.by_minimum_norm) - point.also_by_fixed_budget - point.also_by_stronger_attacks
             assert standing == round(200 * point.value)
+
+
+def test_a_time_limit_within_the_average_leaves_what_was_drawn_and_a_later_run_goes_on(tmp_path, monkeypatch):
+    def end(stage, done, total):
+        if "random points" in stage and done == 1:
+            monkeypatch.setattr(time, "monotonic", lambda: math.inf)
+
+    x = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    given = half_space(1.0, 0.5), (x, x[:, 0] > 0)
+    options = QUICK | {"epsilons": [0.3], "corruptions": [shifted], "severities": [1], "batch_size": 10}
+    part = evaluate(*given, folder=tmp_path, time_limit=100, progress=end, **options)
+    monkeypatch.undo()
+    assert not part.complete
+    assert [point.points for point in part.curves["l2"].average] == [10, 10]
+    assert part.curves["l2"].points[0].samples == 40
+    assert part.corruptions == {}
+    part.save(tmp_path / "report")  # all files can be made of it
+    rest, whole = evaluate(*given, folder=tmp_path, resume=True, **options), evaluate(*given, **options)
+    assert rest.complete
+    assert rest.curves["l2"].average == whole.curves["l2"].average
+    assert rest.curves["l2"].points == whole.curves["l2"].points
+    assert rest.corruptions == whole.corruptions
 
 
 def test_a_regression_has_its_mean_error_at_random_points():

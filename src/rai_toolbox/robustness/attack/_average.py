@@ -48,11 +48,12 @@ def average(subject: Subject, norm: Norm, batch: int, grid: Sequence[float]) -> 
         error at them. ``largest``: the same for the worst of them. ``distance``, shape (samples,): of the nearest
         point that is misclassified. ``clamped``, shape (radii,): how many points had to be clamped to the box.
     """
-    begun, forwards = time.perf_counter(), subject.model.forwards
+    begun = time.perf_counter()
     start, stop = subject.span(batch)
     x, target = subject.batch(start, stop)
     draw = _Draws(subject, norm, x, start)
     count = subject.settings.average
+    subject.begin(len(grid) * count * (stop - start))
     error, largest = np.zeros((2, len(grid), stop - start))
     clamped = np.zeros(len(grid), dtype=np.int64)
     distance = np.full(stop - start, np.inf)
@@ -71,7 +72,7 @@ def average(subject: Subject, norm: Norm, batch: int, grid: Sequence[float]) -> 
         "largest": largest,
         "distance": distance,
         "clamped": clamped,
-        "forwards": subject.model.forwards - forwards,
+        "forwards": subject.model.forwards - subject.begun,
         "seconds": time.perf_counter() - begun,
     }
 
