@@ -99,3 +99,4 @@ bench: $(VENV)/.dev  ## what a step costs, as ratios to plain SGD; OLDER=DIR for
 
 bench-solvers: $(VENV)/.dev  ## robust accuracy, optimality and model passes of the solvers; other libraries where installed
 	$(BIN)/python bench/solvers.py
+	$(BIN)/python bench/solver_optima.py

@@ -1,0 +1,61 @@
+"""How much memory a solve of large inputs holds, counted in tensors as they come and go."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rai_toolbox.perturbations import minimum_norm, worst_case
+
+BATCH = (8, 3, 224, 224)
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of the storages that operators have returned and somebody still holds; `peak` is the most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize(
+    ("solve", "norm"), [(minimum_norm, "l1"), (minimum_norm, "l0"), (worst_case, "linf"), (worst_case, "l2")]
+)
+def test_a_batch_of_large_images_takes_a_bounded_multiple_of_its_size(solve, norm):
+    torch.manual_seed(0)
+    x = torch.rand(BATCH)
+    model = nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(147, 4))
+    y = model(x).argmax(1).detach()
+    options = {"epsilon": 1e-3} if solve is worst_case else {}
+    gc.collect()
+    with Held() as held:
+        solve(model, x, y, norm=norm, bounds=(0, 1), steps=2, restarts=3, **options)
+    assert x.nbytes < held.peak < 36 * x.nbytes, held.peak / x.nbytes
