@@ -264,7 +264,8 @@ def _pieces_of(meeting: _Meeting) -> tuple[list[_Piece], list[_Piece]]:
         tuple((job.layout.form, job.k, job.cost, team) for job, team in zip(meeting.jobs, meeting.teams, strict=True)),
     )
     if key not in first.laid_out:
-        first.laid_out.clear()
+        if len(first.laid_out) >= 8:  # the stages of a chain have a few
+            first.laid_out.clear()
         first.laid_out[key] = _pieces(meeting)
     return first.laid_out[key]
 
