@@ -7,6 +7,8 @@ import io
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from inspect import Signature, signature
 from typing import Annotated, Any
 
@@ -31,7 +33,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="rai-toolbox",
     help="Measure how robust a model is.",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -159,9 +161,23 @@ def _main(arguments: list[str] | None) -> int:
     except Exception as error:
         # Wrong flags; the class is click's or typer's own, by their versions.
         if not hasattr(error, "format_message"):
-            raise
+            return _fail(_unexpected(error), ExitCode.FAILED)
         return _fail(error.format_message(), ExitCode.BAD_INPUT)  # type: ignore[attr-defined]
     return int(result) if isinstance(result, int) else 0
+
+
+def _unexpected(error: Exception) -> str:
+    """Write the traceback of an error that nobody foresaw to a file, and return a sentence that names it."""
+    said = " ".join(str(error).split())[:200]
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="rai-toolbox-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(text)
+    except OSError:
+        return f"this should not have happened: {type(error).__name__}: {said}"
+    return f"this should not have happened: {type(error).__name__}: {said}; the traceback is in {file.name!r}"
 
 
 def _fail(message: str, code: ExitCode, *, ranks: tuple[str, ...] | None = None) -> int:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from rai_toolbox.robustness import evaluate
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TESTED = {
     "accelerate_loop",
@@ -22,6 +24,7 @@ TESTED = {
     "fsdp2",
     "lightning_module",
     "mixed_precision",
+    "transformers_digits",
     "transformers_trainer",
     "vmapped_attack",
     "waves",
@@ -67,6 +70,13 @@ def test_lightning(example: Any) -> None:
 def test_transformers_trainer(example: Any) -> None:
     first, last = example("transformers_trainer").main()
     assert last < first - 0.1
+
+
+def test_a_classifier_of_transformers_is_evaluated_as_it_is(example: Any) -> None:
+    digits = example("transformers_digits")
+    result = evaluate(digits.model(), digits.test_data(), budget="quick", diagnostics=False)
+    points = result.curves["l2"].points
+    assert points[0].value > 0.7 > 0.3 > points[-1].value
 
 
 # Inductor imports parts of torch that use torch.jit, which torch 2.13 deprecates.

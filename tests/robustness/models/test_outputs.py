@@ -59,3 +59,16 @@ def test_statistics_of_known_data_sets_have_names(name: str) -> None:
     x = torch.full((2, 3, 4, 4), 0.5)
     assert preprocess(x).shape == x.shape
     assert preprocess(x).abs().max() < 1
+
+
+@pytest.mark.parametrize(("inputs", "target"), [("image", "label"), ("pixel_values", "labels"), ("x", "y")])
+def test_data_of_dicts(inputs: str, target: str) -> None:
+    items = [{inputs: x, target: int(y), "id": 3} for x, y in zip(X, Y, strict=True)]
+    expected = evaluate(lambda x: 3 * x, (X, Y), **QUICK)
+    found = evaluate(lambda x: 3 * x, items, **QUICK)
+    assert [p.value for p in found.curves["l2"].points] == [p.value for p in expected.curves["l2"].points]
+
+
+def test_a_dict_without_an_input_is_told_what_is_looked_for() -> None:
+    with pytest.raises(InputError, match=r"has the entries picture, label; expected one of x, pixel_values, image"):
+        evaluate(lambda x: x, [{"picture": 1, "label": 0}] * 3, **QUICK)

@@ -22,6 +22,9 @@ __all__ = ["Kind", "Samples", "Summary", "as_samples", "by_position", "kind_of",
 
 Kind = Literal["image", "series", "table"]
 
+# The entries of an item that is a mapping, as data sets of Hugging Face and their collators have them.
+_INPUTS = ("x", "pixel_values", "image", "input_values", "inputs")
+_TARGETS = ("y", "label", "labels", "target")
 _CHUNK_BYTES = 16 * 2**20
 
 
@@ -296,8 +299,15 @@ def _array(value: Any, what: str) -> NDArray:
 
 
 def _pair(item: Any, what: str) -> tuple[Any, Any]:
-    if isinstance(item, Mapping) and {"x", "y"} <= set(item):
-        return item["x"], item["y"]
+    if isinstance(item, Mapping):
+        found = [next((item[name] for name in names if name in item), None) for names in (_INPUTS, _TARGETS)]
+        if found[0] is not None and found[1] is not None:
+            return found[0], found[1]
+        names = ", ".join(map(str, list(item)[:8]))
+        raise InputError(
+            f"{what}: an item has the entries {names}; expected one of {', '.join(_INPUTS)} and one of"
+            f" {', '.join(_TARGETS)}"
+        )
     if isinstance(item, (tuple, list)) and len(item) == 2:
         return item[0], item[1]
     raise InputError(f"{what}: expected (input, target) pairs, got {type(item).__name__}")
