@@ -23,6 +23,9 @@ __all__ = ["Box", "Norm", "Settings", "make_box"]
 Norm = Literal["l1", "l2", "linf", "l0"]
 NORMS = get_args(Norm)
 
+#: Where none of so many draws is an error, the interval of the probability of an error ends below one half.
+LEAST_DRAWS = 6
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -52,6 +55,8 @@ class Settings:
         How often a model without a gradient is asked per sample and norm, at most.
     budget : {"quick", "standard", "thorough"}
         The sizes of what is not asked for one by one.
+    draws : int
+        How many answers of a random model to an input are one decision.
     average : int
         How many random points of the same ball and box are tried per sample and radius.
     corruptions : tuple of str
@@ -72,6 +77,7 @@ class Settings:
     adaptive: bool = True
     queries: int = 5000
     budget: str = "standard"
+    draws: int = 1
     average: int = 1
     corruptions: tuple[str, ...] = ()
     severities: tuple[float, ...] = ()
@@ -128,6 +134,7 @@ class Settings:
             diagnostics=bool(given.diagnostics),
             adaptive=bool(given.adaptive),
             queries=_whole("queries", given.queries, least=100),
+            draws=_draws(given.draws),
             average=_whole("average", given.average, least=0),
             corruptions=tuple(given.corruptions),
             severities=_severities(given.severities) if given.corruptions else (),
@@ -188,6 +195,16 @@ def _whole(name: str, value: Any, *, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least or value >= 2**63:
         raise InputError(f"{arg(name)} must be a whole number, at least {least}, got {value!r}")
     return int(value)
+
+
+def _draws(value: Any) -> int:
+    draws = _whole("draws", value, least=1)
+    if 1 < draws < LEAST_DRAWS:
+        raise InputError(
+            f"{arg('draws')} must be 1, or at least {LEAST_DRAWS}: of fewer draws that all agree, a 95 % interval still"
+            f" holds one half; got {draws}"
+        )
+    return draws
 
 
 @dataclass(frozen=True)

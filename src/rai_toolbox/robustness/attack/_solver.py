@@ -17,11 +17,21 @@ from numpy.typing import NDArray
 from rai_toolbox.perturbations import minimum_norm, worst_case
 from rai_toolbox.perturbations._resuming import SolveEnded
 from rai_toolbox.perturbations.losses import misclassified
+from rai_toolbox.robustness._statistics import clopper_pearson_interval
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.attack._under_way import RunsOfSolver
 
-__all__ = ["CheckedResult", "as_numpy", "check_again", "decisions", "distances", "mean_absolute_error", "run_solver"]
+__all__ = [
+    "CheckedResult",
+    "as_numpy",
+    "check_again",
+    "decisions",
+    "distances",
+    "errs",
+    "mean_absolute_error",
+    "run_solver",
+]
 
 _ORDER = {"l1": 1.0, "l2": 2.0, "linf": float("inf"), "l0": 0.0}
 
@@ -91,6 +101,8 @@ def run_solver(
     options["callback"] = RunsOfSolver(subject, purpose)
     sizes = subject.settings.sizes
     options |= {"steps": steps or sizes.steps, "restarts": restarts or sizes.restarts}
+    if subject.settings.draws > 1:
+        options["samples"] = subject.settings.draws
     asked_of = through or subject.model
     with subject.last_word():
         if epsilon is None:
@@ -99,7 +111,7 @@ def run_solver(
             solution = worst_case(asked_of, x, target, epsilon=epsilon, early_stop=not to_the_end, **options)
     with subject.last_word(now=True):
         found = check_again(subject, x, target, solution.perturbed.detach(), norm=norm, epsilon=epsilon)
-    if subject.classifies:
+    if subject.classifies and subject.settings.draws == 1:  # other draws vote otherwise where they are nearly even
         found.rejected = int((as_numpy(solution.success) & ~np.isfinite(found.distance)).sum())
     return found
 
@@ -139,7 +151,7 @@ def check_again(
         return CheckedResult(
             perturbed, np.where(inside, distance, np.inf), as_numpy(output), error, int((~inside).sum())
         )
-    wrong = inside & as_numpy(misclassified(output, target))
+    wrong = inside & as_numpy(errs(subject, perturbed, target, output))
     return CheckedResult(
         perturbed=perturbed,
         distance=np.where(wrong, distance, np.inf),
@@ -147,6 +159,26 @@ def check_again(
         error=np.zeros(len(x)),
         rejected=0,
     )
+
+
+def errs(subject: Subject, x: torch.Tensor, target: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Return where the model errs; of a random model, where it is not shown that it errs less than half of the time.
+
+    Parameters
+    ----------
+    output : Tensor
+        The first of the model's answers at `x`.
+    """
+    wrong = misclassified(output, target)
+    draws = subject.settings.draws
+    if draws == 1:
+        return wrong
+    errors = wrong.long()
+    with torch.no_grad():
+        for _ in range(draws - 1):
+            errors += misclassified(subject.model(x), target)
+    highest = torch.tensor([clopper_pearson_interval(count, draws)[1] for count in range(draws + 1)])
+    return highest.to(x.device)[errors] >= 0.5
 
 
 def distances(perturbed: torch.Tensor, x: torch.Tensor, norm: Norm) -> NDArray:

@@ -13,10 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rai_toolbox.perturbations.losses import misclassified
 from rai_toolbox.robustness.attack._queries import nearest_by_queries, within_by_queries
 from rai_toolbox.robustness.attack._settings import Norm
-from rai_toolbox.robustness.attack._solver import CheckedResult, as_numpy, decisions, mean_absolute_error, run_solver
+from rai_toolbox.robustness.attack._solver import (
+    CheckedResult,
+    as_numpy,
+    decisions,
+    errs,
+    mean_absolute_error,
+    run_solver,
+)
 from rai_toolbox.robustness.attack._subject import Subject
 
 __all__ = ["clean", "confirm", "search"]
@@ -33,7 +39,7 @@ def clean(subject: Subject, batch: int) -> dict[str, Any]:
     if subject.classifies:
         piece["prediction"] = as_numpy(decisions(output))
         # A NaN among the logits is no right decision.
-        piece["correct"] = as_numpy(~misclassified(output, target) & finite)
+        piece["correct"] = as_numpy(~errs(subject, x, target, output) & finite)
     else:
         piece["prediction"] = as_numpy(output.double())
         piece["error"] = as_numpy(mean_absolute_error(output, target))

@@ -32,6 +32,14 @@ def _same_twice(context: CheckContext) -> CheckResult:
         "largest_relative_difference": difference,
         "share_of_decisions_that_differ": decisions,
     }
+    draws = context.subject.settings.draws
+    if difference > _tolerance(outputs) and draws > 1:
+        return CheckResult(
+            "warning",
+            f"The model is random: {draws} answers vote on each decision, and a sample counts as right only where it is"
+            " shown to be wrong less than half of the time. More draws narrow the intervals.",
+            evidence | {"draws": draws},
+        )
     if difference > _tolerance(outputs):
         return CheckResult(
             "distrust",

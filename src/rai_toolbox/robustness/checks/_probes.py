@@ -183,5 +183,5 @@ PROBES = (
         per_norm(_agreement),
         needs_gradient=True,
     ),
-    Check("boundary-jump", "Does the margin lead to the boundary?", _boundary, classification_only=True),
+    Check("boundary-jump", "Does the margin lead to the boundary?", _boundary, True, True),
 )

@@ -270,5 +270,5 @@ RIVALS = (
         "finite-differences", "Would differences instead of the gradient find more?", per_norm(_differences), True, True
     ),
     Check("bpda", "Would another backward pass find more?", per_norm(_backward_pass), True, True),
-    Check("transfer", "Would attacks on a copy of the model find more?", per_norm(_transfer), True),
+    Check("transfer", "Would attacks on a copy of the model find more?", per_norm(_transfer), True, True),
 )

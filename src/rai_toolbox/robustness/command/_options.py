@@ -230,6 +230,9 @@ class Job:
         int,
         Flag("How often a model without a gradient is asked per sample and norm, at most (default 5000).", "COUNT"),
     ] = 5000
+    draws: Annotated[
+        int, Flag("Of a random model: how many answers are averaged and vote on a decision (default 1).", "COUNT")
+    ] = 1
     average: Annotated[
         int, Flag("Random points per sample and epsilon, for the average (default 1; 0: none).", "COUNT")
     ] = 1

@@ -49,6 +49,7 @@ def evaluate(
     adaptive: bool = True,
     queries: int = 5000,
     budget: str = "standard",
+    draws: int = 1,
     average: int = 1,
     corruptions: Mapping[str, Corrupts] | Sequence[Corrupts] | None = None,
     severities: Sequence[float] = (1, 2, 3, 4, 5),
@@ -117,6 +118,10 @@ def evaluate(
         How much work it is worth, where `steps`, `restarts` and `epsilons` do not say: ``"quick"`` is 10 steps and 2
         restarts, about four radii, smaller checks, none by attacks without the gradient; ``"thorough"`` 100 steps and
         27 restarts.
+    draws : int
+        Of a random model: gradients are averaged over so many answers, decisions are their votes. A sample counts as
+        right only where the 95 % (Clopper-Pearson) interval of its probability of an error lies below one half. 1, for
+        a model that answers the same each time, or at least 6.
     average : int
         How many random points of the same ball and bounds are tried per sample and epsilon, for the average beside the
         worst case: so many more forward passes. 0 measures none.
@@ -163,8 +168,8 @@ def evaluate(
     named = as_corruptions(corruptions)
     settings = Settings.checked(
         task=task, norms=norms, epsilons=epsilons, extra_epsilons=extra_epsilons, steps=steps, restarts=restarts,
-        batch_size=batch_size, seed=seed, diagnostics=diagnostics, adaptive=adaptive, queries=queries, budget=budget,
-        average=average, corruptions=tuple(named), severities=severities,
+        batch_size=batch_size, seed=seed, diagnostics=diagnostics, adaptive=adaptive, queries=queries, draws=draws,
+        budget=budget, average=average, corruptions=tuple(named), severities=severities,
     )  # fmt: skip
     deadline = _deadline(time_limit)
     out = None if folder is None else as_folder(folder)
