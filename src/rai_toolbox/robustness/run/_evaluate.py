@@ -190,8 +190,7 @@ def evaluate(
         begin = journal.begin if team.leads else journal.follow
         team.leaders_first(lambda: begin(key, resume=resume, overwrite=overwrite))
         run = Run(subject, summary, team, journal, deadline, progress, outputs=len(key[MODEL_OUTPUT][0]))
-        devices = own_generators(subject.device)
-        with evaluating(*subject.modules), torch.random.fork_rng(devices=devices):
+        with evaluating(*subject.modules), torch.random.fork_rng(devices=own_generators(subject.device)):
             return run.all_stages({**_named(model=model, data=data), **(described or {})})
 
 
