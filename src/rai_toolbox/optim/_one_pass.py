@@ -1,8 +1,8 @@
 """Transform, update and transform again, block by block, where the inner optimizer is plain SGD on a CPU.
 
 A step is memory traffic: three separate passes read each gradient and parameter from memory three times, one pass over
-blocks that fit the cache reads them once. Threads share out the blocks. What is computed is the same, bit for bit:
-SGD's update of a block is `p.add_(g, alpha=-lr)`.
+blocks that fit the cache reads them once. Threads share out the blocks. What is computed is the same, bit for bit
+(in halves, to a rounding): SGD's update of a block is `p.add_(g, alpha=-lr)`.
 """
 
 from __future__ import annotations
