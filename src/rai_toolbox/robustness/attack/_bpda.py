@@ -64,7 +64,9 @@ class BPDA:
         """Return the names of what is replaced at some inputs; none where the model does not work this way."""
         try:
             with torch.enable_grad():
-                self(x.detach().clone().requires_grad_()).sum().backward()
+                x = x.detach().clone().requires_grad_()
+                # Of the input alone: the parameters are the user's, and so is their gradient.
+                torch.autograd.grad(self(x).sum(), x)
         except SolveEnded:
             raise
         except Exception:  # the user's model, in a way that it was not made for
