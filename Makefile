@@ -12,7 +12,7 @@ OTHER := .venv-torch-$(TORCH)
 OTHER_PIP = . $(OTHER)/pip.sh && $(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check \
 	-c $(OTHER)/constraints.txt
 
-.PHONY: help bench bench-solvers demo test test-torch test-fast test-zoo check format docs readme-picture clean
+.PHONY: help bench bench-gpu bench-solvers demo test test-torch test-fast test-zoo check format docs readme-picture clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -96,6 +96,9 @@ bench: $(VENV)/.dev  ## what a step costs, as ratios to plain SGD; OLDER=DIR for
 	$(BIN)/python bench/optimizers.py $(if $(OLDER),--older $(OLDER))
 	$(BIN)/python bench/growth.py
 	$(BIN)/python bench/gradient_ascent.py
+
+bench-gpu: $(VENV)/.dev  ## times on a GPU, into bench-results/gpu.md; fails, and says so, where there is none
+	$(BIN)/python bench/gpu.py $(if $(OLDER),--older $(OLDER))
 
 bench-solvers: $(VENV)/.dev  ## robust accuracy, optimality and model passes of the solvers; other libraries where installed
 	$(BIN)/python bench/solvers.py

@@ -15,7 +15,7 @@ from tests.functional import exact_projections
 
 import rai_toolbox.functional as F
 from rai_toolbox import optim as ro
-from rai_toolbox.kernels import _machine
+from rai_toolbox.kernels import _machine, _points
 
 INF = math.inf
 PROJECTIONS = {1: F.project_l1_ball_, 2: F.project_l2_ball_}
@@ -245,3 +245,86 @@ def a_step_of_many_tensors_is_that_of_a_cpu(dtype: torch.dtype) -> None:
             theirs = stepped(cls, options)
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=8 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps, msg=name)
+
+
+def around(dtype: torch.dtype, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    data = values((4, length), dtype, "normal", 1)
+    return data, (values((4, length), torch.float32, "normal", 2) * 0.5)
+
+
+@claim
+def distances_of_points_are_those_of_float64(dtype: torch.dtype) -> None:
+    for length in (1, 130, 300):
+        data, delta = around(dtype, length)
+        points = (data.float() + delta).to(dtype)
+        points[0] = data[0]
+        points[1, 0], data[1, 0] = INF, INF
+        for norm, order in (("l1", 1), ("l2", 2), ("linf", INF), ("l0", 0)):
+            expected = torch.where(points == data, 0.0, points.double() - data.double())
+            found = _points.distances(points, data, norm)
+            torch.testing.assert_close(found, torch.linalg.vector_norm(expected, order, 1), rtol=1e-12, atol=0)
+
+
+@claim
+def landed_points_lie_in_ball_and_box_as_stored_and_near_what_was_wished(dtype: torch.dtype) -> None:
+    for length in (7, 130):
+        data, delta = around(dtype, length)
+        for norm in ("l1", "l2", "linf", "l0"):
+            epsilon = torch.tensor([[0.0], [1e-3], [0.75], [1e4]], dtype=torch.float64)
+            low, high = data.float().sub(0.25).to(dtype), torch.full((1, 1), 1.5, dtype=dtype).maximum(data)
+            for lower, upper in ((None, None), (low, high), (data.amin().view(1, 1), data.amax().view(1, 1))):
+                x = _points.land(delta, data, epsilon, lower, upper, norm)
+                assert x.dtype == dtype
+                if norm != "l0":
+                    assert (_points.distances(x, data, norm) <= epsilon[:, 0]).all(), (norm, length)
+                    assert torch.equal(x[0], data[0])
+                if lower is not None and upper is not None:
+                    assert ((x >= lower) & (x <= upper)).all()
+                elif norm == "l0":
+                    error = (x.double() - data.double() - delta.double()).abs()
+                    assert (error <= torch.finfo(dtype).eps * (data.abs() + delta.abs()).double() + 1e-7).all()
+
+
+@claim
+def gradients_lose_nan_and_rows_of_zeros_become_the_same_directions_everywhere(dtype: torch.dtype) -> None:
+    grad = values((4, 130), dtype, "normal", 3)
+    grad[1] = 0
+    grad[2, :3] = torch.tensor([math.nan, INF, -INF], dtype=dtype)
+    grad[3] = math.nan
+    keys, rows = torch.arange(9) * 0x3243F6A8885A308D, torch.tensor([8, 3, 1, 5])
+    found, dead = _points.directions(grad, keys, rows, 77)
+    assert dead.tolist() == [False, True, False, True]
+    assert found.isfinite().all()
+    assert torch.equal(found[0], grad[0].float())
+    with _machine.forced(None):
+        expected = _points.normals(keys, rows, 77, 130)
+        assert torch.equal(found[1::2], expected[1::2].float())
+        assert torch.equal(_points.directions(grad, keys, rows, 77)[0], found)
+        uniform = _points.uniforms(keys, rows, 5, 130)
+    assert torch.equal(_points.normals(keys, rows, 77, 130), expected)
+    assert torch.equal(_points.uniforms(keys, rows, 5, 130), uniform)
+
+
+@claim
+def rows_are_put_where_a_mask_says(dtype: torch.dtype) -> None:
+    into = values((6, 130), dtype, "normal", 4), torch.zeros(6, dtype=torch.float64), torch.zeros(6, dtype=torch.bool)
+    before = [t.clone() for t in into]
+    rows, mask = torch.tensor([5, 0, 2]), torch.tensor([True, False, True])
+    given = values((3, 130), dtype, "normal", 5), torch.tensor([1.5, 2.5, 3.5]), torch.tensor([True, True, True])
+    _points.put_rows_(into, rows, mask, given)
+    for t, was, new in zip(into, before, given, strict=True):
+        assert torch.equal(t[rows[mask]], new[mask].to(t.dtype))
+        assert torch.equal(t[[0, 1, 3, 4]], was[[0, 1, 3, 4]])
+
+
+@claim
+def signs_of_the_largest_entries_share_one_in_each_row(dtype: torch.dtype) -> None:
+    x = values((4, 130), dtype, "normal", 6)
+    x[2, :129] = 0
+    counts = torch.tensor([1, 26, 7, 130])
+    z = _points.signs_of_largest(x, counts)
+    for row, count, signs in zip(x, counts.tolist(), z, strict=True):
+        which = row.float().abs().argsort(descending=True, stable=True)[:count]
+        exact = torch.zeros(130).index_copy(0, which, row.float().sign()[which])
+        exact = exact / exact.abs().sum()
+        torch.testing.assert_close(signs.float(), exact, rtol=2 * torch.finfo(dtype).eps, atol=0)

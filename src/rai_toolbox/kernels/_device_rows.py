@@ -39,8 +39,9 @@ def magnitude_bits(x):
 
 @triton.jit
 def keep_largest(
-    table, n: tl.int32, addresses, scale: tl.float64, radii,
+    table, n: tl.int32, addresses, scale: tl.float64, radii, counts,
     T: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr, SIGNED: tl.constexpr, RADII: tl.constexpr,
+    COUNTS: tl.constexpr,
 ):  # fmt: skip
     """Zero all but the `count` entries of largest magnitude, the first among equals.
 
@@ -48,6 +49,8 @@ def keep_largest(
     """
     length = field(table, n, LENGTH)
     count = field(table, n, COUNT)
+    if COUNTS:
+        count = tl.minimum(tl.load(counts + field(table, n, ROW)), length)
     if ALIGNED:
         length = eights(length)
     offset = field(table, n, OFFSET)

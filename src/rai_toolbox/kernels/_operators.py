@@ -22,6 +22,7 @@ from rai_toolbox.kernels._changes import NOTHING, Change, Kind, slack_of
 _MODULES = {
     **dict.fromkeys(("step_rows", "sums_of_parts", "step_parts"), "_device_scaling"),
     **dict.fromkeys(("keep_largest", "l1_or_simplex", "nearest_in_box"), "_device_rows"),
+    **dict.fromkeys(("row_distances", "land_rows", "usable_gradients", "put_rows", "random_rows"), "_device_points"),
 }
 # Left to itself, the assembler of NVIDIA gives `l1_or_simplex` so few registers that some are spilled.
 _OPTIONS = {"l1_or_simplex": {"maxnreg": 128}} if torch.version.cuda else {}
@@ -31,7 +32,7 @@ _CHANGE = "int kind, int order, float[] numbers"
 _BOTH = "Tensor(a!)[] gs, Tensor(b!)[] ps, int[] lengths"
 
 
-def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     """Make an operator of a function that works on any device."""
     name = schema.split("(")[0]
 
@@ -62,12 +63,20 @@ def _kernel(name: str) -> Any:
 @functools.cache
 def _dtype(dtype: torch.dtype) -> Any:
     """What Triton calls a dtype."""
-    names = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
-    return getattr(importlib.import_module("triton.language"), names[dtype])
+    return getattr(importlib.import_module("triton.language"), str(dtype).removeprefix("torch."))
 
 
 def _run(
     kernel: str, launch: _layouts.Launch, device: torch.device, *args: Any, T: torch.dtype, **constants: Any
+) -> bool:
+    """Launch a kernel that reads a table, for data of dtype `T`, or return False where it cannot be."""
+    return run(
+        kernel, launch.programs, launch.warps, device, launch.table, launch.programs, *args, T=T, **constants
+    )  # fmt: skip
+
+
+def run(
+    kernel: str, programs: int, warps: int, device: torch.device, *args: Any, T: torch.dtype, **constants: Any
 ) -> bool:
     """Launch a kernel for data of dtype `T`, or return False where it cannot be."""
     if device.type in _machine._unusable:
@@ -77,9 +86,8 @@ def _run(
         if device.type != "cpu":
             here = torch.get_device_module(device).device(device)
         with here:
-            _kernel(kernel)[(launch.programs,)](
-                launch.table, launch.programs, *args,
-                T=_dtype(T), num_warps=launch.warps, **constants, **_OPTIONS.get(kernel, {}),
+            _kernel(kernel)[(programs,)](
+                *args, T=_dtype(T), num_warps=warps, **constants, **_OPTIONS.get(kernel, {})
             )  # fmt: skip
     except Exception as error:  # whatever compilers and drivers raise: torch's operators show what is wrong with data
         _machine.give_up(device, error)
@@ -95,7 +103,7 @@ def _radii(radii: Tensor | None, like: Tensor) -> tuple[Tensor, int]:
     return radii, int(radii.numel() > 1)
 
 
-@_operator(f"step_rows_({_BOTH}, {_CHANGE}, float lr, int after, float[] after_numbers, Tensor? radii) -> ()", _nothing)
+@operator(f"step_rows_({_BOTH}, {_CHANGE}, float lr, int after, float[] after_numbers, Tensor? radii) -> ()", _nothing)
 def step_rows_(
     gs: list[Tensor],
     ps: list[Tensor],
@@ -144,7 +152,7 @@ def _fake_parts(xs: list[Tensor], lengths: list[int], order: int) -> Tensor:
     return xs[0].new_empty((2, _layouts.count_parts(_shapes(xs, lengths))), dtype=torch.float64)
 
 
-@_operator("norm_parts(Tensor[] xs, int[] lengths, int order) -> Tensor", _fake_parts)
+@operator("norm_parts(Tensor[] xs, int[] lengths, int order) -> Tensor", _fake_parts)
 def norm_parts(xs: list[Tensor], lengths: list[int], order: int) -> Tensor:
     """For the parts of long data: what is added up for their norms, and how many entries are infinite."""
     shapes, device = _shapes(xs, lengths), xs[0].device
@@ -158,7 +166,7 @@ def norm_parts(xs: list[Tensor], lengths: list[int], order: int) -> Tensor:
     return result if done else result.zero_()  # what comes next does without it
 
 
-@_operator(
+@operator(
     f"step_parts_({_BOTH}, {_CHANGE}, Tensor? parts, float lr, int after, float[] after_numbers, "
     "Tensor(c!)? p_parts, Tensor? radii) -> ()",
     _nothing,
@@ -198,28 +206,41 @@ def step_parts_(
             _portable.step_(g, ps[i] if ps else None, lengths[i], change, lr, then, _own(radii, gs, lengths, i))
 
 
-@_operator(
-    "keep_largest_(Tensor(a!)[] xs, int[] lengths, int[] counts, bool signed, float scale, Tensor? radii) -> ()",
+@operator(
+    "keep_largest_(Tensor(a!)[] xs, int[] lengths, int[] counts, bool signed, float scale, Tensor? radii, "
+    "Tensor? own_counts) -> ()",
     _nothing,
 )
 def keep_largest_(
-    xs: list[Tensor], lengths: list[int], counts: list[int], signed: bool, scale: float, radii: Tensor | None
+    xs: list[Tensor],
+    lengths: list[int],
+    counts: list[int],
+    signed: bool,
+    scale: float,
+    radii: Tensor | None,
+    own_counts: Tensor | None,
 ) -> None:
-    """Zero all but the `counts` entries of largest magnitude of each datum, or make these signs."""
+    """Zero all but the `counts` entries of largest magnitude of each datum, or make these signs.
+
+    `own_counts`, int64: one of at least 1 for each datum, in place of those.
+    """
     device = xs[0].device
     places, aligned = _layouts.addresses(xs, device)
     column, stride = _radii(radii, places)
     for launch in _layouts.data(_shapes(xs, lengths), tuple(counts), 4, device):
         done = _run(
-            "keep_largest", launch, device, places, scale, column,
+            "keep_largest", launch, device, places, scale, column, places if own_counts is None else own_counts,
             T=xs[0].dtype, BLOCK=launch.columns, ALIGNED=launch.aligned and aligned, SIGNED=signed, RADII=stride,
+            COUNTS=own_counts is not None,
         )  # fmt: skip
         if not done:
             for i in launch.tensors:
-                _portable.keep_largest_(xs[i], lengths[i], counts[i], signed, scale, _own(radii, xs, lengths, i))
+                own = _own(radii, xs, lengths, i)
+                each = _own(own_counts, xs, lengths, i)
+                _portable.keep_largest_(xs[i], lengths[i], counts[i] if each is None else each, signed, scale, own)
 
 
-@_operator(
+@operator(
     "project_on_l1_or_simplex_(Tensor(a!)[] xs, int[] lengths, float total, Tensor? radii, bool simplex) -> ()",
     _nothing,
 )
@@ -240,7 +261,7 @@ def project_on_l1_or_simplex_(
                 _portable.project_on_l1_or_simplex_(xs[i], lengths[i], total, _own(radii, xs, lengths, i), simplex)
 
 
-@_operator(
+@operator(
     "project_in_box_(Tensor(a!) x, int length, float radius, Tensor? radii, Tensor? low, float low_number, "
     "Tensor? high, float high_number, int order) -> ()",
     _nothing,

@@ -70,6 +70,14 @@ def signed(rows: Tensor, count: int, scale: Number) -> Tensor:
     return torch.where(mask, sign * each, torch.zeros_like(sign))
 
 
+def signs_of_largest(rows: Tensor, counts: Tensor) -> Tensor:
+    """As `signed`, with a scale of 1 and a count for each row."""
+    order = rows.abs().argsort(dim=1, descending=True, stable=True)
+    among = torch.arange(rows.shape[1], device=rows.device) < counts[:, None]
+    signs = rows.sign().mul_(torch.zeros_like(rows).scatter_(1, order, among.to(rows.dtype)))
+    return signs / torch.linalg.vector_norm(signs, 1, 1, keepdim=True).clamp_min_(1)
+
+
 def level_for_sum(depth: Tensor, total: Tensor) -> Tensor:
     """Solve Σ max(level - depth, 0) = total: water poured into a vessel with this floor, whose least depth is 0."""
     floor = depth.minimum(total).sort(1).values
@@ -232,8 +240,13 @@ def _changed(rows: Tensor, change: Change, bound: Number) -> Tensor:
     return y if change.bias == 0 else y + change.bias
 
 
-def keep_largest_(x: Tensor, length: int, count: int, is_signed: bool, scale: float, radii: Tensor | None) -> None:
+def keep_largest_(
+    x: Tensor, length: int, count: int | Tensor, is_signed: bool, scale: float, radii: Tensor | None
+) -> None:
     """Zero all but the `count` entries of largest magnitude of each datum, or make these signs."""
+    if isinstance(count, Tensor):
+        x.view(-1, length).copy_(signs_of_largest(x.view(-1, length), count))
+        return
     for rows, each in _blocks(x, length, _as_column(radii)):
         if is_signed:
             rows.copy_(signed(rows, count, scale if each is None else each))

@@ -50,7 +50,7 @@ def keep_largest_(xs: Sequence[Tensor], lengths: Sequence[int], counts: Sequence
     """Zero all but the `counts` entries of largest magnitude of each datum, 0 < count, the first among equals."""
     if not all_have_kernels(xs):
         return False
-    _operators.keep_largest_(list(xs), list(lengths), list(counts), False, 1.0, None)
+    _operators.keep_largest_(list(xs), list(lengths), list(counts), False, 1.0, None, None)
     _operators.mark_as_changed(xs)
     return True
 
@@ -60,7 +60,7 @@ def signs_of_largest_(xs: Sequence[Tensor], lengths: Sequence[int], counts: Sequ
     if not all_have_kernels(xs):
         return False
     each, radii = _split(scale)
-    _operators.keep_largest_(list(xs), list(lengths), list(counts), True, each, radii)
+    _operators.keep_largest_(list(xs), list(lengths), list(counts), True, each, radii, None)
     _operators.mark_as_changed(xs)
     return True
 

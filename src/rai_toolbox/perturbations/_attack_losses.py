@@ -89,5 +89,5 @@ class ClassLosses:
 
 def logit_difference(output: Tensor, classes: Tensor, target: Tensor) -> Tensor:
     """The logit of `classes` less that of `target`."""
-    logits = L.as_logits(output, target)
-    return (logits.gather(1, classes[:, None]) - logits.gather(1, target[:, None]))[:, 0]
+    both = L.as_logits(output, target).gather(1, torch.stack((classes, target), dim=1))
+    return both[:, 0] - both[:, 1]

@@ -15,10 +15,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from rai_toolbox.kernels._points import is_time_to_look, signs_of_largest
 from rai_toolbox.perturbations._attack_losses import LossOfRows
 from rai_toolbox.perturbations._ball import Ball
 from rai_toolbox.perturbations._problem import Best, Problem
-from rai_toolbox.perturbations._query import Answer
+from rai_toolbox.perturbations._query import Answer, Loss
 
 MOMENTUM = 0.75
 ENOUGH_INCREASES = 0.75
@@ -42,6 +43,8 @@ class _State:
     reduced: Tensor
     active: Tensor
     """L1 alone: how many entries a step changes."""
+    dead: Tensor
+    """How often the gradient was zero."""
     nonzeros: Tensor
     """L1 alone: how many entries of the best point were changed at the last checkpoint."""
 
@@ -67,10 +70,12 @@ class _State:
             reduced=torch.ones_like(rows, dtype=torch.bool),
             active=torch.full_like(rows, max(1, round(0.2 * columns))),
             nonzeros=torch.full_like(rows, columns),
+            dead=answer.dead.to(rows.dtype),
         )
 
     def move_to(self, x: Tensor, answer: Answer) -> None:
         """Take a point and the model's answer there as the current ones, and as the best where they are."""
+        self.dead += answer.dead
         self.increases += answer.loss > self.loss
         self.before, self.x, self.loss, self.grad = self.x, x, answer.loss, answer.grad
         better = answer.loss > self.best_loss
@@ -78,10 +83,10 @@ class _State:
         self.best_x = torch.where(better[:, None], x, self.best_x)
         self.best_grad = torch.where(better[:, None], answer.grad, self.best_grad)
 
-    def keep(self, mask: Tensor) -> None:
-        """Drop the rows where `mask` is False."""
+    def keep(self, which: Tensor) -> None:
+        """Drop all rows but these."""
         for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[mask])
+            setattr(self, field.name, getattr(self, field.name)[which])
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -127,31 +132,32 @@ def auto_pgd(
     Returns
     -------
     Tensor, shape (N, D)
-        The point of the largest loss of each row in `rows`; the other rows are the problem's data.
+        The point of the largest loss of each row in `rows`, if they do not stop; other rows are the problem's data.
     """
     result = problem.data.clone()
     if not len(rows) or not steps:
         return result
     ball_here = ball[rows]
-    answer = _ask(problem, best, rows, start, losses, stream)
+    loss_fn = losses(rows)
+    answer = _ask(problem, best, rows, start, loss_fn, stream)
     tick()
     state = _State.at_start(problem, ball_here, rows, start, answer)
     sparse = problem.norm == "l1"
-    achieved = answer.achieved
     checks = set(range(k, steps, k) if sparse and (k := max(1, int(0.04 * steps))) else checkpoints(steps))
     last_check = 0
     for step in range(1, steps):
-        if stop and bool(achieved.any()):
-            result[state.rows[achieved]] = state.x[achieved]
-            keep = ~achieved
-            state.keep(keep)
-            if not len(state.rows):
-                return result
-            ball_here = ball[state.rows]
+        if stop and is_time_to_look(step, best.achieved):  # those that are solved may stay a while: `best` is firm
+            going = (~best.achieved[state.rows]).nonzero()[:, 0]
+            if len(going) < len(state.rows):
+                best.dead[state.rows] += state.dead
+                state.dead.zero_()
+                state.keep(going)
+                if not len(state.rows):
+                    return result
+                ball_here, loss_fn = ball[state.rows], losses(state.rows)
         x = _propose(ball_here, state, problem, step)
-        answer = _ask(problem, best, state.rows, x, losses, stream + step)
+        answer = _ask(problem, best, state.rows, x, loss_fn, stream + step)
         tick()
-        achieved = answer.achieved
         state.move_to(x, answer)
         if step in checks:
             if sparse:
@@ -159,34 +165,26 @@ def auto_pgd(
             else:
                 _check(state, step - last_check)
             last_check = step
+    best.dead[state.rows] += state.dead
     result[state.rows] = state.best_x
     return result
 
 
-def _ask(problem: Problem, best: Best, rows: Tensor, x: Tensor, losses: LossOfRows, stream: int) -> Answer:
-    answer = problem.ask(rows, x, losses(rows), stream)
+def _ask(problem: Problem, best: Best, rows: Tensor, x: Tensor, loss_fn: Loss, stream: int) -> Answer:
+    answer = problem.ask(rows, x, loss_fn, stream)
     best.update(rows, x, answer.score, answer.achieved)
-    best.dead[rows] += answer.dead
     return answer
 
 
 def _propose(ball: Ball, state: _State, problem: Problem, step: int) -> Tensor:
     delta = ball.delta(state.x)
     if problem.norm == "l1":
-        return ball.land(ball.project(delta + state.step * sparse_direction(state.grad, state.active)))
-    aim = ball.project(delta + state.step * ball.steepest(state.grad))
+        return ball.land(ball.project_(delta + state.step * signs_of_largest(state.grad, state.active)))
+    aim = ball.project_(delta + state.step * ball.steepest(state.grad))
     if step > 1:
-        aim = ball.project(delta + MOMENTUM * (aim - delta) + (1 - MOMENTUM) * (delta - ball.delta(state.before)))
+        step_back = delta - ball.delta(state.before)
+        aim = ball.project_(delta.add(aim - delta, alpha=MOMENTUM).add(step_back, alpha=1 - MOMENTUM))
     return ball.land(aim)
-
-
-def sparse_direction(grad: Tensor, active: Tensor) -> Tensor:
-    """± 1/k on the k = `active` entries of each row that are largest in magnitude; zero for a zero gradient."""
-    order = grad.abs().argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order)
-    rank.scatter_(1, order, torch.arange(grad.shape[1], device=grad.device).expand_as(order))
-    signs = torch.where(rank < active[:, None], grad.sign(), 0.0)
-    return signs / signs.abs().sum(dim=1, keepdim=True).clamp_min(1.0)
 
 
 def _check(state: _State, taken: int) -> None:

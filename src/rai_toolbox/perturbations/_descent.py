@@ -20,9 +20,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from rai_toolbox.kernels._points import is_time_to_look, signs_of_largest
 from rai_toolbox.perturbations._attack_losses import LossOfRows
-from rai_toolbox.perturbations._auto_pgd import sparse_direction
-from rai_toolbox.perturbations._ball import Ball, distances
+from rai_toolbox.perturbations._ball import Ball
 from rai_toolbox.perturbations._nearest_found import NearestFound
 from rai_toolbox.perturbations._problem import Problem
 from rai_toolbox.perturbations._query import Answer
@@ -52,9 +52,9 @@ class _Walk:
     farthest: Tensor
     limit: Tensor
 
-    def keep(self, mask: Tensor) -> None:
+    def keep(self, which: Tensor) -> None:
         for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[mask])
+            setattr(self, field.name, getattr(self, field.name)[which])
 
 
 def descend(
@@ -108,24 +108,29 @@ def descend(
     """
     found = torch.full_like(nearest.distance[rows], torch.inf)
     walk = _Walk(
-        rows=rows, at=torch.arange(len(rows), device=rows.device), x=start, data=problem.data[rows],
+        rows=rows, at=torch.arange(len(rows), device=rows.device), x=start, data=problem.data_of(rows),
         found=found.clone(), epsilon=found.clone() if radius is None else radius, farthest=farthest, limit=limit,
     )  # fmt: skip
     loss_fn, around = losses(rows), problem.ball(nearest.distance)[rows]
+    counted = 0
     for step in range(steps):
         leave = _leaving(walk, step, patience, done)
-        if leave is not None and bool(leave.any()):
+        going = walk.at if leave is None else (~leave).nonzero()[:, 0]
+        if len(going) < len(walk.rows):
             found[walk.at] = walk.found
-            walk.keep(~leave)
+            if spent is not None:
+                spent[walk.rows] += step - counted
+            counted = step
+            walk.keep(going)
             if not len(walk.rows):
                 return found
             loss_fn, around = losses(walk.rows), problem.ball(nearest.distance)[walk.rows]
-        if spent is not None:
-            spent[walk.rows] += 1
         answer = problem.ask(walk.rows, walk.x, loss_fn, stream + step)
-        nearest.update(walk.rows, walk.x, answer.score, answer.achieved)
+        here = nearest.update(walk.rows, walk.x, answer.score, answer.achieved)
         wide = max(1.0, widen * (1 - _NARROWING * step / steps))
-        _step(problem.norm, nearest, around, walk, answer, step / steps, radius is None, wide, scale, sparse)
+        _step(problem.norm, nearest, around, walk, answer, here, step / steps, radius is None, wide, scale, sparse)
+    if spent is not None:
+        spent[walk.rows] += steps - counted
     found[walk.at] = walk.found
     return found
 
@@ -133,38 +138,40 @@ def descend(
 def _leaving(walk: _Walk, step: int, patience: int | None, done: Callable[[Tensor], Tensor] | None) -> Tensor | None:
     if step and step == patience:
         return walk.found.isinf() if done is None else walk.found.isinf() | done(walk.rows)
-    return done(walk.rows) if done is not None and step and step % _LOOK_EVERY == 0 else None
+    return done(walk.rows) if done is not None and step and is_time_to_look(step, walk.x, _LOOK_EVERY) else None
 
 
 def _step(
-    norm: str, nearest: NearestFound, around: Ball, walk: _Walk, answer: Answer, progress: float, guess: bool,
-    wide: float, scale: float, sparse: bool,
+    norm: str, nearest: NearestFound, around: Ball, walk: _Walk, answer: Answer, here: Tensor, progress: float,
+    guess: bool, wide: float, scale: float, sparse: bool,
 ) -> None:  # fmt: skip
     """Adapt the radius, take a step, and project on ball and box."""
     shrink = 0.5 * (1 + math.cos(math.pi * progress))
     change = _CHANGE[1] + (_CHANGE[0] - _CHANGE[1]) * shrink
     first, last = _STEP[norm]
-    here = distances(walk.x, walk.data, norm)
     across = answer.loss > 0
     walk.found = torch.where(across, torch.minimum(walk.found, here), walk.found)
     wider = walk.epsilon * (1 + change)
     if guess:
-        wider = torch.where(walk.found.isfinite(), wider, here + OVERSHOOT * linearized_distance(answer, norm))
+        aim = here.add(linearized_distance(answer, norm), alpha=OVERSHOOT)
+        wider = torch.where(walk.found < torch.inf, wider, aim)
     epsilon = torch.where(across, torch.minimum(walk.found, walk.epsilon) * (1 - change), wider)
-    most = wide * torch.minimum(walk.limit, nearest.distance[walk.rows])
+    most = torch.minimum(walk.limit, nearest.distance[walk.rows])
+    most = most if wide == 1 else most * wide
     walk.epsilon = torch.minimum(torch.minimum(epsilon, walk.farthest), most)
     ball = around.with_epsilon(walk.epsilon[:, None])
     length = scale * walk.epsilon * (last + (first - last) * shrink)
     move = _sparsely(answer.grad, walk.x != walk.data) if sparse else ball.steepest(answer.grad)
-    walk.x = ball.land(ball.project(ball.delta(walk.x) + move * length[:, None].to(ball.dtype)))
+    walk.x = ball.land(ball.project_(ball.delta(walk.x) + move * length[:, None].to(ball.dtype)))
 
 
 def linearized_distance(answer: Answer, norm: str) -> Tensor:
     """The distance of the boundary if the loss were linear: |loss| over the dual norm of its gradient."""
-    slope = torch.linalg.vector_norm(answer.grad.double(), ord=_DUAL[norm], dim=1)
-    return answer.loss.double().abs() / slope.clamp_min(1e-300)
+    slope = torch.linalg.vector_norm(answer.grad, ord=_DUAL[norm], dim=1, dtype=torch.float64)
+    return answer.loss.abs() / slope.clamp_min_(1e-300)
 
 
 def _sparsely(grad: Tensor, changed: Tensor) -> Tensor:
     count = changed.sum(dim=1)
-    return sparse_direction(grad, torch.where(count > 0, count / 1.5, 0.2 * grad.shape[1]).clamp_min(1.0))
+    share = torch.where(count > 0, (count + count + 2) // 3, math.ceil(0.2 * grad.shape[1]))  # 2/3 of those, or a fifth
+    return signs_of_largest(grad, share)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rai_toolbox.perturbations._ball import distances
+from rai_toolbox.kernels._points import distances, is_time_to_look, put_rows_
 from rai_toolbox.perturbations._problem import Problem
 
 
@@ -21,11 +21,12 @@ class NearestFound:
         self.x = problem.data.clone()
         self.distance = torch.full((len(self.x),), torch.inf, dtype=torch.float64, device=self.x.device)
 
-    def update(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> None:
-        distance = distances(x, self._problem.data[rows], self._problem.norm)
+    def update(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> Tensor:
+        """Take note of points; return their distances."""
+        distance = distances(x, self._problem.data_of(rows), self._problem.norm)
         nearer = achieved & (distance < self.distance[rows])
-        self.x[rows] = torch.where(nearer[:, None], x, self.x[rows])
-        self.distance[rows] = torch.where(nearer, distance, self.distance[rows])
+        put_rows_((self.x, self.distance), rows, nearer, (x, distance))
+        return distance
 
     def found(self, rows: Tensor) -> Tensor:
         """Return those of `rows` for which a point was found."""
@@ -38,11 +39,11 @@ class NearestFound:
         if not len(rows):
             return
         low, high = (bound.double() for bound in problem.search_range(rows))
+        box = problem.box(rows)
         for number in range(times):
-            x = problem.clip_to_box(
-                rows, torch.lerp(low, high, problem.noise.uniform(rows, stream + number)) - problem.data[rows]
-            )
-            self.update(rows, x, *problem.query.evaluate(x, problem.target[rows], beyond_rounding=True))
+            there = torch.lerp(low, high, problem.noise.uniform(rows, stream + number))
+            x = box.land(there - box.data)
+            self.update(rows, x, *problem.query.evaluate(x, problem.target_of(rows), beyond_rounding=True))
 
     def bisect(self, rows: Tensor, times: int) -> None:
         """Move each point along the segment towards the data, as far as the decision stays changed."""
@@ -58,7 +59,7 @@ class NearestFound:
         share = delta.new_full((len(rows), 1), 0.99)
         for _ in range(times):
             x = (base + share * delta).to(problem.data.dtype)
-            score, achieved = problem.query.evaluate(x, problem.target[rows], beyond_rounding=True)
+            score, achieved = problem.query.evaluate(x, problem.target_of(rows), beyond_rounding=True)
             self.update(rows, x, score, achieved)
             high = torch.where(achieved[:, None], share, high)
             low = torch.where(achieved[:, None], low, share)
@@ -81,13 +82,13 @@ class NearestFound:
         count = changed.sum(dim=1, keepdim=True)
         position = torch.zeros_like(count)
         stride = (count // 4).clamp_min(1)
-        for _ in range(times):
+        for step in range(times):
             going = position < count
-            if not bool(going.any()):
+            if is_time_to_look(step, going) and not bool(going.any()):
                 return
             chosen = (rank >= position) & (rank < position + stride) & changed
             trial = torch.where(chosen, base, x)
-            score, achieved = problem.query.evaluate(trial, problem.target[rows], beyond_rounding=True)
+            score, achieved = problem.query.evaluate(trial, problem.target_of(rows), beyond_rounding=True)
             self.update(rows, trial, score, achieved)
             achieved = achieved[:, None] & going
             x = torch.where(achieved, trial, x)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from rai_toolbox._freezing import evaluating, frozen
+from rai_toolbox.kernels._points import distances, put_rows_
 from rai_toolbox.perturbations import losses as L
-from rai_toolbox.perturbations._ball import Ball, Norm, check_norm, distances, rows_of
+from rai_toolbox.perturbations._ball import Ball, Norm, check_norm, rows_of
 from rai_toolbox.perturbations._bounds import Bounds, check_bounds
 from rai_toolbox.perturbations._noise import Noise, draw_seed, seeded
 from rai_toolbox.perturbations._query import Answer, Loss, Objective, Query, make_objective
@@ -39,6 +40,19 @@ class Problem:
     noise: Noise
     norm: str
     far: float = _FAR
+    _last: dict[str, Tensor] = field(default_factory=dict)
+    """Of the rows that were asked about last: they are often the same."""
+
+    def data_of(self, rows: Tensor) -> Tensor:
+        return self._of_last(rows)["data"]
+
+    def target_of(self, rows: Tensor) -> Tensor:
+        return self._of_last(rows)["target"]
+
+    def _of_last(self, rows: Tensor) -> dict[str, Tensor]:
+        if self._last.get("rows") is not rows:
+            self._last.update(rows=rows, data=self.data[rows], target=self.target[rows])
+        return self._last
 
     def in_sweep(self, sweep: int) -> Problem:
         """Return the problem with a wider search range where there are no bounds."""
@@ -57,11 +71,7 @@ class Problem:
 
         `stream` numbers the random draw.
         """
-        answer = self.query.ask(x, self.target[rows], loss_fn)
-        dead = answer.dead
-        if bool(dead.any()):
-            answer.grad[dead] = self.noise.normal(rows[dead], stream).to(answer.grad.dtype)
-        return answer
+        return self.query.ask(x, self.target_of(rows), loss_fn, lambda grad: self.noise.directions(grad, rows, stream))
 
     def movable(self) -> Tensor:
         """Whether a search can start from each datum, (N,): not from NaN or infinity, nor without entries."""
@@ -69,9 +79,9 @@ class Problem:
             return torch.zeros(len(self.data), dtype=torch.bool, device=self.data.device)
         return self.data.isfinite().all(1)
 
-    def clip_to_box(self, rows: Tensor, delta: Tensor) -> Tensor:
-        """The stored points nearest to data + delta within the box."""
-        return replace(self.ball(self.data.new_zeros(len(self.data)))[rows], norm="l0").land(delta)
+    def box(self, rows: Tensor) -> Ball:
+        """The box around rows: a ball without a radius."""
+        return replace(self.ball(self.data.new_zeros(len(self.data)))[rows], norm="l0")
 
     def search_range(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The range of values to try for each entry: the box, or a multiple of the data's size without one."""
@@ -102,8 +112,8 @@ class Problem:
 class Best:
     """The best point seen of each row.
 
-    With a decision to change, a point that changes it is better than one that does not, then the score counts. The
-    score of a NaN is -inf, so it never wins.
+    With a decision to change, the first point that changes it stays; until then the score counts. The score of a NaN is
+    -inf, so it never wins.
     """
 
     KEPT: ClassVar[tuple[str, ...]] = ("x", "score", "achieved", "dead", "blind")
@@ -120,14 +130,11 @@ class Best:
         """Where it was too often in the first run."""
 
     def update(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> None:
-        score = score.double()
         better = score > self.score[rows]
         if not self._by_score_alone:
             had = self.achieved[rows]
-            better = (achieved & ~had) | (better & (achieved == had))
-        self.x[rows] = torch.where(better[:, None], x, self.x[rows])
-        self.score[rows] = torch.where(better, score, self.score[rows])
-        self.achieved[rows] = torch.where(better, achieved, self.achieved[rows])
+            better = (achieved | better) > had
+        put_rows_((self.x, self.score, self.achieved), rows, better, (x, score, achieved))
 
 
 @contextmanager

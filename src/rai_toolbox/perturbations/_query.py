@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rai_toolbox.kernels._points import usable_gradients
 from rai_toolbox.perturbations import losses as L
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -30,6 +31,8 @@ class Objective:
     default: bool
     criterion_decides: bool = True
     """Whether the criterion is positive just where the decision has changed."""
+    rounding: Callable[[Tensor], Tensor | float] | None = None
+    """If the criterion is the margin that decides: from an output to what it has to exceed for that to be firm."""
 
     def score(self, output: Tensor, target: Tensor) -> Tensor:
         value = self.criterion(output, target)
@@ -48,13 +51,14 @@ def make_objective(target: Tensor, criterion: Loss | None, margin: Loss | None, 
         sign = 1.0 if margin is not None else sign
     if margin is not None:
         achieved = _positive(margin)
-        return Objective(criterion, sign, achieved, achieved, default, criterion_decides)
+        rounding = (lambda _: 0.0) if criterion_decides else None
+        return Objective(criterion, sign, achieved, achieved, default, criterion_decides, rounding)
     if not classifies:
         return Objective(criterion, sign, None, None, default, criterion_decides)
     achieved = L.reached if targeted else L.misclassified
-    return Objective(
-        criterion, sign, achieved, _clearly(L.targeted_margin if targeted else L.margin), default, criterion_decides
-    )
+    firmly = _clearly(L.targeted_margin if targeted else L.margin)
+    rounding = _rounding if criterion_decides else None
+    return Objective(criterion, sign, achieved, firmly, default, criterion_decides, rounding)
 
 
 def _positive(margin: Loss) -> Loss:
@@ -62,11 +66,13 @@ def _positive(margin: Loss) -> Loss:
 
 
 def _clearly(margin: Loss) -> Loss:
-    def clearly(output: Tensor, target: Tensor) -> Tensor:
-        slack = output.reshape(len(output), -1).abs().amax(dim=1) * (16 * torch.finfo(output.dtype).eps)
-        return margin(output, target) > slack
+    return lambda output, target: margin(output, target) > _rounding(output)
 
-    return clearly
+
+def _rounding(output: Tensor) -> Tensor:
+    """By how much a logit may differ from one forward pass to another."""
+    largest = torch.linalg.vector_norm(output.reshape(len(output), -1), ord=torch.inf, dim=1)
+    return largest * (16 * torch.finfo(output.dtype).eps)
 
 
 @dataclass
@@ -119,6 +125,8 @@ class Query:
 
     def _read(self, output: Tensor, target: Tensor, beyond_rounding: bool) -> tuple[Tensor, Tensor]:
         score = _per_row(self.objective.score(output, target), len(target), "criterion")
+        if beyond_rounding and self.objective.rounding is not None:
+            return score, score > self.objective.rounding(output)
         decide = self.objective.achieved_beyond_rounding if beyond_rounding else self.objective.achieved
         if decide is None:
             return score, torch.zeros_like(score, dtype=torch.bool)
@@ -137,8 +145,14 @@ class Query:
             dtype = score.dtype
         return (losses / self._samples).to(dtype), 2 * votes > self._samples
 
-    def ask(self, x: Tensor, target: Tensor, loss_fn: Loss) -> Answer:
-        """Loss, score, decision and gradient at each row."""
+    def ask(
+        self,
+        x: Tensor,
+        target: Tensor,
+        loss_fn: Loss,
+        usable: Callable[[Tensor], tuple[Tensor, Tensor]] = usable_gradients,
+    ) -> Answer:
+        """Loss, score, decision and gradient at each row; `usable`: from gradients to better ones, and which were 0."""
         total: list[Tensor] = []
         for _ in range(self._samples):
             leaf = x.detach().requires_grad_()
@@ -146,25 +160,20 @@ class Query:
             loss = _per_row(loss_fn(output, target), len(x), "criterion")
             if not loss.requires_grad:
                 raise ValueError("the loss does not depend differentiably on the input: no gradient reaches the data")
-            (grad,) = torch.autograd.grad(loss.sum(), leaf)
+            (grad,) = torch.autograd.grad(loss, leaf, torch.ones_like(loss))
             with torch.no_grad():
                 score, achieved = self._read(output.detach(), target, True)
-                part = [loss.detach(), score, achieved.to(loss.dtype), grad]
+                part = [loss.detach(), score, achieved, grad]
                 total = part if not total else [a + b for a, b in zip(total, part, strict=True)]
-        loss, score, votes, grad = total
-        grad = grad.float() if grad.element_size() == 2 else grad
-        grad = grad.nan_to_num(nan=0.0)
-        return Answer(
-            loss=_nan_loses(loss / self._samples),
-            score=_nan_loses(score / self._samples),
-            achieved=2 * votes > self._samples,
-            grad=grad,
-            dead=grad.abs().amax(dim=1) == 0,
-        )
+        loss, score, achieved, grad = total
+        if self._samples > 1:
+            loss, score, achieved = loss / self._samples, score / self._samples, 2 * achieved > self._samples
+        grad, dead = usable(grad.contiguous())
+        return Answer(loss=_nan_loses(loss), score=_nan_loses(score), achieved=achieved, grad=grad, dead=dead)
 
 
 def _nan_loses(x: Tensor) -> Tensor:
-    return torch.where(x.isnan(), -torch.inf, x)
+    return x.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 def _per_row(x: Tensor, n: int, name: str) -> Tensor:

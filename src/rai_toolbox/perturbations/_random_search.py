@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rai_toolbox.perturbations._ball import Ball, unit_l2
+from rai_toolbox.kernels._points import is_time_to_look, unit_l2
+from rai_toolbox.perturbations._ball import Ball
 from rai_toolbox.perturbations._problem import Best, Problem
 
 # Of the entries, the share that a proposal changes: first, and after the share of all queries at which it halves.
@@ -29,16 +30,17 @@ def search_randomly(
     `progress`: the share of all queries of a solve that were asked before this call, and will have been after it.
     """
     for query in range(queries):
-        rows = rows[~best.achieved[rows]]
-        if not len(rows):
-            return
+        if is_time_to_look(query, best.achieved):
+            rows = rows[~best.achieved[rows]]
+            if not len(rows):
+                return
         done = progress[0] + (progress[1] - progress[0]) * query / queries
         share = _SHARE * 0.5 ** sum(done >= halving for halving in _HALVINGS)
         here = ball[rows]
         x = here.land(
-            here.project(here.delta(best.x[rows]) + _proposal(problem, here, rows, share, stream + 2 * query))
+            here.project_(here.delta(best.x[rows]) + _proposal(problem, here, rows, share, stream + 2 * query))
         )
-        best.update(rows, x, *problem.query.evaluate(x, problem.target[rows], beyond_rounding=True))
+        best.update(rows, x, *problem.query.evaluate(x, problem.target_of(rows), beyond_rounding=True))
 
 
 def _proposal(problem: Problem, ball: Ball, rows: Tensor, share: float, stream: int) -> Tensor:

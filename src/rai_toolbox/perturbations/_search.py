@@ -146,7 +146,7 @@ class Search:
         distance = torch.full((len(problem.data), losses.candidates()), torch.inf, dtype=torch.float64).to(rows.device)
         for number in range(losses.candidates()):
             loss = losses.of(rows, torch.full_like(rows, number))
-            answer = problem.query.ask(problem.data[rows], problem.target[rows], loss(rows))
+            answer = problem.query.ask(problem.data[rows], problem.target_of(rows), loss(rows))
             distance[rows, number] = torch.where(answer.dead, torch.inf, linearized_distance(answer, problem.norm))
             self._spent[rows] += 1
         self._losses = losses.nearest_first(distance)

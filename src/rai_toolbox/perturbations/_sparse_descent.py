@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from rai_toolbox.kernels._points import is_time_to_look
 from rai_toolbox.perturbations._attack_losses import LossOfRows
 from rai_toolbox.perturbations._nearest_found import NearestFound
 from rai_toolbox.perturbations._problem import Problem
@@ -45,30 +46,31 @@ def add_greedily(
     `randomly`: a random share of each gain is what counts, so that every call tries other entries. `spent`, (N,),
     counts the evaluations of each row.
     """
-    x = start
+    x, loss_fn, base, (low, high) = start, losses(rows), problem.data[rows], problem.search_range(rows)
+    asked = torch.ones_like(rows)
     for step in range(steps):
-        spent[rows] += 1
-        loss_fn = losses(rows)
+        spent.index_add_(0, rows, asked)
         answer = problem.ask(rows, x, loss_fn, stream + step)
-        nearest.update(rows, x, answer.score, answer.achieved)
-        base = problem.data[rows]
-        changed = x != base
-        # A row is done if its decision changed, or if it can at best equal the known distance.
-        going = (answer.loss <= 0) & (changed.sum(dim=1) + 1 < nearest.distance[rows])
-        if not bool(going.all()):
-            rows, x, base, changed = rows[going], x[going], base[going], changed[going]
-            if not len(rows):
-                return
-            answer.grad = answer.grad[going]
-        low, high = problem.search_range(rows)
+        count = nearest.update(rows, x, answer.score, answer.achieved)
+        # A row is done if its decision changed, or if it can at best equal the known distance. It stays as it is, until
+        # it leaves.
+        going = (answer.loss <= 0) & (count + 1 < nearest.distance[rows])
+        if is_time_to_look(step, x):
+            which = going.nonzero()[:, 0]
+            if len(which) < len(rows):
+                if not len(which):
+                    return
+                rows, x, going, answer.grad = rows[which], x[which], going[which], answer.grad[which]
+                loss_fn, base, (low, high) = losses(rows), problem.data[rows], problem.search_range(rows)
+        asked = going.to(spent.dtype)
         end = torch.where(answer.grad > 0, high, low)
         gain = answer.grad * (end - x)
         worth = gain * problem.noise.uniform(rows, stream + steps + step).to(gain.dtype) if randomly else gain
         # Moving an entry that is changed already costs nothing; all of those move, and the best of the others.
-        pick = torch.where(changed, -torch.inf, worth).argmax(dim=1, keepdim=True)
-        move = changed & (gain > 0)
-        move.scatter_(1, pick, True)
-        x = torch.where(move, end, x)
+        changed = x != base
+        pick = worth.masked_fill(changed, -torch.inf).argmax(dim=1, keepdim=True)
+        move = (changed & (gain > 0)).scatter_(1, pick, True)
+        x = torch.where(move & going[:, None], end, x)
 
 
 def exchange(
@@ -115,20 +117,23 @@ def shrink_smoothly(
     delta = (start - base).to(dtype) / width
     mean, square = torch.zeros_like(delta), torch.zeros_like(delta)
     threshold = delta.new_full((len(rows), 1), _THRESHOLD)
+    box = problem.box(rows)
+    spent[rows] += steps
     for step in range(steps):
-        spent[rows] += 1
-        x = problem.clip_to_box(rows, delta * width)
+        x = box.land(delta * width)
         answer = problem.ask(rows, x, loss_fn, stream + step)
         nearest.update(rows, x, answer.score, answer.achieved)
         across = (answer.loss > 0)[:, None]
-        uphill = torch.where(across, 0.0, answer.grad * width)
-        smooth = 2 * _SIGMA * delta / (delta.square() + _SIGMA).square() / delta.shape[1]
-        grad = smooth - uphill
-        grad = grad / grad.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)
-        mean = _DECAY_1 * mean + (1 - _DECAY_1) * grad
-        square = _DECAY_2 * square + (1 - _DECAY_2) * grad.square()
+        uphill = (answer.grad * width).masked_fill_(across, 0.0)
+        smooth = 2 * _SIGMA / delta.shape[1] * delta / (delta.square() + _SIGMA).square_()
+        grad = smooth.sub_(uphill)
+        largest = torch.linalg.vector_norm(grad, ord=torch.inf, dim=1, keepdim=True)
+        grad = grad.div_(largest.clamp_min_(torch.finfo(dtype).tiny))
+        mean.lerp_(grad, 1 - _DECAY_1)
+        square.mul_(_DECAY_2).addcmul_(grad, grad, value=1 - _DECAY_2)
         size = _LAST_STEP + (1 - _LAST_STEP) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        root = (square / (1 - _DECAY_2 ** (step + 1))).sqrt() + 1e-8
-        delta = (delta - size * mean / (1 - _DECAY_1 ** (step + 1)) / root).clamp(low, high)
-        threshold = (threshold + torch.where(across, size, -size) * _THRESHOLD_RATE).clamp(0, 1)
-        delta = torch.where(delta.abs() < threshold, 0.0, delta)
+        root = (square / (1 - _DECAY_2 ** (step + 1))).sqrt_().add_(1e-8)
+        delta = delta.addcdiv(mean, root, value=-size / (1 - _DECAY_1 ** (step + 1))).clamp_(low, high)
+        change = size * _THRESHOLD_RATE
+        threshold = torch.where(across, threshold + change, threshold - change).clamp_(0, 1)
+        delta = delta.masked_fill_(delta.abs() < threshold, 0.0)

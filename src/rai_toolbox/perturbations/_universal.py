@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rai_toolbox.kernels._points import distances, signs_of_largest
 from rai_toolbox.perturbations import losses as L
-from rai_toolbox.perturbations._auto_pgd import sparse_direction
-from rai_toolbox.perturbations._ball import Ball, Norm, check_norm, distances
+from rai_toolbox.perturbations._ball import Ball, Norm, check_norm
 from rai_toolbox.perturbations._bounds import Bounds, check_bounds
 from rai_toolbox.perturbations._noise import draw_seed
 from rai_toolbox.perturbations._problem import as_data, as_epsilon, as_target, positive_int, solving
@@ -199,12 +199,12 @@ class _Run:
             size = shrink + 0.01
             if self._norm == "l1":
                 count = torch.tensor([max(1, round(0.1 * grad.shape[1]))], device=grad.device)
-                move = sparse_direction(grad, count) * epsilon
+                move = signs_of_largest(grad, count) * epsilon
             elif self._norm == "l0":
                 move = self._ball.steepest(grad) * epsilon.sqrt() * self._width
             else:
                 move = self._ball.steepest(grad) * epsilon
-            self.delta = self._ball.land(self._ball.project(self._ball.delta(self.delta) + size * move))
+            self.delta = self._ball.land(self._ball.project_(self._ball.delta(self.delta) + size * move))
 
     def measure(self, loader: Iterable[Any]) -> UniversalSolution:
         total, changed, count = 0.0, 0, 0

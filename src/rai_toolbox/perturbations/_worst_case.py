@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rai_toolbox.perturbations._attack_losses import ClassLosses, LossOfRows
 from rai_toolbox.perturbations._auto_pgd import auto_pgd
-from rai_toolbox.perturbations._ball import Ball, Norm, distances
+from rai_toolbox.perturbations._ball import Ball, Norm
 from rai_toolbox.perturbations._bounds import Bounds
 from rai_toolbox.perturbations._nearest_found import NearestFound
 from rai_toolbox.perturbations._problem import (
@@ -297,10 +297,11 @@ class _Within(NearestFound):
             # No point that is further off is worth a search.
             self.distance = radii + 1
 
-    def update(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> None:
-        super().update(rows, x, score, achieved)
-        inside = distances(x, self._problem.data[rows], self._problem.norm) <= self._radii[rows]
-        self._best.update(rows, x, torch.where(inside, score, -torch.inf), achieved & inside)
+    def update(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> Tensor:
+        distance = super().update(rows, x, score, achieved)
+        outside = distance > self._radii[rows]
+        self._best.update(rows, x, score.masked_fill(outside, -torch.inf), achieved > outside)
+        return distance
 
 
 def _run(

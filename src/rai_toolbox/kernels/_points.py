@@ -1,0 +1,256 @@
+"""Points around data, one row of a matrix each, as the solvers work on them: a kernel each, or operators of torch.
+
+Shapes: points and data (N, D), radii (N, 1) in float64, bounds None or broadcastable to the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.kernels import _hashing, _machine, _portable, _rows
+from rai_toolbox.kernels._factors import NormFactor
+from rai_toolbox.kernels._operators import operator, run
+
+# How many steps of a search rows that are done stay at most, where looking for them would wait for the device.
+_LOOK_EVERY = 8
+
+_ORDERS = {"l1": 1, "l2": 2, "linf": -1, "l0": 0}
+_SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def is_time_to_look(step: int, x: Tensor, every: int = 1) -> bool:
+    """Whether to look now for rows that are done: `every` so many steps where that is free, more seldom elsewhere."""
+    return step % every == 0 if _machine.may_look(x) else step % _LOOK_EVERY == _LOOK_EVERY - 1
+
+
+def distances(points: Tensor, data: Tensor, norm: str) -> Tensor:
+    """The norm of each row of `points - data`, in float64, where the difference of stored values is exact."""
+    if points.numel() and _machine.all_have_kernels([points, data]):
+        return _row_distances(points, data, _ORDERS[norm])
+    return _distances(points, data, norm)
+
+
+def land(delta: Tensor, data: Tensor, epsilon: Tensor, lower: Tensor | None, upper: Tensor | None, norm: str) -> Tensor:
+    """The stored point for a projected perturbation: inside ball and box as the stored values say it."""
+    bounds = [b for b in (lower, upper) if b is not None]
+    if (
+        delta.numel()
+        and delta.dtype == torch.float32
+        and _machine.all_have_kernels([data])
+        and delta.device == data.device
+        and delta.is_contiguous()
+        and all(b.dtype == data.dtype for b in bounds)
+        and len(bounds) != 1
+    ):
+        return _land_rows(delta, data, epsilon, lower, upper, _ORDERS[norm])
+    return _land(delta, data, epsilon, lower, upper, norm)
+
+
+def usable_gradients(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients without NaN, in float32 or wider; and which rows are zero."""
+    if grad.numel() and _machine.all_have_kernels([grad]):
+        result, dead = _usable_gradients(grad, None, None, 0)
+        return result, dead.view(torch.bool)
+    grad = grad.float() if grad.element_size() == 2 else grad
+    grad = grad.nan_to_num(nan=0.0)
+    return grad, grad.abs().amax(dim=1) == 0
+
+
+def directions(grad: Tensor, keys: Tensor, rows: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+    """As `usable_gradients`, but a row of zeros becomes a random direction: of the key of that row, and the stream."""
+    if grad.numel() and _machine.all_have_kernels([grad]):
+        result, dead = _usable_gradients(grad, keys, rows, _hashing.draw_of(stream))
+        return result, dead.view(torch.bool)
+    grad, dead = usable_gradients(grad)
+    if _machine.seen(lambda: not bool(dead.any()), dead):
+        return grad, dead
+    random = _hashing.normals(keys[rows], _hashing.draw_of(stream), grad.shape[1]).to(grad.dtype)
+    return torch.where(dead[:, None], random, grad), dead
+
+
+def uniforms(keys: Tensor, rows: Tensor, stream: int, length: int) -> Tensor:
+    """Random numbers of rows in [0, 1), float64, shape (len(rows), length); `stream` numbers the draw."""
+    return _random(keys, rows, stream, length, True)
+
+
+def normals(keys: Tensor, rows: Tensor, stream: int, length: int) -> Tensor:
+    """As `uniforms`, near enough to a standard normal for a random direction."""
+    return _random(keys, rows, stream, length, False)
+
+
+def _random(keys: Tensor, rows: Tensor, stream: int, length: int, uniform: bool) -> Tensor:
+    if rows.numel() and length and _machine.has_kernels(keys.new_empty(0, dtype=torch.float32)):
+        return _random_rows(keys, rows, _hashing.draw_of(stream), length, uniform)
+    return _hashed(keys, rows, _hashing.draw_of(stream), length, uniform)
+
+
+def _hashed(keys: Tensor, rows: Tensor, draw: int, length: int, uniform: bool) -> Tensor:
+    return (_hashing.uniforms if uniform else _hashing.normals)(keys[rows], draw, length)
+
+
+def signs_of_largest(x: Tensor, counts: Tensor) -> Tensor:
+    """± 1/k on the k = `counts` (int64, ≥ 1) entries of each row that are largest; zero for a row of zeros."""
+    if x.numel() and _machine.all_have_kernels([x]):
+        signs = x.clone()
+        torch.ops.rai_toolbox.keep_largest_([signs], [x.shape[1]], [1], True, 1.0, None, counts)
+        return signs
+    return _portable.signs_of_largest(x, counts)
+
+
+def unit_l2(x: Tensor) -> Tensor:
+    """x / ‖x‖₂ of each row, zero for zero, with the range of the dtype made use of."""
+    if x.numel() and _machine.all_have_kernels([x]):
+        unit = x.clone()
+        _rows.scale_by_norm_([unit], [x.shape[1]], NormFactor("normalize", 2, 0.0))
+        return unit
+    x = x / x.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def put_rows_(into: Sequence[Tensor], rows: Tensor, mask: Tensor, values: Sequence[Tensor]) -> None:
+    """Put row i of the values in the place of row `rows[i]`, no two alike, where the mask is true."""
+    if rows.numel() and _machine.all_have_kernels([into[0], values[0]]):
+        _put_rows_(
+            [v.detach() for v in into], rows, mask, [v.detach().to(t.dtype) for v, t in zip(values, into, strict=True)]
+        )
+        return
+    for t, v in zip(into, values, strict=True):
+        t[rows] = torch.where(mask.view(-1, *(1,) * (v.ndim - 1)), v, t[rows])
+
+
+def _per_row(x: Tensor) -> tuple[int, int, int]:
+    """Programs, warps, and how many entries a program reads at a time."""
+    n, length = len(x), x.numel() // len(x)
+    warps = 1 if length <= 256 else 4 if length <= 2**14 else 8
+    return n, warps, 64 * warps
+
+
+def _fake_distances(points: Tensor, data: Tensor, order: int) -> Tensor:
+    return points.new_empty(len(points), dtype=torch.float64)
+
+
+@operator("row_distances(Tensor points, Tensor data, int order) -> Tensor", _fake_distances)
+def _row_distances(points: Tensor, data: Tensor, order: int) -> Tensor:
+    result = _fake_distances(points, data, order)
+    programs, warps, block = _per_row(points)
+    done = run(
+        "row_distances", programs, warps, points.device, points.shape[1], points, data, result,
+        T=points.dtype, BLOCK=block, P=order,
+    )  # fmt: skip
+    return result if done else _distances(points, data, _name(order))
+
+
+def _name(order: int) -> str:
+    return next(norm for norm, value in _ORDERS.items() if value == order)
+
+
+def _distances(points: Tensor, data: Tensor, norm: str) -> Tensor:
+    # an infinite entry that stays is at distance zero
+    delta = torch.where(points == data, 0.0, points.double() - data.double())
+    if not delta.shape[1]:
+        return delta.new_zeros(len(delta))
+    if norm == "l1":
+        return delta.abs().sum(dim=1)
+    if norm == "l2":
+        return torch.linalg.vector_norm(delta, dim=1)
+    if norm == "linf":
+        return delta.abs().amax(dim=1)
+    return (delta != 0).sum(dim=1).double()
+
+
+def _fake_landed(delta: Tensor, data: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(data, memory_format=torch.contiguous_format)
+
+
+@operator(
+    "land_rows(Tensor delta, Tensor data, Tensor epsilon, Tensor? lower, Tensor? upper, int order) -> Tensor",
+    _fake_landed,
+)
+def _land_rows(
+    delta: Tensor, data: Tensor, epsilon: Tensor, lower: Tensor | None, upper: Tensor | None, order: int
+) -> Tensor:
+    result = _fake_landed(delta, data)
+    programs, warps, block = _per_row(data)
+    lows, highs = (data if b is None else b.expand(data.shape) for b in (lower, upper))
+    done = run(
+        "land_rows", programs, warps, data.device, data.shape[1], delta, data, epsilon.contiguous(),
+        lows, *lows.stride(), highs, *highs.stride(), result,
+        T=data.dtype, BLOCK=block, P=order, BOUNDED=lower is not None,
+    )  # fmt: skip
+    return result if done else _land(delta, data, epsilon, lower, upper, _name(order))
+
+
+def _land(
+    delta: Tensor, data: Tensor, epsilon: Tensor, lower: Tensor | None, upper: Tensor | None, norm: str
+) -> Tensor:
+    base, delta = data.double(), delta.double()
+    if norm == "linf":
+        delta = delta.clamp(-epsilon, epsilon)
+    elif norm != "l0":
+        size = torch.linalg.vector_norm(delta, ord=_ORDERS[norm], dim=1, keepdim=True)
+        delta = delta * torch.where(size > epsilon, epsilon / size * (1 - 1e-15), 1.0)
+    wish = base + delta
+    # Rounded, but never further from the data than the wish is.
+    x = wish.to(data.dtype)
+    beyond = (x.double() - base).abs() > (wish - base).abs()
+    x = torch.where(beyond, torch.nextafter(x, data), x)
+    if norm == "linf" and data.dtype == torch.float64:
+        # The sum above was itself rounded.
+        x = torch.where((x - base).abs() > epsilon, torch.nextafter(x, base), x)
+    x = x if lower is None else torch.maximum(x, lower)
+    return x if upper is None else torch.minimum(x, upper)
+
+
+def _fake_usable(grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return grad.new_empty(grad.shape, dtype=torch.float32), grad.new_empty(len(grad), dtype=torch.int8)
+
+
+@operator("usable_gradients(Tensor grad, Tensor? keys, Tensor? rows, int draw) -> (Tensor, Tensor)", _fake_usable)
+def _usable_gradients(grad: Tensor, keys: Tensor | None, rows: Tensor | None, draw: int) -> tuple[Tensor, Tensor]:
+    result, dead = _fake_usable(grad)
+    programs, warps, block = _per_row(grad)
+    done = run(
+        "usable_gradients", programs, warps, grad.device, grad.shape[1], grad,
+        dead if keys is None else keys, dead if rows is None else rows, draw, result, dead,
+        T=grad.dtype, BLOCK=block, DRAW=keys is not None,
+    )  # fmt: skip
+    if not done:
+        result = grad.float().nan_to_num(nan=0.0)
+        is_dead = result.abs().amax(dim=1) == 0
+        if keys is not None and rows is not None:
+            random = _hashing.normals(keys[rows], draw, grad.shape[1]).float()
+            result = torch.where(is_dead[:, None], random, result)
+        dead.copy_(is_dead)
+    return result, dead
+
+
+@operator("put_rows_(Tensor(a!)[] into, Tensor rows, Tensor mask, Tensor[] values) -> ()", lambda *args: None)
+def _put_rows_(into: list[Tensor], rows: Tensor, mask: Tensor, values: list[Tensor]) -> None:
+    for t, v in zip(into, values, strict=True):
+        programs, warps, block = _per_row(v)
+        kind = _SAME_SIZE[t.element_size()]
+        done = run(
+            "put_rows", programs, warps, t.device, v.numel() // programs, t.view(kind), rows, mask.view(torch.int8),
+            v.contiguous().view(kind), T=kind, BLOCK=block,
+        )  # fmt: skip
+        if not done:
+            t[rows] = torch.where(mask.view(-1, *(1,) * (v.ndim - 1)), v, t[rows])
+
+
+def _fake_random(keys: Tensor, rows: Tensor, draw: int, length: int, uniform: bool) -> Tensor:
+    return keys.new_empty((len(rows), length), dtype=torch.float64)
+
+
+@operator("random_rows(Tensor keys, Tensor rows, int draw, int length, bool uniform) -> Tensor", _fake_random)
+def _random_rows(keys: Tensor, rows: Tensor, draw: int, length: int, uniform: bool) -> Tensor:
+    result = _fake_random(keys, rows, draw, length, uniform)
+    programs, warps, block = _per_row(result)
+    done = run(
+        "random_rows", programs, warps, keys.device, length, keys, rows, draw, result,
+        T=torch.float64, BLOCK=block, UNIFORM=uniform,
+    )  # fmt: skip
+    return result if done else _hashed(keys, rows, draw, length, uniform)
