@@ -17,6 +17,7 @@ from rai_toolbox.functional._layout import blocks, datum_ndim, write_through
 from rai_toolbox.functional._per_datum import WORK_NUMEL, checked_float, per_datum
 from rai_toolbox.functional._singular_values import newton_schulz, of_singular_values, shares_calls
 from rai_toolbox.functional._twins import twin_of
+from rai_toolbox.kernels._machine import is_on_cpu
 from rai_toolbox.kernels._threads import share_out
 
 Number = float | Tensor
@@ -271,7 +272,7 @@ def polar_of_all_(xs: Sequence[Tensor], ks: Sequence[int], steps: int | None, ro
         for parts in alike.values()
         for some in (_in_bounds(parts) if shares_calls(parts[0][1]) else [[part] for part in parts])
     ]
-    if all(some[0][1].device.type == "cpu" for some in pieces):
+    if is_on_cpu(*(some[0][1] for some in pieces)):
         share_out(orthogonalize, pieces)
     else:
         for some in pieces:
