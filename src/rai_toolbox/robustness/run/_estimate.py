@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rai_toolbox import frozen
+from rai_toolbox.kernels._machine import kind_of
 from rai_toolbox.perturbations._ball import Ball
 from rai_toolbox.robustness._errors import arg
 from rai_toolbox.robustness.attack._budget import USUAL_RESTARTS, USUAL_STEPS
@@ -241,7 +242,7 @@ def _seconds(work: Callable[[], None], subject: Subject) -> float:
     while not taken or (sum(taken) < _SECONDS and len(taken) < 5):
         begun = time.perf_counter()
         work()
-        if subject.device.type == "cuda":
+        if kind_of(subject.device) == "cuda":
             torch.cuda.synchronize(subject.device)
         taken.append(time.perf_counter() - begun)
     return sorted(taken)[len(taken) // 2]
