@@ -231,7 +231,7 @@ def _around(subject: Subject, x: Tensor) -> float:
     delta = 0.1 * gradient
 
     def step() -> None:
-        ball.land(ball.project(delta.to(ball.dtype) + ball.steepest(gradient)))
+        ball.land(ball.project_(delta.to(ball.dtype) + ball.steepest(gradient)))
 
     return 0.5 * _seconds(step, subject)
 
