@@ -271,6 +271,7 @@ print(share_out(lambda i: i, range(4)))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.slow
 def test_many_processes_that_have_just_shared_out_work_end_in_order() -> None:
     program = """
 import os, sys, torch

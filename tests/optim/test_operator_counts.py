@@ -73,5 +73,5 @@ def test_a_step_with_every_parameter_inside_its_ball_writes_no_parameter_after_t
     optim.step()
     with Count() as count:
         optim.step()
-    assert count.calls["aten.mul_.Tensor"] == 0
+    assert count.calls["aten._foreach_mul_.List"] == 0
     assert count.calls["aten.mul_.Tensor"] == 0
