@@ -79,7 +79,7 @@ def minimum_norm(
         `steps` times `restarts` passes are what a datum's descents get, about a tenth more what follows them. Each of
         the other classes (the nine nearest by a linear model) gets a short one from the datum itself. The others start
         at random points far outside, in a ball that narrows, for any class or the ones that came nearest, and at the
-        nearest point known. With the defaults, fewer than 1,000 forward and 1,000 backward passes per datum, on average.
+        nearest point known. With the defaults, fewer than 1,000 forward and 1,000 backward passes per datum on average.
     samples : int
         For random models: the forward passes that each gradient is averaged, and each decision voted over.
     batch_size : int, optional
