@@ -1,4 +1,7 @@
-"""Functions of tensors in place, by kernels of the device where there are such; each returns whether it has done it."""
+"""Functions of tensors in place, by kernels of the device where there are such.
+
+Each returns whether it has done it; `scale_by_norm_`, which may do a part, returns which tensors are left.
+"""
 
 from __future__ import annotations
 

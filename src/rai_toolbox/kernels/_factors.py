@@ -26,12 +26,24 @@ class NormFactor:
         The least divisor of "normalize", the radius of "ball"; ≥ 0.
     scale : float or Tensor, 0-d
         A factor of the result.
+
+    Raises
+    ------
+    ValueError
+        `kind` is another.
     """
 
     kind: Literal["normalize", "ball"]
     p: float
     bound: float | Tensor
     scale: float | Tensor = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind != "normalize" and self.kind != "ball":
+            raise ValueError(
+                f'`kind` of a NormFactor must be "normalize" or "ball", got {self.kind!r}: '
+                f"write another change of a datum as a PerDatum transform"
+            )
 
     @property
     def unchanged_to(self) -> float:

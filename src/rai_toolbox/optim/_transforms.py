@@ -59,11 +59,23 @@ class Entrywise:
         sign(x), x / |x| where x is complex; or x moved into [low, high].
     low, high : float, optional
         The bounds of a clamp.
+
+    Raises
+    ------
+    ValueError
+        `kind` is another.
     """
 
     kind: Literal["sign", "clamp"]
     low: float | None = None
     high: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind != "sign" and self.kind != "clamp":
+            raise ValueError(
+                f'`kind` of an Entrywise transform must be "sign" or "clamp", got {self.kind!r}: '
+                f"write another change as a PerDatum or a Remembering transform"
+            )
 
     @property
     def keeps_zero(self) -> bool:
