@@ -407,6 +407,7 @@ def test_no_data_no_trouble():
         ({"norm": "l3"}, ValueError, "norm"),
         ({"epsilon": -1.0}, ValueError, "epsilon"),
         ({"epsilon": torch.ones(3)}, ValueError, "epsilon"),
+        ({"epsilon": [0.1, 0.2]}, ValueError, r"minimum_norm\(.*\)\.robust_accuracy\(radii\), or call once per radius"),
         ({"bounds": (0, 0.1)}, ValueError, "outside the bounds"),
         ({"bounds": 3}, TypeError, "bounds"),
         ({"bounds": (1, 0)}, ValueError, "lower"),
@@ -420,6 +421,8 @@ def test_no_data_no_trouble():
         ({"steps": 0}, ValueError, "steps"),
         ({"restarts": 1.5}, TypeError, "restarts"),
         ({"criterion": lambda output, target: output.sum()}, ValueError, "criterion"),
+        ({"criterion": lambda output, target: output[:, :1]}, ValueError, r"criterion .* shape \(6,\).* \(6, 1\)"),
+        ({"margin": lambda output, target: output[:, :1]}, ValueError, r"margin .* shape \(6,\).* \(6, 1\)"),
     ],
 )
 def test_an_error_names_the_argument(change, error, words):

@@ -74,7 +74,8 @@ def gradient_ascent(
         From the losses to the number that is differentiated. The default sum keeps data independent of each other.
     bounds : (lower, upper), optional
         Numbers or tensors that broadcast to `data`. After every step the perturbation is moved so that the perturbed
-        data lie within them; the perturbation model must have a `constraint` (see `PerturbationModel`).
+        data lie within them; the perturbation model must have a `constraint` (see `PerturbationModel`). Default: none;
+        images in [0, 1] may then leave [0, 1]: give `(0, 1)`.
     samples : int
         For random models: the gradient of every step is the mean over this many forward passes.
     generator : torch.Generator, optional

@@ -66,7 +66,7 @@ def minimum_norm(
         L0 counts changed entries.
     bounds : (lower, upper), optional
         Numbers or tensors that broadcast to `data`, in the units of the data. An entry whose bounds are equal
-        stays as it is.
+        stays as it is. Default: none; images in [0, 1] may then leave [0, 1]: give `(0, 1)`.
     targeted : bool
         Look for the nearest point where the decision *is* `target`.
     margin : Callable[[Tensor, Tensor], Tensor], optional

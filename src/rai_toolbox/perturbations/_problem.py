@@ -16,7 +16,7 @@ from rai_toolbox.perturbations import losses as L
 from rai_toolbox.perturbations._ball import Ball, Norm, check_norm, rows_of
 from rai_toolbox.perturbations._bounds import Bounds, check_bounds
 from rai_toolbox.perturbations._noise import Noise, draw_seed, seeded
-from rai_toolbox.perturbations._query import Answer, Loss, Objective, Query, make_objective
+from rai_toolbox.perturbations._query import Answer, Loss, Objective, Query, make_objective, per_row
 from rai_toolbox.perturbations._resuming import SolveEnded
 from rai_toolbox.perturbations._solution import Solution
 
@@ -180,7 +180,8 @@ def as_epsilon(epsilon: Any, n: int, device: torch.device, norm: str) -> Tensor:
     if radii.ndim > 1 or radii.numel() not in (1, n):
         raise ValueError(
             f"epsilon must be a number or have one entry per datum, shape ({n},); got shape {tuple(radii.shape)}. For "
-            f"several radii, ask for the nearest error of each datum: minimum_norm(...).robust_accuracy(radii)"
+            f"several radii, ask for the nearest error of each datum, minimum_norm(...).robust_accuracy(radii), or "
+            f"call once per radius"
         )
     if not bool((radii >= 0).all()):
         raise ValueError(f"epsilon must be ≥ 0 and not NaN; got {epsilon!r}")
@@ -275,11 +276,12 @@ def ask_at_data(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
         objective = problem.objective
         if objective.default:
             _check_labels(output, problem.target)
-        score = objective.score(output, problem.target)
         if objective.achieved is None:
             achieved = torch.zeros(len(output), dtype=torch.bool, device=output.device)
         else:
-            achieved = objective.achieved(output, problem.target)
+            achieved = per_row(objective.achieved(output, problem.target), len(output), "margin")
+        # Second: a margin may be the criterion too, and the message is to name what was given.
+        score = per_row(objective.score(output, problem.target), len(output), "criterion")
         return score, achieved & ~score.isnan(), output
 
 

@@ -124,13 +124,13 @@ class Query:
         return output
 
     def _read(self, output: Tensor, target: Tensor, beyond_rounding: bool) -> tuple[Tensor, Tensor]:
-        score = _per_row(self.objective.score(output, target), len(target), "criterion")
+        score = per_row(self.objective.score(output, target), len(target), "criterion")
         if beyond_rounding and self.objective.rounding is not None:
             return score, score > self.objective.rounding(output)
         decide = self.objective.achieved_beyond_rounding if beyond_rounding else self.objective.achieved
         if decide is None:
             return score, torch.zeros_like(score, dtype=torch.bool)
-        return score, _per_row(decide(output, target), len(target), "margin") & ~score.isnan()
+        return score, per_row(decide(output, target), len(target), "margin") & ~score.isnan()
 
     @torch.no_grad()
     def evaluate(self, x: Tensor, target: Tensor, *, beyond_rounding: bool) -> tuple[Tensor, Tensor]:
@@ -157,7 +157,7 @@ class Query:
         for _ in range(self._samples):
             leaf = x.detach().requires_grad_()
             output = self.output(leaf)
-            loss = _per_row(loss_fn(output, target), len(x), "criterion")
+            loss = per_row(loss_fn(output, target), len(x), "criterion")
             if not loss.requires_grad:
                 raise ValueError("the loss does not depend differentiably on the input: no gradient reaches the data")
             (grad,) = torch.autograd.grad(loss, leaf, torch.ones_like(loss))
@@ -176,7 +176,7 @@ def _nan_loses(x: Tensor) -> Tensor:
     return x.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
-def _per_row(x: Tensor, n: int, name: str) -> Tensor:
+def per_row(x: Tensor, n: int, name: str) -> Tensor:
     if x.shape != (n,):
         raise ValueError(f"{name} must return one number per datum, the shape ({n},); it returned {tuple(x.shape)}")
     return x

@@ -52,7 +52,8 @@ def universal(
         The radius of the perturbation.
     bounds : (lower, upper), optional
         Numbers, or tensors of the shape of one datum. `data + delta` is clipped to them wherever it is used; the
-        gradient is taken at the clipped point, and passes the clip as if it were not there.
+        gradient is taken at the clipped point, and passes the clip as if it were not there. Default: none; images in
+        [0, 1] may then leave [0, 1].
     targeted : bool
         Move the decisions to `target` instead of away from it.
     criterion : Callable[[Tensor, Tensor], Tensor], optional

@@ -86,7 +86,7 @@ def worst_case(
         The radius, in the units of the data. One for all, or one per datum.
     bounds : (lower, upper), optional
         Numbers or tensors that broadcast to `data`, in the units of the data. An entry whose bounds are equal
-        stays as it is.
+        stays as it is. Default: none; images in [0, 1] may then leave [0, 1]: give `(0, 1)`.
     targeted : bool
         Bring the decision to `target` (the criterion down) instead of away from it.
     criterion : Callable[[Tensor, Tensor], Tensor], optional
