@@ -93,3 +93,10 @@ def test_a_look_would_raise() -> None:
         (p,) = parameters(torch.float32, (3,))
         with pytest.raises(Exception, match=r"item|_local_scalar_dense"):
             p.sum().item()
+
+
+@pytest.mark.parametrize("cls", [ro.L1ProjectedOptim, ro.L2ProjectedOptim, ro.LinfProjectedOptim, ro.L2FrankWolfe])
+def test_a_radius_for_each_datum_may_be_a_fake_tensor(cls: Any) -> None:
+    with FakeTensorMode():
+        (p,) = parameters(torch.float32, (4, 5))
+        takes_steps(cls([p], lr=0.1, epsilon=torch.full((4,), 0.5, device="cuda"), param_ndim=1))

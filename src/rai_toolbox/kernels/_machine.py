@@ -52,6 +52,11 @@ def wide_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
+def has_values(x: Tensor) -> bool:
+    """Whether there is anything to look at: not on a meta device, and not in a tensor that only stands for one."""
+    return x.device.type != "meta" and (type(x) in (Tensor, Parameter) or not _is_plain(x))
+
+
 def is_captured(x: Tensor) -> bool:
     """Whether what is done to the tensor is recorded in a CUDA graph, not done."""
     return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional._layout import datum_ndim, is_number
+from rai_toolbox.kernels._machine import has_values
 
 P = ParamSpec("P")
 
@@ -101,7 +102,8 @@ def check_radius(name: str, optim_group: Mapping[str, Any]) -> None:
     """Raise unless an option is a number ≥ 0, or a tensor of them with one entry per datum of every parameter."""
     value = optim_group[name]
     if isinstance(value, Tensor):
-        if not value.is_floating_point() or value.requires_grad or not bool((value >= 0).all()):
+        is_right = value.is_floating_point() and not value.requires_grad
+        if not is_right or (has_values(value) and not bool((value >= 0).all())):
             raise ValueError(
                 f"`{name}` must have entries ≥ 0 of a floating dtype and not require a gradient, got {value!r}"
             )
