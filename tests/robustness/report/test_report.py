@@ -66,7 +66,8 @@ def test_the_page_loads_nothing_runs_nothing_and_says_what_its_pictures_show(rep
     assert "prefers-color-scheme: dark" in text
     assert text.count("<th scope=") > 20
     # The advice of one check names others.
-    assert all(f"{finding.check}</code>" in text and html.escape(finding.title) in text for finding in report.findings)
+    shown = html.unescape(text)
+    assert all(f"{finding.check}</code>" in shown and finding.title in shown for finding in report.findings)
     assert all(f"{100 * point.value:.1f}\u00a0%" in text for point in report.curves["l2"].points)
 
 
@@ -87,6 +88,30 @@ def test_names_are_escaped_wherever_they_come_from(tmp_path):
     assert HOSTILE not in text
     assert "script" not in Page(text).tags
     assert "&lt;script&gt;" in text
+
+
+def test_long_names_are_short_where_they_are_shown_and_whole_in_the_results(half_plane, tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
+    y = half_plane(torch.from_numpy(x)).argmax(dim=1).numpy()
+    names = ("a" * 100_000, "b" * 100_000)
+    data = Samples(ArrayRows(x), y, class_names=names, feature_names=("c" * 100_000, "d"))
+    evaluate(half_plane, data, diagnostics=False, **QUICK).save(tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["class_names"] == list(names)
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert all(sizes[name] < 100_000 for name in ("report.html", "classes.csv", "samples.csv", "card.md"))
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("a" * 59 + "…") > 1
+    assert "a" * 60 not in text
+    with pytest.raises(ValueError, match=r"has no class 'a{59}…'"):
+        evaluate(half_plane, data, classes=["b" * 100_000, "e"], **QUICK)
+
+
+def test_a_figure_is_never_broken_in_two(digits, small_net, tmp_path):
+    x, y = digits
+    evaluate(small_net, (x[:8], y[:8]), epsilons=[0.123456], diagnostics=False, **QUICK).save(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert re.search(r"\.cards b {[^}]*white-space: nowrap", text)
+    assert "ε\u00a0=\u00a00.123456 (l2)" in text
 
 
 def test_every_kind_of_data_has_its_gallery(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rai_toolbox.robustness._errors import InputError, arg
-from rai_toolbox.robustness._text import did_you_mean
+from rai_toolbox.robustness._text import did_you_mean, shortened
 from rai_toolbox.robustness.data._samples import Samples
 
 __all__ = ["with_classes"]
@@ -52,7 +52,9 @@ def _number_of(name: str, numbers: Mapping[str, int]) -> int:
         return numbers[name]
     if name.isdecimal() and len(name) < 10:
         return int(name)
-    raise InputError(f"{arg('classes')} has no class {name!r}, as the data have{did_you_mean(name, list(numbers))}")
+    raise InputError(
+        f"{arg('classes')} has no class {shortened(name)!r}, as the data have{did_you_mean(name, list(numbers))}"
+    )
 
 
 def _read(path: Path) -> Any:
@@ -89,5 +91,5 @@ def _numbers(content: Any) -> dict[str, int]:
     if len({name for name, _ in pairs}) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{arg('classes')} names {twice!r} twice: each name stands for one class")
+        raise InputError(f"{arg('classes')} names {shortened(twice)!r} twice: each name stands for one class")
     return dict(pairs)

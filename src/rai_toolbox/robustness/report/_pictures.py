@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rai_toolbox.robustness._evidence import AveragePoint
 from rai_toolbox.robustness._results import Point, Results
 from rai_toolbox.robustness._statistics import wilson_interval
+from rai_toolbox.robustness._text import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,9 +45,6 @@ _FINE = 241
 
 # The curves of one evaluation, in the legend.
 _WORST, _AVERAGE = "worst case (attack)", "average (random points)"
-
-# How many letters of a model's name a legend has room for.
-_NAME = 60
 
 
 def plot_curves(evaluations: Mapping[str, Results]) -> Figure:
@@ -116,7 +114,7 @@ def curve_png(evaluations: Mapping[str, Results]) -> bytes:
 def _called(name: str) -> str | None:
     """Return a name for a legend: short, on one line, and not hidden by the underscore that it begins with."""
     name = " ".join(name.split())
-    name = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+    name = shortened(name)
     return f" {name}" if name.startswith("_") else name or None
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rai_toolbox.robustness._results import Curve, Examples, Results
+from rai_toolbox.robustness._text import shortened
 from rai_toolbox.robustness.data._samples import kind_of
 from rai_toolbox.robustness.report._pictures import (
     corruption_drawing,
@@ -73,6 +74,7 @@ def render(template: str, **context: Any) -> str:
     )
     environment.filters["figure"] = figure
     environment.filters["percent"] = percent
+    environment.filters["shortened"] = shortened
     return environment.get_template(template).render(NORM_NAMES=NORM_NAMES, **context)
 
 
@@ -167,7 +169,7 @@ def _headlines(evaluation: Results) -> list[tuple[str, str, str]]:
             middle = curve.points[len(curve.points) // 2]
         lines.append(
             (
-                f"{'Accuracy' if accuracy else 'Error'} at ε = {middle.epsilon:g} ({norm})",
+                f"{'Accuracy' if accuracy else 'Error'} at ε\u00a0=\u00a0{middle.epsilon:g} ({norm})",
                 shown(middle.value),
                 f"95 % interval {shown(middle.low)} to {shown(middle.high)}",
             )
@@ -234,7 +236,7 @@ def _example(evaluation: Results, examples: Examples, position: int) -> dict[str
     def named(answer: Any) -> str:
         if evaluation.task == "regression":
             return ", ".join(figure(value) for value in np.atleast_1d(answer)[:4])
-        return names[int(answer)] if 0 <= int(answer) < len(names) else str(answer)
+        return shortened(names[int(answer)]) if 0 <= int(answer) < len(names) else str(answer)
 
     entry: dict[str, Any] = {
         "index": index,

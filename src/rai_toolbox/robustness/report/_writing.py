@@ -13,6 +13,7 @@ import numpy as np
 
 from rai_toolbox.robustness._files import claimed, write_together
 from rai_toolbox.robustness._results import Results
+from rai_toolbox.robustness._text import shortened
 from rai_toolbox.robustness.report._card import render_card
 from rai_toolbox.robustness.report._pictures import curve_png
 from rai_toolbox.robustness.report._report import render_report
@@ -21,6 +22,9 @@ from rai_toolbox.robustness.report._schema import to_json
 __all__ = ["EVALUATION_FILES", "csv_text", "write_files"]
 
 T = TypeVar("T")
+
+# How many letters of a class's name a table has; results.json has all.
+_NAME = 200
 
 
 def write_files(folder: Path, writers: Mapping[str, Callable[[T], bytes | str | None]], result: T) -> Path:
@@ -83,7 +87,7 @@ def _classes_csv(evaluation: Results) -> str | None:
         return None
     rows = [["norm", "label", "class", "samples", "epsilon", "accuracy"]]
     rows += [
-        [norm, row.label, row.name, row.samples, point.epsilon, value]
+        [norm, row.label, shortened(row.name, _NAME), row.samples, point.epsilon, value]
         for norm, curve in evaluation.curves.items()
         for row in curve.classes
         for point, value in zip(curve.points, row.values, strict=True)
@@ -104,7 +108,12 @@ def _corruptions_csv(evaluation: Results) -> str | None:
 
 
 def _samples_csv(evaluation: Results) -> str:
-    columns = evaluation.columns()
+    columns = {
+        name: np.array([shortened(one, _NAME) for one in values], dtype=object)
+        if name in ("label_name", "prediction_name")
+        else values
+        for name, values in evaluation.columns().items()
+    }
     return csv_text([list(columns), *zip(*(values.tolist() for values in columns.values()), strict=True)])
 
 
