@@ -220,7 +220,7 @@ def test_a_point_out_of_the_bounds_or_the_ball_is_not_counted(half_plane, blobs,
 
     monkeypatch.setattr(_solver, "worst_case", reaches_too_far)
     monkeypatch.setattr(_solver, "minimum_norm", reaches_too_far if bounds else finds_nothing)
-    result = evaluate(half_plane, blobs, epsilons=[0.5], bounds=bounds, steps=5, restarts=1, adaptive=False)
+    result = evaluate(half_plane, blobs, epsilons=[0.5], bounds=bounds, steps=5, restarts=1, adaptive=False, average=0)
     assert [point.value for point in result.curves["l2"].points] == [1.0, 1.0]
     assert np.isinf(result.distance["l2"]).all()
     assert {finding.check: finding.verdict for finding in result.findings}["verification"] == "distrust"
