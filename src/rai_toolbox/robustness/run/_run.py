@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ from rai_toolbox.robustness.session._journal import Journal, Piece
 from rai_toolbox.robustness.session._team import Team
 
 __all__ = ["CHECKS", "Progress", "Run"]
+
+Made = TypeVar("Made")
 
 #: Called as ``progress(stage, done, total)`` after each finished batch of a stage.
 Progress = Callable[[str, int, int], None]
@@ -131,7 +133,10 @@ class Run:
         left = sum(self.journal.get(name) is None for name in names) / len(names)
         if right:
             with self.subject.last_word(now=True):
-                say(str(estimate(self.subject, right, self.outputs, share_left=left, processes=self.team.size)))
+                cost = _guarded(
+                    lambda: estimate(self.subject, right, self.outputs, share_left=left, processes=self.team.size)
+                )
+            say(str(cost))
 
     def _stage(self, name: str, words: str, work: Callable[[int], Mapping[str, Any] | None]) -> Pieces:
         """Do the batches that are not done yet, each in one of the processes; return all that are done, or
@@ -320,7 +325,7 @@ def _whole(pieces: Pieces) -> Pieces:
     return [piece if piece and "cut" not in piece else None for piece in pieces]
 
 
-def _guarded(work: Callable[[], Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+def _guarded(work: Callable[[], Made]) -> Made:
     try:
         return work()
     except (InputError, EvaluationFailed, SolveEnded):
