@@ -74,7 +74,12 @@ def test_the_built_in_model_raises_no_alarm(digits_net, digits):
 def test_a_sound_model_raises_no_alarm(small_net, digits, norm):
     grid = {"l2": [0.3, 0.6, 1.2], "linf": [0.05, 0.1, 0.2], "l1": [1.0, 2.0, 4.0], "l0": [1, 2, 4]}[norm]
     found = verdicts(small_net, digits, norms=norm, epsilons=grid, steps=40, restarts=3)
-    assert {check: finding.verdict for check, finding in found.items()} == dict.fromkeys(found, "ok")
+    seen = {check: finding.verdict for check, finding in found.items()}
+    if (
+        norm == "l1"
+    ):  # the blind search may say that it is too weak there: it breaks less than a tenth of what it should
+        assert seen.pop("gradient-masking") in ("ok", "not conclusive")
+    assert seen == dict.fromkeys(seen, "ok")
 
 
 def test_a_sound_model_of_a_table_without_bounds_raises_no_alarm():

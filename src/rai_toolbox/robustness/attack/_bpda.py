@@ -29,7 +29,8 @@ class BPDA:
     It returns what the model returns. Its gradient goes straight through rounding, `detach` and `no_grad`; of a
     threshold, a sign, a rank or the choice of the largest entries it is that of a smooth step as wide as the entries
     are spread; steep sigmoids are as wide. A custom `torch.autograd.Function` is differentiated through its forward
-    pass. Models of `torch.export` are seen through alike; TorchScript is not.
+    pass, but from torch 2.14 on not where its `apply` was kept under another name before. Models of `torch.export` are
+    seen through alike; TorchScript is not.
 
     Parameters
     ----------

@@ -14,8 +14,10 @@ __all__ = ["HANDLERS", "Below", "Soft", "applied", "name_of", "with_gradient_of"
 
 Handler = Callable[["Soft", Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
-# Below `torch.autograd.Function`: its `apply` may have been kept under another name before.
-Below: Any = torch.autograd.function._SingleLevelFunction
+# Where `apply` of a custom function can be replaced. Before torch 2.14 that is below `torch.autograd.Function`, so that
+# an `apply` that was kept under another name is replaced too; since then such a one is C++ and stays as it is.
+_in_python = isinstance(vars(torch.autograd.Function).get("apply"), classmethod)
+Below: Any = torch.autograd.function._SingleLevelFunction if _in_python else torch.autograd.Function
 #: Ranks compare every pair of entries.
 _MOST_RANKED = 1024
 _LEAK = 0.1
