@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from same_steps import gradient, parameter, step
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -31,22 +32,6 @@ from rai_toolbox.optim import (
 
 KEY = "AveragedGradientOptim.mean"
 INNERS = [partial(SGD, lr=0.1), partial(SGD, lr=0.1, momentum=0.9), partial(Adam, lr=0.1), partial(RMSprop, lr=0.1)]
-
-
-def gradient(shape: Any, step: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(step), dtype=torch.float64).to(dtype)
-
-
-def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return gradient(shape, 1000, dtype).requires_grad_()
-
-
-def step(optim: Any, *steps: int) -> None:
-    for t in steps:
-        for group in optim.param_groups:
-            for i, p in enumerate(group["params"]):
-                p.grad = gradient(p.shape, 10 * t + i, p.dtype)
-        optim.step()
 
 
 def built(p: Any, inner: Any = INNERS[0], **options: Any) -> AveragedGradientOptim:

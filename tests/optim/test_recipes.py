@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from same_steps import gradient, parameter, step
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
@@ -24,22 +24,6 @@ from rai_toolbox.optim import (
     SphereOptim,
 )
 from rai_toolbox.perturbations import gradient_ascent
-
-
-def gradient(shape: Any, step: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(step), dtype=torch.float64).to(dtype)
-
-
-def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return gradient(shape, 1000, dtype).requires_grad_()
-
-
-def step(optim: Any, *steps: int) -> None:
-    for t in steps:
-        for group in optim.param_groups:
-            for i, p in enumerate(group["params"]):
-                p.grad = gradient(p.shape, 10 * t + i, p.dtype)
-        optim.step()
 
 
 def polar_factor(a: Tensor) -> Tensor:

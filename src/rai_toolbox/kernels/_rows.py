@@ -28,14 +28,6 @@ def scale_by_norm_(xs: Sequence[Tensor], lengths: Sequence[int], factor: NormFac
     return True
 
 
-def change_entries_(xs: Sequence[Tensor], change: Change) -> bool:
-    """Change every entry by itself."""
-    if not all_have_kernels(xs):
-        return False
-    _operators.by_norm_or_entry_(xs, [], [x.numel() for x in xs], change)
-    return True
-
-
 def step_(
     gs: Sequence[Tensor], ps: Sequence[Tensor], lengths: Sequence[int], change: Change, lr: float, after: Change
 ) -> bool:
