@@ -31,12 +31,8 @@ def _in_python(name: str, value: str | None) -> str:
 class _Named(Exception):
     """An error whose message names arguments.
 
-    Attributes
-    ----------
-    message : str
-        As it was given, with the marks of `arg`.
-    argument : str or None
-        The name of the first argument in it.
+    message: as it was given, with the marks of `arg`.
+    argument: the name of the first argument in it.
     """
 
     def __init__(self, message: str) -> None:

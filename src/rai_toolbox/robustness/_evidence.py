@@ -104,16 +104,10 @@ def evidence_of(
 ) -> tuple[Evidence, ...]:
     """Return what the figures of a result are evidence of.
 
-    Parameters
-    ----------
-    accuracy : bool
-        Whether the curves are accuracies.
-    average : bool
-        Whether a curve has its average beside it.
-    corruptions : mapping
-        The corruptions that were tried.
-    queries : int or None
-        How often the model was asked per sample and norm, at most, if it has no gradient.
+    accuracy: whether the curves are accuracies.
+    average: whether a curve has its average beside it.
+    corruptions: the corruptions that were tried.
+    queries: how often the model was asked per sample and norm, at most, if it has no gradient.
     """
     worst = (
         "An empirical upper bound on the robust accuracy: every sample counted as wrong has an error that was found and"

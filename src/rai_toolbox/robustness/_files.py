@@ -29,10 +29,7 @@ _held = threading.local()
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that appears under `path` when the block ends well, and not at all otherwise.
 
-    Raises
-    ------
-    WriteFailed
-        If it cannot be written, as on a full disk.
+    Raises WriteFailed if it cannot be written, as on a full disk.
     """
     with _writing(path):
         handle, name = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
@@ -99,10 +96,7 @@ def as_folder(folder: str | Path) -> Path:
 def prepare_folder(path: Path) -> None:
     """Make the folder, test that it is writable, and remove half-written files of a killed run.
 
-    Raises
-    ------
-    InputError
-        If `path` is a file, or cannot be made or written to.
+    Raises InputError if `path` is a file, or cannot be made or written to.
     """
     _make_folder(path)
     for left in path.glob(f"{_PARTIAL}*"):
@@ -114,10 +108,7 @@ def prepare_folder(path: Path) -> None:
 def claimed(path: Path) -> Iterator[None]:
     """Prepare a folder, in which this thread alone writes until the block ends.
 
-    Raises
-    ------
-    InputError
-        If another process or thread writes there, which the message names; or as `prepare_folder`.
+    Raises InputError if another process or thread writes there, which the message names; or as `prepare_folder`.
     """
     _make_folder(path)
     held: set[str] = vars(_held).setdefault("folders", set())

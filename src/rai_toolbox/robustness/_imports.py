@@ -26,17 +26,10 @@ def names_function(spec: str) -> bool:
 def import_named(spec: str, what: str) -> Any:
     """Return the object that ``file.py:name`` or ``package.module:name`` names.
 
-    Parameters
-    ----------
-    spec : str
-        Where to find it.
-    what : str
-        The beginning of the error: ``arg("model")``.
+    spec: where to find it.
+    what: the beginning of the error: ``arg("model")``.
 
-    Raises
-    ------
-    InputError
-        If there is no such file or name, or importing it raises.
+    Raises InputError if there is no such file or name, or importing it raises.
     """
     source, _, name = spec.rpartition(":")
     module = _import_file(Path(source), what) if source.endswith(".py") else _import_module(source, what)

@@ -15,22 +15,12 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     It stays inside [0, 1] and is informative at 0 and at `trials` successes, where the textbook normal
     interval has no width.
 
-    Parameters
-    ----------
-    successes, trials : int
-        How often it happened, out of how many.
-    confidence : float
-        The coverage aimed at.
+    successes, trials: how often it happened, out of how many.
+    confidence: the coverage aimed at.
 
-    Returns
-    -------
-    tuple[float, float]
-        The lower and the upper end; (0, 1) when there was no trial.
+    Returns the lower and the upper end; (0, 1) when there was no trial.
 
-    Raises
-    ------
-    ValueError
-        If `successes` is not between 0 and `trials`, or `confidence` not between 0 and 1.
+    Raises ValueError if `successes` is not between 0 and `trials`, or `confidence` not between 0 and 1.
 
     References
     ----------
@@ -60,22 +50,12 @@ def clopper_pearson_interval(successes: int, trials: int, confidence: float = 0.
     It covers the true proportion at least as often as `confidence` says, for every proportion and every number of
     trials. The trials may have different chances of success: it covers their mean then [2]_.
 
-    Parameters
-    ----------
-    successes, trials : int
-        How often it happened, out of how many independent trials.
-    confidence : float
-        The least coverage.
+    successes, trials: how often it happened, out of how many independent trials.
+    confidence: the least coverage.
 
-    Returns
-    -------
-    tuple[float, float]
-        The lower and the upper end; (0, 1) when there was no trial.
+    Returns the lower and the upper end; (0, 1) when there was no trial.
 
-    Raises
-    ------
-    ValueError
-        As `wilson_interval`.
+    Raises ValueError: as `wilson_interval`.
 
     References
     ----------
@@ -157,28 +137,18 @@ def mean_interval(total: float, total_of_squares: float, count: int, confidence:
 
 @dataclass(frozen=True)
 class McNemar:
-    """A paired comparison of two classifiers on the same samples.
+    """A paired comparison of two classifiers on the same samples."""
 
-    Attributes
-    ----------
-    only_first, only_second : int
-        How many samples only the first, and only the second, gets right.
-    p_value : float
-        The chance of a split at least as uneven if neither were better (exact binomial, two-sided).
-    """
-
+    # only_first, only_second: how many samples only the first, and only the second, gets right
     only_first: int
     only_second: int
-    p_value: float
+    p_value: float  # the chance of a split at least as uneven if neither were better (exact binomial, two-sided)
 
 
 def mcnemar(only_first: int, only_second: int) -> McNemar:
     """Test whether two classifiers differ, from the samples on which they disagree (exact McNemar test).
 
-    Parameters
-    ----------
-    only_first, only_second : int
-        How many samples only the first, and only the second, gets right.
+    only_first, only_second: how many samples only the first, and only the second, gets right.
 
     References
     ----------

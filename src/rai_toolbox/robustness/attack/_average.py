@@ -41,12 +41,9 @@ def can_be_drawn(subject: Subject, norm: Norm) -> bool:
 def average(subject: Subject, norm: Norm, batch: int, grid: Sequence[float]) -> dict[str, Any]:
     """Return the model's errors at random points around each sample of a batch, at each radius.
 
-    Returns
-    -------
-    dict
-        ``error``, shape (radii, samples): the share of a sample's points that are misclassified, or the mean absolute
-        error at them. ``largest``: the same for the worst of them. ``distance``, shape (samples,): of the nearest
-        point that is misclassified. ``clamped``, shape (radii,): how many points had to be clamped to the box.
+    Returns ``error``, shape (radii, samples): the share of a sample's points that are misclassified, or the mean
+    absolute error at them. ``largest``: the same for the worst of them. ``distance``, shape (samples,): of the nearest
+    point that is misclassified. ``clamped``, shape (radii,): how many points had to be clamped to the box.
     """
     begun = time.perf_counter()
     start, stop = subject.span(batch)

@@ -19,18 +19,11 @@ _AT_A_TIME = 4
 def noise_breaks(subject: Subject, x: Tensor, target: Tensor, *, norm: Norm, epsilon: Tensor, draws: int) -> Tensor:
     """Say which samples are wrong at some random point on the sphere of radius `epsilon`, clamped to the bounds.
 
-    Parameters
-    ----------
-    x, target : Tensor
-        Samples that the model gets right.
-    epsilon : Tensor, shape (N,)
-        The radius for each.
-    draws : int
-        How many points for each.
+    x, target: samples that the model gets right.
+    epsilon, shape (N,): the radius for each.
+    draws: how many points for each.
 
-    Returns
-    -------
-    Tensor of bool, shape (N,)
+    Returns (N,), bool.
     """
     generator = subject.generator("noise", norm)
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -60,18 +53,12 @@ def random_search(
     Each query changes a random window of the input, large at first, smaller later. The change of an entry is as large
     as an entry of a point on the sphere is: a proposal keeps what was found outside of its window.
 
-    Parameters
-    ----------
-    x, target : Tensor
-        Samples that the model gets right.
-    epsilon : Tensor, shape (N,)
-        The radius for each.
-    queries, together : int
-        How many changes to try for each, and how many of them in one call of the model; of these the best is kept.
+    x, target: samples that the model gets right.
+    epsilon, shape (N,): the radius for each.
+    queries, together: how many changes to try for each, and how many of them in one call of the model; of these the
+        best is kept.
 
-    Returns
-    -------
-    Tensor, in the shape of `x`
+    Returns the shape of `x`.
 
     References
     ----------

@@ -32,15 +32,8 @@ class BPDA:
     pass, but from torch 2.14 on not where its `apply` was kept under another name before. Models of `torch.export` are
     seen through alike; TorchScript is not.
 
-    Parameters
-    ----------
-    model : callable
-        From inputs to outputs.
-
-    Attributes
-    ----------
-    replaced : set of str
-        The names of the operations whose gradient has been replaced so far.
+    model: from inputs to outputs.
+    replaced: the names of the operations whose gradient has been replaced so far.
 
     References
     ----------

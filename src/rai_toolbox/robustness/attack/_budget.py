@@ -16,28 +16,16 @@ USUAL_STEPS, USUAL_RESTARTS = (signature(minimum_norm).parameters[name].default 
 
 @dataclass(frozen=True)
 class Budget:
-    """The sizes of the parts of an evaluation, where they are not asked for one by one.
+    """The sizes of the parts of an evaluation, where they are not asked for one by one."""
 
-    Attributes
-    ----------
-    steps, restarts : int
-        Of the solvers.
-    radii : int
-        How many a default grid has, about.
-    checked : float
-        The share of the usual samples that a check looks at, and of the random points and directions that it tries.
-    adaptive : bool
-        Whether attacks without the gradient follow where a check doubts it.
-    without : tuple of str
-        The checks that are left out.
-    """
-
+    # steps, restarts: of the solvers
     steps: int = USUAL_STEPS
     restarts: int = USUAL_RESTARTS
-    radii: int = 8
+    radii: int = 8  # how many a default grid has, about
+    # The share of the usual samples that a check looks at, and of the random points and directions that it tries.
     checked: float = 1.0
-    adaptive: bool = True
-    without: tuple[str, ...] = ()
+    adaptive: bool = True  # whether attacks without the gradient follow where a check doubts it
+    without: tuple[str, ...] = ()  # the checks that are left out
 
     def of_usual(self, count: int, least: int = 4) -> int:
         """Return how many of so many samples, points or directions a check takes."""

@@ -26,10 +26,7 @@ Corrupts: TypeAlias = Callable[[Tensor, float], Any]
 def as_corruptions(corruptions: Mapping[str, Corrupts] | Sequence[Corrupts] | None) -> dict[str, Corrupts]:
     """Return corruptions by their names.
 
-    Raises
-    ------
-    InputError
-        If one is no function, or two have the same name.
+    Raises InputError if one is no function, or two have the same name.
     """
     if corruptions is None:
         return {}
@@ -49,10 +46,7 @@ def as_corruptions(corruptions: Mapping[str, Corrupts] | Sequence[Corrupts] | No
 def load_corruptions(specs: Sequence[str]) -> dict[str, Corrupts]:
     """Return the corruptions that ``file.py:function`` or ``package.module:function`` name, by the function's name.
 
-    Raises
-    ------
-    InputError
-        If there is no such function; or as `as_corruptions`.
+    Raises InputError if there is no such function; or as `as_corruptions`.
     """
     what = arg("corruptions")
     for spec in specs:
@@ -67,10 +61,7 @@ def load_corruptions(specs: Sequence[str]) -> dict[str, Corrupts]:
 def corrupted(subject: Subject, name: str, batch: int, severities: Sequence[float]) -> dict[str, Any]:
     """Return the model's errors on a batch under a corruption, shape (severities, samples).
 
-    Raises
-    ------
-    InputError
-        If the corruption raises or returns something else than inputs.
+    Raises InputError if the corruption raises or returns something else than inputs.
     """
     begun = time.perf_counter()
     x, target = subject.batch(*subject.span(batch))

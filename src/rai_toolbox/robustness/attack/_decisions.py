@@ -33,16 +33,10 @@ def walk_along_boundary(
     normal of the boundary is estimated from the decisions at random points around; then to where a plane with that
     normal is nearest to `x` in the norm, and back to the boundary.
 
-    Parameters
-    ----------
-    wrong : callable
-        From points (n, ...) and the indices of their rows (n,) to which decisions are wrong.
-    x : Tensor, shape (N, ...)
-        Inputs that are decided right.
-    pool : Tensor, shape (M, ...)
-        Where to start from: inputs, of any class.
-    rounds, draws : int
-        How often the normal is estimated, from how many decisions each.
+    wrong: from points (n, ...) and the indices of their rows (n,) to which decisions are wrong.
+    x, shape (N, ...): inputs that are decided right.
+    pool, shape (M, ...): where to start from: inputs, of any class.
+    rounds, draws: how often the normal is estimated, from how many decisions each.
 
     References
     ----------

@@ -19,16 +19,10 @@ _REACH = 0.99
 def grid_for_distances(norm: Norm, distance: NDArray, widest: float, count: int = 8) -> tuple[float, ...]:
     """Return round radii, evenly spaced, up to where (nearly) no sample stands.
 
-    Parameters
-    ----------
-    norm : str
-        Whose distances they are: radii in L0 are whole numbers.
-    distance : NDArray
-        The nearest error of each sample; those at 0 do not count.
-    widest : float
-        No radius is larger, if it is finite: the reach where most samples have no error at all.
-    count : int
-        How many, about.
+    norm: whose distances they are: radii in L0 are whole numbers.
+    distance: the nearest error of each sample; those at 0 do not count.
+    widest: no radius is larger, if it is finite: the reach where most samples have no error at all.
+    count: how many, about.
     """
     right = distance[distance > 0]
     near = np.sort(right[np.isfinite(right)])

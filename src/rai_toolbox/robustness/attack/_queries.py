@@ -54,10 +54,7 @@ def within_by_queries(
 ) -> CheckedResult:
     """Return errors within a radius, found by ascent along differences and by random search.
 
-    Parameters
-    ----------
-    level, levels : int
-        Which of how many radii: they share the budget.
+    level, levels: which of how many radii: they share the budget.
     """
     budget = max(2, round((1 - _NEAREST) * subject.settings.queries / levels))
     count = min(_DIRECTIONS, x[0].numel())

@@ -29,58 +29,26 @@ LEAST_DRAWS = 6
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the figures of an evaluation, beside the model and the data.
+    """What decides the figures of an evaluation, beside the model and the data."""
 
-    Attributes
-    ----------
-    task : {"classification", "regression"}
-        The kind of prediction.
-    norms : tuple of str
-        The norms to measure perturbations in.
-    epsilons : dict of str to tuple of float
-        The radii to report per norm; a norm that is missing gets a grid that fits its data.
-    extra_epsilons : dict of str to tuple of float
-        Radii to report beside those.
-    steps, restarts : int or None
-        Of the solvers; None is their own default.
-    batch_size : int
-        Samples per call of a solver.
-    seed : int
-        All random choices follow from it.
-    diagnostics : bool
-        Whether to run the checks of the evaluation itself.
-    adaptive : bool
-        Whether to attack without the gradient too, where a check doubts it.
-    queries : int
-        How often a model without a gradient is asked per sample and norm, at most.
-    budget : {"quick", "standard", "thorough"}
-        The sizes of what is not asked for one by one.
-    draws : int
-        How many answers of a random model to an input are one decision.
-    average : int
-        How many random points of the same ball and box are tried per sample and radius.
-    corruptions : tuple of str
-        The names of the corruptions to try.
-    severities : tuple of float
-        Of the corruptions, ascending.
-    """
-
-    task: Task = "classification"
-    norms: tuple[Norm, ...] = ("l2",)
+    task: Task = "classification"  # the kind of prediction
+    norms: tuple[Norm, ...] = ("l2",)  # the norms to measure perturbations in
+    # The radii to report per norm; a norm that is missing gets a grid that fits its data.
     epsilons: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    extra_epsilons: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    extra_epsilons: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # radii to report beside those
+    # steps, restarts: of the solvers; None is their own default
     steps: int | None = None
     restarts: int | None = None
-    batch_size: int = 128
-    seed: int = 0
-    diagnostics: bool = True
-    adaptive: bool = True
-    queries: int = 5000
-    budget: str = "standard"
-    draws: int = 1
-    average: int = 1
-    corruptions: tuple[str, ...] = ()
-    severities: tuple[float, ...] = ()
+    batch_size: int = 128  # samples per call of a solver
+    seed: int = 0  # all random choices follow from it
+    diagnostics: bool = True  # whether to run the checks of the evaluation itself
+    adaptive: bool = True  # whether to attack without the gradient too, where a check doubts it
+    queries: int = 5000  # how often a model without a gradient is asked per sample and norm, at most
+    budget: str = "standard"  # the sizes of what is not asked for one by one
+    draws: int = 1  # how many answers of a random model to an input are one decision
+    average: int = 1  # how many random points of the same ball and box are tried per sample and radius
+    corruptions: tuple[str, ...] = ()  # the names of the corruptions to try
+    severities: tuple[float, ...] = ()  # of the corruptions, ascending
 
     @property
     def sizes(self) -> Budget:
@@ -104,10 +72,7 @@ class Settings:
     def checked(cls, **options: Any) -> Settings:
         """Return settings from options in any form that `evaluate` takes; their names and defaults are the fields'.
 
-        Raises
-        ------
-        InputError
-            If one of them is not allowed; the message says what was given and what is.
+        Raises InputError if one of them is not allowed; the message says what was given and what is.
         """
         given = cls(**options)
         if given.task not in get_args(Task):
@@ -209,22 +174,13 @@ def _draws(value: Any) -> int:
 
 @dataclass(frozen=True)
 class Box:
-    """Where perturbed inputs may lie.
+    """Where perturbed inputs may lie."""
 
-    Attributes
-    ----------
-    lower, upper : float, NDArray or None
-        The bounds: None, a number, or one per feature in the shape of a sample.
-    movable : NDArray or None
-        Where the input may change, bool, in the shape of a sample; None means everywhere.
-    chosen : str
-        Who chose the bounds, for the report: ``"given"`` or ``"from the data"``.
-    """
-
+    # lower, upper: the bounds: None, a number, or one per feature in the shape of a sample
     lower: float | NDArray | None = None
     upper: float | NDArray | None = None
-    movable: NDArray | None = None
-    chosen: str = "given"
+    movable: NDArray | None = None  # where the input may change, bool, in the shape of a sample; None means everywhere
+    chosen: str = "given"  # who chose the bounds, for the report: ``"given"`` or ``"from the data"``
 
     @property
     def ends(self) -> tuple[float | NDArray | None, float | NDArray | None]:
@@ -262,22 +218,13 @@ class Box:
 def make_box(samples: Samples, summary: Summary, bounds: Any, mask: Any) -> Box:
     """Return the box of an evaluation, and see that all samples lie in it.
 
-    Parameters
-    ----------
-    samples : Samples
-        The data.
-    summary : Summary
-        Of the same data.
-    bounds : "auto", None or (lower, upper)
-        Numbers or arrays in the shape of a sample. ``"auto"``: [0, 1] for image-shaped data in it, [0, 255]
-        for images of whole numbers (uint8), else none.
-    mask : array or None
-        True where the input may change.
+    samples: the data.
+    summary: of the same data.
+    bounds: numbers or arrays in the shape of a sample. ``"auto"``: [0, 1] for image-shaped data in it, [0, 255] for
+        images of whole numbers (uint8), else none.
+    mask: True where the input may change.
 
-    Raises
-    ------
-    InputError
-        If the bounds are not bounds, or a sample lies outside; the message says which.
+    Raises InputError if the bounds are not bounds, or a sample lies outside; the message says which.
     """
     movable = None
     if mask is not None:

@@ -44,10 +44,7 @@ class _Through(torch.autograd.Function):
 class Soft:
     """What is differentiated in place of tensors without a gradient.
 
-    Parameters
-    ----------
-    replaced : set of str
-        Where the names of operations go whose gradient is replaced.
+    replaced: where the names of operations go whose gradient is replaced.
     """
 
     def __init__(self, replaced: set[str]) -> None:

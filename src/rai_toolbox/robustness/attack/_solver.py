@@ -38,27 +38,16 @@ _ORDER = {"l1": 1.0, "l2": 2.0, "linf": float("inf"), "l0": 0.0}
 
 @dataclass
 class CheckedResult:
-    """The result of a solver, checked again.
-
-    Attributes
-    ----------
-    perturbed : Tensor
-        The perturbed inputs.
-    distance : NDArray
-        Of those that lie in ball and box and, in a classification, that the model errs at; infinite elsewhere.
-    prediction : NDArray
-        The model's decision there, -1 where nothing was found. Regression: its outputs, shape (N, outputs).
-    error : NDArray
-        Regression: the mean absolute error at the perturbed inputs; of the clean input where they were rejected.
-    rejected : int
-        How many a solver called a success, or returned, that are none.
-    """
+    """The result of a solver, checked again."""
 
     perturbed: torch.Tensor
+    # Of those that lie in ball and box and, in a classification, that the model errs at; infinite elsewhere.
     distance: NDArray
+    # The model's decision there, -1 where nothing was found. Regression: its outputs, shape (N, outputs).
     prediction: NDArray
+    # Regression: the mean absolute error at the perturbed inputs; of the clean input where they were rejected.
     error: NDArray
-    rejected: int
+    rejected: int  # how many a solver called a success, or returned, that are none
 
 
 def run_solver(
@@ -76,23 +65,13 @@ def run_solver(
 ) -> CheckedResult:
     """Run a solver on some samples, the minimum-norm one where no radius is given, and check its result.
 
-    Parameters
-    ----------
-    epsilon : float or Tensor of shape (N,), optional
-        The radius, one for all or one for each.
-    purpose : tuple
-        Names the random numbers.
-    steps, restarts : int or None
-        Other than the settings'.
-    through : callable, optional
-        What the solver attacks instead of the model; what it returns is looked at with the model.
-    to_the_end : bool
-        Whether the solver goes on after the decision has changed: that of `through` may be another.
+    epsilon, shape (N,): the radius, one for all or one for each.
+    purpose: names the random numbers.
+    steps, restarts: other than the settings'.
+    through: what the solver attacks instead of the model; what it returns is looked at with the model.
+    to_the_end: whether the solver goes on after the decision has changed: that of `through` may be another.
 
-    Raises
-    ------
-    SolveEnded
-        If the time limit has ended another solver of the same piece of work.
+    Raises SolveEnded if the time limit has ended another solver of the same piece of work.
     """
     if subject.cut:  # by the solver before this one
         raise SolveEnded("the time limit has come")
@@ -127,10 +106,7 @@ def check_again(
 ) -> CheckedResult:
     """Return what perturbed inputs are worth: how far they are, whether they lie in ball and box, what the model says.
 
-    Parameters
-    ----------
-    epsilon : float or Tensor of shape (N,), optional
-        The radius of the ball, if there is one.
+    epsilon, shape (N,): the radius of the ball, if there is one.
     """
     bounds = subject.box.of(x)
     with torch.no_grad():
@@ -164,10 +140,7 @@ def check_again(
 def errs(subject: Subject, x: torch.Tensor, target: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """Return where the model errs; of a random model, where it is not shown that it errs less than half of the time.
 
-    Parameters
-    ----------
-    output : Tensor
-        The first of the model's answers at `x`.
+    output: the first of the model's answers at `x`.
     """
     wrong = misclassified(output, target)
     draws = subject.settings.draws

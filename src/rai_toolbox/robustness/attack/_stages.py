@@ -49,10 +49,7 @@ def clean(subject: Subject, batch: int) -> dict[str, Any]:
 def search(subject: Subject, norm: Norm, batch: int, correct: NDArray) -> dict[str, Any]:
     """Return how far the nearest error is from each sample, from the minimum-norm solver.
 
-    Parameters
-    ----------
-    correct : NDArray of bool
-        Which samples of the batch the model gets right; the others are at distance 0.
+    correct: which samples of the batch the model gets right; the others are at distance 0.
     """
     begun = time.perf_counter()
     start, stop = subject.span(batch)
@@ -85,12 +82,8 @@ def confirm(
 ) -> dict[str, Any]:
     """Return the result of the fixed-budget solver at each radius.
 
-    Parameters
-    ----------
-    grid : sequence of float
-        The radii, ascending.
-    open_below : NDArray or None
-        Classification: the distance at which each sample is known to be broken (0: wrong from the start). A
+    grid: the radii, ascending.
+    open_below: classification: the distance at which each sample is known to be broken (0: wrong from the start). A
         radius is tried on those that stand yet. Regression: None; each radius is tried on all.
     """
     begun = time.perf_counter()

@@ -39,19 +39,11 @@ def stronger(
 ) -> dict[str, Any]:
     """Return how far the nearest error is from each sample of a batch, by attacks without the model's own gradient.
 
-    Parameters
-    ----------
-    grid : sequence of float
-        The reported radii.
-    known : NDArray
-        The distance at which the solvers broke each sample; 0 where it is wrong from the start.
-    width : float
-        Of the data.
+    grid: the reported radii.
+    known: the distance at which the solvers broke each sample; 0 where it is wrong from the start.
+    width: of the data.
 
-    Returns
-    -------
-    dict
-        ``distance``, the least of all; one array for each attack, under its name; and what a piece of a run holds.
+    Returns ``distance``, the least of all; one array for each attack, under its name; and what a piece of a run holds.
     """
     begun = time.perf_counter()
     subject.begin(_PASSES * int((known > 0).sum()))

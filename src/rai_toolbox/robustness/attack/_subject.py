@@ -34,31 +34,7 @@ class Part(Protocol):
 
 @dataclass
 class Subject:
-    """The model, its data and the settings, as every stage and check of a run gets them.
-
-    Attributes
-    ----------
-    model, samples, targets, box, settings
-        The model, its data, the bounds and the settings.
-    device : torch.device
-        Where.
-    shown : frozenset of int
-        The samples whose perturbed inputs are kept for the gallery, chosen before anything is known about them.
-    corruptions : dict of str to callable
-        By their names.
-    late : callable or None
-        Asked before each call of the model whether the time limit has come.
-    cut : bool
-        Whether it has ended some work before its end, since this was set to False.
-    part : Part or None
-        Where a batch under way keeps what it has found.
-    expected : float
-        How many samples the batch under way will send through the model, about.
-    begun : int
-        How many had gone through it before.
-    has_gradient : bool
-        Whether a gradient reaches the model's input; without, it is searched by queries.
-    """
+    """The model, its data and the settings, as every stage and check of a run gets them."""
 
     model: Evaluated
     samples: Samples
@@ -66,14 +42,15 @@ class Subject:
     box: Box
     settings: Settings
     device: torch.device
+    # The samples whose perturbed inputs are kept for the gallery, chosen before anything is known about them.
     shown: frozenset[int] = frozenset()
-    corruptions: Mapping[str, Callable[[torch.Tensor, float], Any]] = field(default_factory=dict)
-    late: Callable[[], bool] | None = None
-    cut: bool = False
-    part: Part | None = None
-    expected: float = math.inf
-    begun: int = 0
-    has_gradient: bool = True
+    corruptions: Mapping[str, Callable[[torch.Tensor, float], Any]] = field(default_factory=dict)  # by their names
+    late: Callable[[], bool] | None = None  # asked before each call of the model whether the time limit has come
+    cut: bool = False  # whether it has ended some work before its end, since this was set to False
+    part: Part | None = None  # where a batch under way keeps what it has found
+    expected: float = math.inf  # how many samples the batch under way will send through the model, about
+    begun: int = 0  # how many had gone through it before
+    has_gradient: bool = True  # whether a gradient reaches the model's input; without, it is searched by queries
     _last_word: bool = False
 
     @property
@@ -109,10 +86,8 @@ class Subject:
     def watch(self) -> None:
         """End what is under way if the time limit has come: called before each call of the model.
 
-        Raises
-        ------
-        SolveEnded
-            A solver that asks the model then returns what it has found; `last_word` lets it be looked at.
+        Raises SolveEnded: a solver that asks the model then returns what it has found; `last_word` lets it be looked
+            at.
         """
         if not self._last_word and self.late is not None and self.late():
             self.cut = self._last_word = True
@@ -122,10 +97,7 @@ class Subject:
     def last_word(self, *, now: bool = False) -> Iterator[None]:
         """Around a solver and what follows it: once the time limit has ended it, the model answers till the end.
 
-        Parameters
-        ----------
-        now : bool
-            Whether it does so from the start.
+        now: whether it does so from the start.
         """
         before = self._last_word
         self._last_word = now

@@ -23,14 +23,9 @@ _DIRECTIONS = 128
 def length_of_steps(norm: str, epsilon: float, size: int, width: float, *, single: bool) -> float:
     """Return the Euclidean length of the changes whose differences tell of the slope within `epsilon` in a norm.
 
-    Parameters
-    ----------
-    size : int
-        Entries of an input.
-    width : float
-        Of the data.
-    single : bool
-        Whether one entry changes, or all do.
+    size: entries of an input.
+    width: of the data.
+    single: whether one entry changes, or all do.
     """
     if norm == "l0":
         return 0.3 * width
@@ -60,18 +55,11 @@ def by_differences(
 ) -> Function:
     """Return the model with a gradient from central differences.
 
-    Parameters
-    ----------
-    step : float
-        The Euclidean length of the changes.
-    generator : torch.Generator
-        Of the directions, anew at every question.
-    single : bool
-        Whether each direction is that of one entry.
-    count : int
-        Directions per question, at most; one needs two forward passes.
-    rows : int
-        At most so many inputs go through the model at a time.
+    step: the Euclidean length of the changes.
+    generator: of the directions, anew at every question.
+    single: whether each direction is that of one entry.
+    count: directions per question, at most; one needs two forward passes.
+    rows: at most so many inputs go through the model at a time.
     """  # fmt: skip
 
     def gradient(x: Tensor, incoming: Tensor) -> Tensor:

@@ -28,14 +28,9 @@ def distill(
 ) -> nn.Module:
     """Return a small smooth network that decides as `model` does at and around the inputs.
 
-    Parameters
-    ----------
-    x : Tensor, shape (N, ...)
-        Inputs.
-    radius : float
-        The Euclidean length of the changes to learn from, at most.
-    points, steps : int
-        How many answers, and how many steps of training.
+    x, shape (N, ...): inputs.
+    radius: the Euclidean length of the changes to learn from, at most.
+    points, steps: how many answers, and how many steps of training.
     """  # fmt: skip
     inputs = _around(x, radius, box, points, generator)
     with torch.no_grad():

@@ -24,12 +24,8 @@ _SECONDS_BETWEEN_WRITES = 2.0
 class RunsOfSolver(Keeper):
     """A solver's callback: keeps its state from run to run, in the part of the batch.
 
-    Parameters
-    ----------
-    subject : Subject
-        Of the batch.
-    purpose : tuple
-        Names the solve among those of the batch.
+    subject: of the batch.
+    purpose: names the solve among those of the batch.
     """
 
     _NAME = "solve"

@@ -37,12 +37,8 @@ def judged(
     Where two attacks of different kinds leave nearly the same accuracy at every reported epsilon, and no other leaves
     less, the figures are those of attacks that agree: what doubts the gradient is a warning then.
 
-    Parameters
-    ----------
-    attacks : dict of str to dict of str to NDArray
-        By norm, the distances that each attack found; the first is what the solvers found.
-    grids : dict of str to tuple of float
-        The reported radii.
+    attacks: by norm, the distances that each attack found; the first is what the solvers found.
+    grids: the reported radii.
     """
     evidence: dict[str, float | str] = {}
     gap, drop = 0.0, 0.0

@@ -33,31 +33,18 @@ _TOO_LATE = "The time limit ended the run before it."
 
 @dataclass
 class CheckContext:
-    """The input of a check.
+    """The input of a check."""
 
-    Attributes
-    ----------
-    subject, summary
-        What is evaluated, and what one pass over the samples found.
-    curves : dict of str to Curve
-        The results, by norm.
-    distance, error : dict of str to NDArray
-        Per-sample results, by norm.
-    clean : NDArray
-        Whether each sample is right unperturbed (classification), or its error (regression).
-    rejected : int
-        How many points of a solver failed the second look of `attack`.
-    elsewhere : dict of str to (NDArray, NDArray)
-        Indices and distances in norms that were not asked for, once a check has looked there.
-    """
-
+    # subject, summary: what is evaluated, and what one pass over the samples found
     subject: Subject
     summary: Summary
-    curves: Mapping[str, Curve]
+    curves: Mapping[str, Curve]  # the results, by norm
+    # distance, error: per-sample results, by norm
     distance: Mapping[str, NDArray]
     error: Mapping[str, NDArray]
-    clean: NDArray
-    rejected: int
+    clean: NDArray  # whether each sample is right unperturbed (classification), or its error (regression)
+    rejected: int  # how many points of a solver failed the second look of `attack`
+    # Indices and distances in norms that were not asked for, once a check has looked there.
     elsewhere: dict[str, tuple[NDArray, NDArray]] = field(default_factory=dict)
 
     @property
@@ -96,25 +83,14 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class Check:
-    """A named check.
+    """A named check."""
 
-    Attributes
-    ----------
-    name, title : str
-        As in `Finding`.
-    run : callable
-        From the context to the result.
-    classification_only : bool
-        Whether it needs decisions.
-    needs_gradient : bool
-        Whether it asks something of the gradient.
-    """
-
+    # name, title: as in `Finding`
     name: str
     title: str
-    run: Callable[[CheckContext], CheckResult]
-    classification_only: bool = False
-    needs_gradient: bool = False
+    run: Callable[[CheckContext], CheckResult]  # from the context to the result
+    classification_only: bool = False  # whether it needs decisions
+    needs_gradient: bool = False  # whether it asks something of the gradient
 
 
 _RANKED: tuple[Verdict, ...] = ("not run", "ok", "not conclusive", "warning", "distrust")

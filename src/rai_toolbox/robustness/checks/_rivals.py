@@ -38,22 +38,12 @@ _ELSEWHERE_PART = 0.75
 
 @dataclass
 class NearlyBroken:
-    """Samples that are nearly broken, each with a radius within which it stands.
-
-    Attributes
-    ----------
-    x, target : Tensor
-        The samples.
-    epsilon : Tensor, shape (N,)
-        The largest reported radius at which each stands, as far as the solvers know.
-    distance : Tensor, shape (N,)
-        At which they broke each, or infinity.
-    """
+    """Samples that are nearly broken, each with a radius within which it stands."""
 
     x: Tensor
     target: Tensor
-    epsilon: Tensor
-    distance: Tensor
+    epsilon: Tensor  # shape (N,): the largest reported radius at which each stands, as far as the solvers know
+    distance: Tensor  # shape (N,): at which they broke each, or infinity
 
 
 def nearly_broken(context: CheckContext, norm: Norm, count: int = _SAMPLES) -> NearlyBroken | None:

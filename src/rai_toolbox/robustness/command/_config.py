@@ -18,10 +18,7 @@ _LARGEST = 2**20
 def read_config(path: Path) -> dict[str, Any]:
     """Return the entries of a .toml, .yaml or .yml file.
 
-    Raises
-    ------
-    InputError
-        If there is none or it cannot be read.
+    Raises InputError if there is none or it cannot be read.
     """
     try:
         content = path.read_bytes()

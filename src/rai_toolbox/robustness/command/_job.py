@@ -37,38 +37,20 @@ __all__ = ["Outcome", "run_job"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a run.
-
-    Attributes
-    ----------
-    evaluation : Evaluation
-        The result.
-    folder : Path
-        Where the report is.
-    exit_code : ExitCode
-        Of the command.
-    reasons : tuple of str
-        Why the exit code is not 0.
-    leads : bool
-        Whether this process prints the result.
-    """
+    """The result of a run."""
 
     evaluation: Evaluation
-    folder: Path
-    exit_code: ExitCode
-    reasons: tuple[str, ...] = ()
-    leads: bool = True
+    folder: Path  # where the report is
+    exit_code: ExitCode  # of the command
+    reasons: tuple[str, ...] = ()  # why the exit code is not 0
+    leads: bool = True  # whether this process prints the result
 
 
 def run_job(job: Job, progress: Progress | None = None) -> Outcome:
     """Load, evaluate, write the report.
 
-    Raises
-    ------
-    InputError
-        If something given cannot be used.
-    EvaluationFailed
-        If it began and could not go on.
+    Raises InputError if something given cannot be used.
+    Raises EvaluationFailed if it began and could not go on.
     """
     team = join()
     try:

@@ -21,10 +21,7 @@ _NAME = "rai-toolbox"
 def check_junit_file(word: str) -> Path:
     """Return the path that a JUnit report is to have, before any figure is computed for it.
 
-    Raises
-    ------
-    InputError
-        If no file can be written there.
+    Raises InputError if no file can be written there.
     """
     path = Path(word)
     if not word.strip() or path.is_dir():

@@ -33,10 +33,7 @@ _AT_ONCE = 100
 def check_mlflow() -> None:
     """See that MLflow is there, before any figure is computed for it.
 
-    Raises
-    ------
-    InputError
-        If it is not installed.
+    Raises InputError if it is not installed.
     """
     try:
         with _quiet():

@@ -113,27 +113,13 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Flag:
-    """How an option is shown by ``--help``, and how its words become a value.
+    """How an option is shown by ``--help``, and how its words become a value."""
 
-    Attributes
-    ----------
-    help : str
-        One sentence.
-    metavar : str or None
-        The placeholder of its value; None for a switch.
-    parse : callable
-        From a word to a value.
-    spellings : str or None
-        Other than ``--name``, in the way of typer.
-    separator : str or None
-        One word may hold several values.
-    """
-
-    help: str
-    metavar: str | None = None
-    parse: Callable[[str], Any] = str
-    spellings: str | None = None
-    separator: str | None = None
+    help: str  # one sentence
+    metavar: str | None = None  # the placeholder of its value; None for a switch
+    parse: Callable[[str], Any] = str  # from a word to a value
+    spellings: str | None = None  # other than ``--name``, in the way of typer
+    separator: str | None = None  # one word may hold several values
 
 
 @dataclass(frozen=True)
@@ -260,10 +246,7 @@ class Job:
     def make(cls, flags: Mapping[str, Any], config: str | None = None) -> Job:
         """Return the job of a config file with flags on top; a flag that is None or empty was not given.
 
-        Raises
-        ------
-        InputError
-            If the file or a value of it cannot be used.
+        Raises InputError if the file or a value of it cannot be used.
         """
         words: dict[str, Any] = {}
         if config is not None:

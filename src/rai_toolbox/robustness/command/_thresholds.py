@@ -14,21 +14,11 @@ __all__ = ["Held", "held"]
 
 @dataclass(frozen=True)
 class Held:
-    """A threshold, and what was found.
+    """A threshold, and what was found."""
 
-    Attributes
-    ----------
-    threshold : Threshold
-        The least accuracy at a radius.
-    point : Point or None
-        The figure; None where the time limit came first.
-    reason : str or None
-        Why the threshold is not met; None if it is.
-    """
-
-    threshold: Threshold
-    point: Point | None
-    reason: str | None
+    threshold: Threshold  # the least accuracy at a radius
+    point: Point | None  # the figure; None where the time limit came first
+    reason: str | None  # why the threshold is not met; None if it is
 
 
 def held(thresholds: Sequence[Threshold], evaluation: Evaluation) -> tuple[Held, ...]:

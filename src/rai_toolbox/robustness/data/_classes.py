@@ -23,18 +23,11 @@ _FORMS = "one name a line in the order of the model's outputs; or .json, a list 
 def with_classes(samples: Samples, classes: str | Path | Sequence[str] | Mapping[str, int]) -> Samples:
     """Return the samples with labels that number the classes as the model does.
 
-    Parameters
-    ----------
-    samples : Samples
-        Where their classes have names, each label becomes the number of its name; a name that is a number stands for
-        itself. Where they have none, labels stay and get names.
-    classes : path, sequence of str or mapping from str to int
-        The names in the order of the model's outputs, or their numbers.
+    samples: where their classes have names, each label becomes the number of its name; a name that is a number stands
+        for itself. Where they have none, labels stay and get names.
+    classes: the names in the order of the model's outputs, or their numbers.
 
-    Raises
-    ------
-    InputError
-        If the file cannot be read, or a class of the samples is not in it.
+    Raises InputError if the file cannot be read, or a class of the samples is not in it.
     """
     numbers = _numbers(_read(Path(classes)) if isinstance(classes, str | Path) else classes)
     names = [str(number) for number in range(max(numbers.values()) + 1)]

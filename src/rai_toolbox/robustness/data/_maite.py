@@ -27,10 +27,7 @@ def is_of_maite(thing: Any) -> bool:
 def class_names_of(thing: Any) -> tuple[str, ...] | None:
     """Return the names of the classes in the order of their numbers; None where there are none.
 
-    Raises
-    ------
-    InputError
-        If ``index2label`` has keys that are no class numbers.
+    Raises InputError if ``index2label`` has keys that are no class numbers.
     """
     names = thing.metadata.get("index2label")
     if not names:
@@ -45,10 +42,7 @@ def class_names_of(thing: Any) -> tuple[str, ...] | None:
 def triples(dataset: Any, what: str) -> Iterator[tuple[NDArray, int, int | str]]:
     """Yield the input, the label and the id of each sample.
 
-    Raises
-    ------
-    InputError
-        If one of them is of another form.
+    Raises InputError if one of them is of another form.
     """
     for index in range(len(dataset)):
         item = dataset[index]
@@ -63,10 +57,7 @@ def triples(dataset: Any, what: str) -> Iterator[tuple[NDArray, int, int | str]]
 def label_of(target: Any, what: str) -> int:
     """Return the class of a target: one-hot, or a score for each class, shape (classes,).
 
-    Raises
-    ------
-    InputError
-        If it is of another shape, or no class has the largest score alone.
+    Raises InputError if it is of another shape, or no class has the largest score alone.
     """
     scores = np.asarray(target)
     if scores.dtype.kind not in "biuf" or scores.ndim != 1 or len(scores) < 2:

@@ -74,10 +74,7 @@ class FileRows:
 class Spool:
     """Collects samples that come one batch at a time; beyond 256 MiB they go to a file that has no name.
 
-    Parameters
-    ----------
-    refuse : Callable[[str], Exception]
-        Makes the exception to raise for samples of another shape or kind of number than the first ones.
+    refuse: makes the exception to raise for samples of another shape or kind of number than the first ones.
     """
 
     def __init__(self, refuse: Callable[[str], Exception], in_memory: int = _IN_MEMORY) -> None:

@@ -121,38 +121,23 @@ class _First:
 
 @dataclass(frozen=True)
 class Summary:
-    """Statistics of all samples, from one pass.
+    """Statistics of all samples, from one pass."""
 
-    Attributes
-    ----------
-    minimum, maximum : float
-        Over all entries of all inputs.
-    spread : NDArray
-        The standard deviation of each feature, in the shape of a sample.
-    fingerprint : str
-        A hash of inputs and targets: equal data, equal fingerprint.
-    """
-
+    # minimum, maximum: over all entries of all inputs
     minimum: float
     maximum: float
-    spread: NDArray = field(repr=False)
-    fingerprint: str
+    spread: NDArray = field(repr=False)  # the standard deviation of each feature, in the shape of a sample
+    fingerprint: str  # a hash of inputs and targets: equal data, equal fingerprint
 
 
 def as_samples(data: Any, *, what: str = "data") -> Samples:
     """Return the samples of anything that an evaluation takes as data.
 
-    Parameters
-    ----------
-    data : Samples, (x, y), {"x": x, "y": y}, Dataset, DataLoader or MAITE dataset
-        Arrays or tensors, in a mapping also ``class_names`` and ``feature_names``; or what yields (input, target)
+    data: arrays or tensors, in a mapping also ``class_names`` and ``feature_names``; or what yields (input, target)
         pairs, or batches of them. Pairs are read once and kept, beyond 256 MiB in a temporary file, so that every part
         of the evaluation sees the same samples.
 
-    Raises
-    ------
-    InputError
-        If the samples cannot be used; the message says which and why.
+    Raises InputError if the samples cannot be used; the message says which and why.
     """
     if isinstance(data, Samples):
         return data
@@ -181,10 +166,7 @@ def as_samples(data: Any, *, what: str = "data") -> Samples:
 def summarize(samples: Samples, task: Task) -> Summary:
     """Read all samples once: their range, spread and fingerprint.
 
-    Raises
-    ------
-    InputError
-        If an input is NaN or infinite; the message says which sample.
+    Raises InputError if an input is NaN or infinite; the message says which sample.
     """
     per_chunk = max(1, _CHUNK_BYTES // max(1, 4 * int(np.prod(samples.shape, dtype=np.int64))))
     digest = hashlib.sha256(repr((len(samples), samples.shape, task)).encode())
@@ -242,10 +224,7 @@ def _check_samples(samples: Samples) -> None:
 def targets_for(samples: Samples, task: Task) -> NDArray:
     """Return the targets in the form of the task: int64 (N,) labels, or float32 (N, outputs) values.
 
-    Raises
-    ------
-    InputError
-        If labels are not whole numbers from 0, or values not finite.
+    Raises InputError if labels are not whole numbers from 0, or values not finite.
     """
     targets = samples.targets
     if samples.one_number is not None and task == "classification":

@@ -23,10 +23,8 @@ _CHUNK = 4096
 def load_table(path: Path, label_column: str | None) -> Samples:
     """Return the rows of a table as samples of shape (features,).
 
-    Raises
-    ------
-    InputError
-        If the table has no such label column, or a cell of a feature is not a number; the message names row and column.
+    Raises InputError if the table has no such label column, or a cell of a feature is not a number; the message names
+        row and column.
     """
     if path.suffix.lower() == ".parquet":
         names, chunks = _parquet(path)

@@ -56,10 +56,7 @@ class _Exported(nn.Module):
 def load_exported(path: Path, device: torch.device) -> nn.Module:
     """Return the model of a .pt2 file written by `torch.export.save`.
 
-    Raises
-    ------
-    InputError
-        If it is no such file, or holds more than a model's graph and tensors.
+    Raises InputError if it is no such file, or holds more than a model's graph and tensors.
     """
     _refuse_code(path)
     try:

@@ -14,12 +14,8 @@ __all__ = ["FixedBatch"]
 class FixedBatch(nn.Module):
     """Calls a model in batches of the one size that it takes; the last one is filled up, and the filling cut off.
 
-    Parameters
-    ----------
-    model : nn.Module
-        From `size` inputs to `size` outputs: a tensor, or a tuple, list or dict of them.
-    size : int
-        How many.
+    model: from `size` inputs to `size` outputs: a tensor, or a tuple, list or dict of them.
+    size: how many.
     """
 
     def __init__(self, model: nn.Module, size: int) -> None:

@@ -31,14 +31,9 @@ class Evaluated(nn.Module):
     """The model as the evaluation calls it: preprocessing inside, a checked output, and a count of the
     samples that went through.
 
-    Parameters
-    ----------
-    model : callable
-        From a batch of inputs to logits, (N, classes), (N, 1) or (N,); or to predicted values, (N, outputs) or (N,).
-    preprocess : callable, optional
-        Applied to the inputs first, so that epsilon is in the units of the data.
-    output : str, optional
-        Which part of what the model returns are the logits; see `logits_of`.
+    model: from a batch of inputs to logits, (N, classes), (N, 1) or (N,); or to predicted values, (N, outputs) or (N,).
+    preprocess: applied to the inputs first, so that epsilon is in the units of the data.
+    output: which part of what the model returns are the logits; see `logits_of`.
     """
 
     def __init__(
@@ -83,10 +78,7 @@ class Evaluated(nn.Module):
     def outputs_for(self, x: torch.Tensor) -> int:
         """Return how many outputs the model has, tried on a batch.
 
-        Raises
-        ------
-        InputError
-            If the model raises, or its output cannot be used.
+        Raises InputError if the model raises, or its output cannot be used.
         """
         with torch.no_grad():
             message = f"the model cannot take a batch of shape {tuple(x.shape)} and dtype {x.dtype}: it raised"

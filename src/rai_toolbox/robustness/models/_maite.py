@@ -22,10 +22,7 @@ _USUAL = ("model", "module", "net", "network")
 def held_module(model: Any) -> Any:
     """Return the torch module that a MAITE model holds in an attribute; anything else is returned as it is.
 
-    Raises
-    ------
-    InputError
-        If it holds none, or several of which none has a usual name.
+    Raises InputError if it holds none, or several of which none has a usual name.
     """
     if isinstance(model, nn.Module) or not is_of_maite(model):
         return model
@@ -45,17 +42,10 @@ def check_alike(model: Any, module: Callable[[torch.Tensor], torch.Tensor], x: t
 
     Logits, probabilities and one-hot answers are alike if they rank the classes alike.
 
-    Parameters
-    ----------
-    module : callable
-        The module with its preprocessing, from inputs to logits.
-    x : Tensor
-        Some inputs, on any device.
+    module: the module with its preprocessing, from inputs to logits.
+    x: some inputs, on any device.
 
-    Raises
-    ------
-    InputError
-        If the model raises, or its answers differ, as where it scales its inputs and the module does not.
+    Raises InputError if the model raises, or its answers differ, as where it scales its inputs and the module does not.
     """
     name = f"the MAITE model {model.metadata['id']!r}"
     rows = [row.float().cpu().numpy() for row in x]

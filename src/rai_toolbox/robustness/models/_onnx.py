@@ -23,10 +23,7 @@ _INSTEAD = "or write the model with torch.export.save (.pt2), or give the functi
 def load_onnx(path: Path, device: torch.device) -> nn.Module:
     """Return the model of an ONNX file, converted by the package onnx2pytorch.
 
-    Raises
-    ------
-    InputError
-        If the converter cannot be imported, or cannot convert the model.
+    Raises InputError if the converter cannot be imported, or cannot convert the model.
     """
     begin = f"{arg('model')} {str(path)!r}: ONNX files are not supported without"
     try:

@@ -37,10 +37,7 @@ def is_torchscript(names: list[str]) -> bool:
 def load_torchscript(path: Path, device: torch.device) -> nn.Module:
     """Return the model of a TorchScript file.
 
-    Raises
-    ------
-    InputError
-        If it cannot be loaded, or calls what reaches out of the model.
+    Raises InputError if it cannot be loaded, or calls what reaches out of the model.
     """
     if not hasattr(torch, "jit") or not hasattr(torch.jit, "load"):
         raise InputError(

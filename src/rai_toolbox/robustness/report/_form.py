@@ -120,10 +120,7 @@ class _File(msgspec.Struct):
 def check_form(content: Any, path: str) -> None:
     """See that `content`, as JSON has it, is of the form that is read.
 
-    Raises
-    ------
-    InputError
-        If it is not; the message names the entry.
+    Raises InputError if it is not; the message names the entry.
     """
     try:
         file = msgspec.convert(content, type=_File)

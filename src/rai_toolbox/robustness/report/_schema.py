@@ -68,10 +68,7 @@ def to_json(results: Results) -> str:
 def read(path: Path) -> Results:
     """Return the result that a folder or results.json holds.
 
-    Raises
-    ------
-    InputError
-        If there is none, it is of another schema, or damaged.
+    Raises InputError if there is none, it is of another schema, or damaged.
     """
     path = path / "results.json" if path.is_dir() else path
     try:

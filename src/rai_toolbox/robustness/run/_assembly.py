@@ -27,25 +27,14 @@ Pieces = Sequence[Piece | None]
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found in one norm.
+    """What was found in one norm."""
 
-    Attributes
-    ----------
-    curve : Curve
-        Over the samples that were reached.
-    outcome : NDArray
-        Of every sample, NaN where it was not reached: the distance of its nearest error, shape (N,); or its error at
-        each point of the curve, shape (points, N).
-    stages : dict of str to sequence of Piece or None
-        The pieces that this comes from, batch by batch, by stage.
-    by_solvers : NDArray or None
-        The outcome before stronger attacks, where these have been run.
-    """
-
-    curve: Curve
+    curve: Curve  # over the samples that were reached
+    # Of every sample, NaN where it was not reached: the distance of its nearest error, shape (N,); or its error at each
+    # point of the curve, shape (points, N).
     outcome: NDArray
-    stages: Mapping[str, Pieces]
-    by_solvers: NDArray | None = None
+    stages: Mapping[str, Pieces]  # the pieces that this comes from, batch by batch, by stage
+    by_solvers: NDArray | None = None  # the outcome before stronger attacks, where these have been run
 
 
 def joined(pieces: Pieces, name: str) -> NDArray:
@@ -96,14 +85,9 @@ def assemble(
 ) -> Evaluation:
     """Return the result.
 
-    Parameters
-    ----------
-    clean_pieces : sequence of Piece or None
-        The model's outputs on the unperturbed samples, by batch.
-    by_norm : dict of str to Measured
-        By norm.
-    corruptions : dict of str to (Corruption, pieces)
-        By the name of the corruption.
+    clean_pieces: the model's outputs on the unperturbed samples, by batch.
+    by_norm: by norm.
+    corruptions: by the name of the corruption.
     """
     where = reached(subject, clean_pieces)
     distance, error = (

@@ -46,10 +46,7 @@ def with_average(subject: Subject, norm: Norm, measured: Measured, stage: Stage)
 def corruptions_of(subject: Subject, clean: Pieces, stage: Stage) -> dict[str, tuple[Corruption, Pieces]]:
     """Return the model's curve under each corruption and the pieces that it comes from.
 
-    Parameters
-    ----------
-    clean : sequence of Piece or None
-        The model's outputs on the unperturbed samples, by batch.
+    clean: the model's outputs on the unperturbed samples, by batch.
     """
     measured = {}
     severities = subject.settings.severities

@@ -28,14 +28,9 @@ def accuracy_curve(
 ) -> Curve:
     """Return the curve that the samples' distances make.
 
-    Parameters
-    ----------
-    distance : NDArray
-        The nearest error found by any solver.
-    searched : NDArray
-        The nearest that the minimum-norm solver found.
-    by_solvers : NDArray, optional
-        The nearest that both solvers found, where stronger attacks have been run.
+    distance: the nearest error found by any solver.
+    searched: the nearest that the minimum-norm solver found.
+    by_solvers: the nearest that both solvers found, where stronger attacks have been run.
     """
     count = len(distance)
     points = []
@@ -87,18 +82,11 @@ def average_of(
 ) -> tuple[AveragePoint, ...]:
     """Return the average beside a curve.
 
-    Parameters
-    ----------
-    unperturbed : NDArray, shape (samples,)
-        Whether each sample is wrong from the start, or its error.
-    error : NDArray, shape (radii, samples)
-        The mean over the random points of each sample.
-    clamped : NDArray, shape (radii,)
-        How many points were clamped to the bounds.
-    draws : int
-        Points per sample and radius.
-    counts : bool
-        Whether the errors are misclassifications, which are counted.
+    unperturbed, shape (samples,): whether each sample is wrong from the start, or its error.
+    error, shape (radii, samples): the mean over the random points of each sample.
+    clamped, shape (radii,): how many points were clamped to the bounds.
+    draws: points per sample and radius.
+    counts: whether the errors are misclassifications, which are counted.
     """
     points = []
     for level, (epsilon, values) in enumerate(zip((0.0, *grid), (unperturbed, *error), strict=True)):

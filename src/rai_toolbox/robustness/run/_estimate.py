@@ -66,25 +66,14 @@ class _Costs:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of an evaluation.
+    """The cost of an evaluation."""
 
-    Attributes
-    ----------
-    attacks, checks : float
-        Seconds.
-    samples : int
-        That the solvers work on: those that the model gets right.
-    passes : float
-        Of each, forward and backward.
-    seconds_per_pass : float
-        For one sample.
-    """
-
+    # attacks, checks: seconds
     attacks: float
     checks: float
-    samples: int
-    passes: float
-    seconds_per_pass: float
+    samples: int  # that the solvers work on: those that the model gets right
+    passes: float  # of each, forward and backward
+    seconds_per_pass: float  # for one sample
 
     def __str__(self) -> str:
         total = self.attacks + self.checks
@@ -109,16 +98,10 @@ def _spelled(seconds: float) -> str:
 def estimate(subject: Subject, right: int, outputs: int, *, share_left: float = 1.0, processes: int = 1) -> Estimate:
     """Return the cost of what follows the look at the model.
 
-    Parameters
-    ----------
-    right : int
-        How many samples the model gets right (regression: how many there are).
-    outputs : int
-        Of the model.
-    share_left : float
-        Of the batches, how many an earlier run has not done.
-    processes : int
-        That share the work.
+    right: how many samples the model gets right (regression: how many there are).
+    outputs: of the model.
+    share_left: of the batches, how many an earlier run has not done.
+    processes: that share the work.
     """
     costs = _measured(subject)
     # Batches differ by little: each is one of the mean size.

@@ -56,36 +56,22 @@ CHECKS = (*MODEL_CHECKS, *PROBES, *SEARCH_CHECKS, *RIVALS, *AGREEMENT)
 
 @dataclass
 class Run:
-    """One evaluation under way.
+    """One evaluation under way."""
 
-    Attributes
-    ----------
-    subject, summary
-        The model, data and settings; statistics of the data.
-    team, journal
-        Who shares the work, and where finished pieces are kept.
-    deadline : float or None
-        Of `time.monotonic`: the model is not asked after it, but for a last look at what was found.
-    outputs : int
-        Of the model.
-    progress : callable or None
-        Told of each finished batch; its method ``beat``, if it has one, of each call of the model, with the share of
-        the batch that is done; its method ``say``, if it has one, of the cost, in words.
-    complete : bool
-        Whether no batch has been left out so far.
-    begun : float
-        Of `time.perf_counter`.
-    """
-
+    # subject, summary: the model, data and settings; statistics of the data
     subject: Subject
     summary: Summary
+    # team, journal: who shares the work, and where finished pieces are kept
     team: Team
     journal: Journal
+    # Of `time.monotonic`: the model is not asked after it, but for a last look at what was found.
     deadline: float | None
+    # Told of each finished batch; its method ``beat``, if it has one, of each call of the model, with the share of the
+    # batch that is done; its method ``say``, if it has one, of the cost, in words.
     progress: Progress | None
-    outputs: int
-    complete: bool = True
-    begun: float = field(default_factory=time.perf_counter)
+    outputs: int  # of the model
+    complete: bool = True  # whether no batch has been left out so far
+    begun: float = field(default_factory=time.perf_counter)  # of `time.perf_counter`
     _at: tuple[str, int, int] = ("Looking at the model", 0, 1)
 
     def all_stages(self, described: Mapping[str, Any]) -> Evaluation:

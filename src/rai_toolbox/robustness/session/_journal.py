@@ -34,10 +34,7 @@ class Journal:
 
     A piece is one file, written under another name and renamed: after a kill at any moment it is whole or absent.
 
-    Parameters
-    ----------
-    folder : Path or None
-        The output folder.
+    folder: the output folder.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -47,17 +44,10 @@ class Journal:
     def begin(self, key: Mapping[str, Any], *, resume: bool, overwrite: bool = False) -> None:
         """Start a new journal, or go on with the one that is there.
 
-        Parameters
-        ----------
-        key : mapping
-            What decides the figures; a journal of another key cannot be gone on with.
-        resume, overwrite : bool
-            Whether to go on with an unfinished run that is there, or to throw it away.
+        key: what decides the figures; a journal of another key cannot be gone on with.
+        resume, overwrite: whether to go on with an unfinished run that is there, or to throw it away.
 
-        Raises
-        ------
-        InputError
-            If an unfinished run is there and neither was asked for, or it is of another key.
+        Raises InputError if an unfinished run is there and neither was asked for, or it is of another key.
         """
         if self._folder is None:
             return
@@ -122,10 +112,7 @@ class Journal:
 class PartOfPiece:
     """What a piece has found before it is finished: a file by name, in a folder of its own, and nothing in memory.
 
-    Parameters
-    ----------
-    folder : Path or None
-        The folder; without one nothing is kept.
+    folder: the folder; without one nothing is kept.
     """
 
     def __init__(self, folder: Path | None) -> None:

@@ -22,10 +22,7 @@ _PATIENCE = datetime.timedelta(days=7)
 class Team:
     """One process's view of all of them.
 
-    Attributes
-    ----------
-    rank, size : int
-        Which one this is, of how many.
+    rank, size: which one this is, of how many.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, *, owns_group: bool = False) -> None:
