@@ -14,17 +14,12 @@ def closed_form(
     Entries at a bound follow that bound. The free ones share what the others leave of the radius: y less one number
     for L1, y times one number for L2.
 
-    Parameters
-    ----------
-    y, least, most : Tensor, shape (N, D)
-        Entries turned to be ≥ 0 where the box lets them, and the interval that they may lie in; see `folded`.
-    epsilon : Tensor, shape (N, 1)
-    nearest : Tensor, shape (N, D)
-        The result, turned likewise. No gradient passes through it.
-    has_inside : Tensor, shape (N, D)
-        Where zero lies between the bounds and at neither: there an entry can cross zero.
-    p : int
-        1 or 2.
+    y, least, most, shape (N, D): entries turned to be ≥ 0 where the box lets them, and the interval that they may lie
+        in; see `folded`.
+    epsilon, shape (N, 1)
+    nearest, shape (N, D): the result, turned likewise. No gradient passes through it.
+    has_inside, shape (N, D): where zero lies between the bounds and at neither: there an entry can cross zero.
+    p: 1 or 2.
     """
     room = most > least
     free = (nearest > least) & (nearest < most)

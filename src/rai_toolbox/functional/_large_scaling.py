@@ -63,10 +63,7 @@ def redo_(x: Tensor, k: int, rows: Tensor, factor: NormFactor) -> None:
 def scale_large_datum_(x: Tensor, factor: NormFactor) -> bool:
     """Scale one large datum by pieces, in float64, without waiting for a device.
 
-    Returns
-    -------
-    bool
-        Whether it is done. On a CPU a datum with a norm or a factor that float64 cannot hold is left as it is.
+    Returns whether it is done. On a CPU a datum with a norm or a factor that float64 cannot hold is left as it is.
     """
     work = wide_dtype(x)
     flat = as_rows(x, x.ndim)

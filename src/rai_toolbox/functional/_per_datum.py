@@ -38,13 +38,9 @@ def checked_float(name: str, x: Any) -> Tensor:
 def per_datum(name: str, value: float | Tensor, x: Tensor, k: int) -> float | Tensor:
     """Check a setting that is a number or has one entry per datum; a tensor comes back with shape (N, 1).
 
-    Raises
-    ------
-    TypeError
-        Neither a number nor a real tensor.
-    ValueError
-        The number is negative or NaN (so is an entry, where that can be seen without waiting for a device), or the
-        shape fits neither the batch nor the number of data.
+    Raises TypeError: neither a number nor a real tensor.
+    Raises ValueError: the number is negative or NaN (so is an entry, where that can be seen without waiting for a
+        device), or the shape fits neither the batch nor the number of data.
     """
     if isinstance(value, Tensor):
         if value.is_complex() or value.dtype == torch.bool:
@@ -107,18 +103,11 @@ def map_rows(
 ) -> Tensor:
     """`function(rows, *columns, *entries)` out of place.
 
-    Parameters
-    ----------
-    function
-        Takes a matrix with one datum per row, then the columns and entries in that layout; returns a new matrix.
-    x, param_ndim
-        What is mapped, and how many trailing dimensions of it are a datum.
-    columns
-        From `per_datum`: numbers, or tensors of shape (N, 1).
-    entries
-        From `per_entry`: None, numbers, or tensors of the shape of `x`.
-    any_order
-        Nothing here; see `map_rows_`.
+    function: takes a matrix with one datum per row, then the columns and entries in that layout; returns a new matrix.
+    x, param_ndim: what is mapped, and how many trailing dimensions of it are a datum.
+    columns: from `per_datum`: numbers, or tensors of shape (N, 1).
+    entries: from `per_entry`: None, numbers, or tensors of the shape of `x`.
+    any_order: nothing here; see `map_rows_`.
     """
     k = datum_ndim(x.ndim, param_ndim)
     if x.numel() == 0:

@@ -90,14 +90,9 @@ def scale_by_norm_(
 ) -> ScalingPlan:
     """Multiply every datum by a factor that is a function of its norm, in place.
 
-    Parameters
-    ----------
-    xs, ks
-        The tensors, and how many trailing dimensions of each are a datum.
-    factor
-        The function. Data that it leaves alone are not written.
-    plan
-        What an earlier call returned for tensors of the same shapes, dtypes and devices, the same `ks` and order.
+    xs, ks: the tensors, and how many trailing dimensions of each are a datum.
+    factor: the function. Data that it leaves alone are not written.
+    plan: what an earlier call returned for tensors of the same shapes, dtypes and devices, the same `ks` and order.
     """
     if plan is None:
         plan = ScalingPlan(xs, ks, factor.p)

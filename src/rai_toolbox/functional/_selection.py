@@ -24,10 +24,7 @@ from rai_toolbox.kernels._selection import guess, is_searched, kept, magnitudes,
 def kept_count(numel: int, q: float) -> int:
     """How many of `numel` entries top-q keeps: `round((1 - q) * numel)`.
 
-    Raises
-    ------
-    TypeError, ValueError
-        `q` is not a number, or not in [0, 1].
+    Raises TypeError, ValueError: `q` is not a number, or not in [0, 1].
     """
     if not is_number(q):
         raise TypeError(f"`q` must be a number, got {q!r}")

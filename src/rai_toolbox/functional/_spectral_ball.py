@@ -235,10 +235,7 @@ def matrix_shape(shape: Sequence[int], k: int, row_blocks: int) -> tuple[int, in
 
     An entry by itself is a matrix.
 
-    Raises
-    ------
-    ValueError
-        `row_blocks` does not divide the rows.
+    Raises ValueError: `row_blocks` does not divide the rows.
     """
     if k == 0:
         shape, k = (1,), 1

@@ -23,29 +23,16 @@ class Kind(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What becomes of an entry: a change, then a scale, then a bias.
-
-    Attributes
-    ----------
-    kind : Kind
-    order : int
-        Of the norm, 1 or 2; 2 where there is none.
-    bound : float
-        The least divisor of NORMALIZE, the radius of BALL.
-    factor_scale : float
-        A factor of NORMALIZE or BALL: part of the multiplication.
-    low, high : float
-        The limits of CLAMP.
-    scale, bias : float
-        What follows.
-    """
+    """What becomes of an entry: a change, then a scale, then a bias."""
 
     kind: Kind = Kind.NOTHING
-    order: int = 2
-    bound: float = 0.0
-    factor_scale: float = 1.0
+    order: int = 2  # of the norm, 1 or 2; 2 where there is none
+    bound: float = 0.0  # the least divisor of NORMALIZE, the radius of BALL
+    factor_scale: float = 1.0  # a factor of NORMALIZE or BALL: part of the multiplication
+    # low, high: the limits of CLAMP
     low: float = -math.inf
     high: float = math.inf
+    # scale, bias: what follows
     scale: float = 1.0
     bias: float = 0.0
 

@@ -17,16 +17,6 @@ class NormFactor:
     "normalize": f(n) = scale / max(n, bound). "ball": f(n) = scale · min(1, bound / n), and exactly `scale` for a norm
     that is outside the ball by rounding alone (see `slack`).
 
-    Attributes
-    ----------
-    kind : "normalize" or "ball"
-    p : float
-        The order of the norm.
-    bound : float or Tensor, 0-d
-        The least divisor of "normalize", the radius of "ball"; ≥ 0.
-    scale : float or Tensor, 0-d
-        A factor of the result.
-
     Raises
     ------
     ValueError
@@ -34,9 +24,9 @@ class NormFactor:
     """
 
     kind: Literal["normalize", "ball"]
-    p: float
-    bound: float | Tensor
-    scale: float | Tensor = 1.0
+    p: float  # the order of the norm
+    bound: float | Tensor  # the least divisor of "normalize", the radius of "ball"; ≥ 0
+    scale: float | Tensor = 1.0  # a factor of the result
 
     def __post_init__(self) -> None:
         if self.kind != "normalize" and self.kind != "ball":
@@ -72,13 +62,9 @@ class NormFactor:
     def of_(self, norms: Tensor, dtype: torch.dtype, numel: Tensor | int) -> Tensor:
         """Return the factors of norms, which are overwritten; waits for no device.
 
-        Parameters
-        ----------
-        norms : Tensor, shape (n,), float64
-        dtype : torch.dtype
-            The dtype of the data.
-        numel : Tensor or int
-            How many entries each datum has.
+        norms, shape (n,), float64
+        dtype: the dtype of the data.
+        numel: how many entries each datum has.
         """
         if self.kind == "ball":
             relative, absolute = slack(dtype, numel, self.p)

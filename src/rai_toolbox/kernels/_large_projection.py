@@ -22,11 +22,8 @@ from rai_toolbox.kernels._scratch import PIECE_NUMEL, pieces
 def project_large_(row: Tensor, epsilon: Number, low: Bound, high: Bound, p: int) -> bool:
     """Replace a row by the nearest point of {‖z‖_p ≤ epsilon} ∩ [low, high], p 1 or 2.
 
-    Returns
-    -------
-    bool
-        Whether it is done. A row is left as it is where looking is not free, and where it or the radius is such that
-        squares leave the range of float64.
+    Returns whether it is done. A row is left as it is where looking is not free, and where it or the radius is such
+    that squares leave the range of float64.
     """
     eps = column(epsilon, row, torch.float64)
     if not _is_ordinary(row, eps):

@@ -31,29 +31,17 @@ _captured: list[Any] = []  # what a CUDA graph reads again when it is replayed
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """What the programs of one launch work on.
+    """What the programs of one launch work on."""
 
-    Attributes
-    ----------
-    table : Tensor, shape (7, n), int64
-        For each program: which tensor, from which entry, how many rows or entries, how long a datum is, where the
-        parts of its datum begin and how many there are, which row (counted over all tensors).
-    rows, columns : int
-        The shape of a tile.
-    warps : int
-        How many share a tile.
-    aligned : bool
-        Whether every datum begins at a multiple of 8 entries.
-    tensors : tuple of int
-        Which tensors it is about.
-    """
-
+    # shape (7, n), int64: for each program: which tensor, from which entry, how many rows or entries, how long a datum
+    # is, where the parts of its datum begin and how many there are, which row (counted over all tensors).
     table: Tensor
+    # rows, columns: the shape of a tile
     rows: int
     columns: int
-    warps: int
-    aligned: bool
-    tensors: tuple[int, ...]
+    warps: int  # how many share a tile
+    aligned: bool  # whether every datum begins at a multiple of 8 entries
+    tensors: tuple[int, ...]  # which tensors it is about
 
     @property
     def programs(self) -> int:

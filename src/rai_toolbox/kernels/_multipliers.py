@@ -36,18 +36,11 @@ Parts = Callable[[], Iterable[tuple[Tensor, Tensor | None, Tensor]]]
 def level_for_sum(depth: Tensor, total: Tensor) -> Tensor:
     """Solve Σ max(level - depth, 0) = total for the level: water poured into a vessel with this floor.
 
-    Parameters
-    ----------
-    depth : Tensor, shape (N, D)
-        ≥ 0 and 0 somewhere in each row: the distance of each entry below the largest of its row. (A threshold that is
-        subtracted from the entries would lose the digits of a small total of large entries.)
-    total : Tensor, shape (N, 1)
-        ≥ 0 and finite.
+    depth, shape (N, D): ≥ 0 and 0 somewhere in each row: the distance of each entry below the largest of its row. (A
+        threshold that is subtracted from the entries would lose the digits of a small total of large entries.)
+    total, shape (N, 1): ≥ 0 and finite.
 
-    Returns
-    -------
-    Tensor, shape (N, 1)
-        In [0, total].
+    Returns (N, 1): in [0, total].
     """
     if not may_look(depth):
         return _portable.level_for_sum(depth, total)
@@ -57,13 +50,9 @@ def level_for_sum(depth: Tensor, total: Tensor) -> Tensor:
 def poured(depth: Tensor, total: Tensor, top: Tensor, sums: Tensor) -> Tensor:
     """max(level - depth, 0) at the level of `level_for_sum`, in scratch memory; where looking is free.
 
-    Parameters
-    ----------
-    depth, total
-        As for `level_for_sum`.
-    top, sums : Tensor, shape (N, 1)
-        The largest and the sum of the numbers ≥ 0 whose depth is given. The first guess is the level of as many numbers
-        from a normal distribution.
+    depth, total: as for `level_for_sum`.
+    top, sums, shape (N, 1): the largest and the sum of the numbers ≥ 0 whose depth is given. The first guess is the
+        level of as many numbers from a normal distribution.
     """
     length = depth.shape[1]
     deviation = sums * (math.sqrt(math.pi / 2) / length)
@@ -144,15 +133,10 @@ class Shift(NamedTuple):
 def shift_for_sum(parts: Parts, bottom: Tensor, top: Tensor, total: Tensor, start: Tensor | None = None) -> Shift:
     """Solve Σ clip(y - θ, low, high) = total for θ in [bottom, top], where the sum at `bottom` is more than `total`.
 
-    Parameters
-    ----------
-    parts : callable
-        Gives `(y, low, high)` of some columns of all rows, then of the next: y finite, 0 ≤ low ≤ high, Σ low ≤ total;
-        low None is 0.
-    bottom, top : Tensor, shape (N, 1)
-        No y is larger than `top`.
-    total, start : Tensor, shape (N, 1)
-        `start` is a first guess.
+    parts: gives `(y, low, high)` of some columns of all rows, then of the next: y finite, 0 ≤ low ≤ high, Σ low ≤
+        total; low None is 0.
+    bottom, top, shape (N, 1): no y is larger than `top`.
+    total, start, shape (N, 1): `start` is a first guess.
     """
 
     def evaluate_at(offset: Tensor | None) -> Evaluation:
@@ -195,12 +179,8 @@ class Scale(NamedTuple):
 def scale_for_square_sum(parts: Parts, start: Tensor, top: Tensor) -> Scale:
     """Solve Σ clip(t y, low, high)² = 1 for t in [0, top], where the sum at `top` is more than 1.
 
-    Parameters
-    ----------
-    parts : callable
-        As for `shift_for_sum`, with Σ low² ≤ 1.
-    start, top : Tensor, shape (N, 1)
-        `start` is a first guess.
+    parts: as for `shift_for_sum`, with Σ low² ≤ 1.
+    start, top, shape (N, 1): `start` is a first guess.
     """
 
     def evaluate_at(factor: Tensor | None) -> Evaluation:

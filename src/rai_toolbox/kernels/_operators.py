@@ -308,18 +308,11 @@ def by_norm_or_entry_(
 ) -> None:
     """Change the data of `gs`; then p ← p - lr·g for each of `ps`, if there are any, and change these by `after`.
 
-    Parameters
-    ----------
-    gs, ps : sequence of Tensor
-        For which `all_have_kernels`; ps[i] has the shape of gs[i], or `ps` is empty.
-    lengths : sequence of int
-        How many entries a datum of each has, ≥ 1.
-    change, after : Change
-        `after` is one without a scale and a bias: nothing, CLAMP, or BALL of order 2.
-    lr : float
-        The learning rate.
-    radii : Tensor, optional
-        In place of the bound of the last BALL: one for each datum of all, or one.
+    gs, ps: for which `all_have_kernels`; ps[i] has the shape of gs[i], or `ps` is empty.
+    lengths: how many entries a datum of each has, ≥ 1.
+    change, after: `after` is one without a scale and a bias: nothing, CLAMP, or BALL of order 2.
+    lr: the learning rate.
+    radii: in place of the bound of the last BALL: one for each datum of all, or one.
     """
     numbers, after_numbers = change.numbers(), after.numbers()
     entrywise = not (change.by_norm or after.by_norm)

@@ -46,14 +46,10 @@ def is_searched(rows: Tensor, count: int) -> bool:
 def search(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mark the largest entries of each row by 1, all others by 0.
 
-    Returns
-    -------
-    keep : Tensor, shape (N, D)
-        float32 or float64. An entry that is zero is never marked (kept or not, it is zero).
-    sums : Tensor, shape (N, 1)
-        How many are marked: `count`, or less where there are not so many that are not zero.
-    odd : Tensor, shape (M,)
-        Indices of rows that were left out: some entry is not finite (or their sum is not).
+    Returns:
+    keep, shape (N, D): float32 or float64. An entry that is zero is never marked (kept or not, it is zero).
+    sums, shape (N, 1): how many are marked: `count`, or less where there are not so many that are not zero.
+    odd, shape (M,): indices of rows that were left out: some entry is not finite (or their sum is not).
     """
     a = magnitudes(rows)
     keep = scratch(a, 1)

@@ -52,26 +52,16 @@ def thread_count() -> int:
 def share_out(function: Callable[[Piece], Result], pieces: Sequence[Piece], fewest: int = 2) -> list[Result]:
     """`[function(piece) for piece in pieces]`, the pieces shared out among threads.
 
-    Parameters
-    ----------
-    function : callable
-        Called once for each piece, in this thread or another, in any order, several at a time. It runs in the grad and
-        inference mode of the caller.
-    pieces : sequence
-        Pieces of work that share nothing that is written to. How they are cut must not depend on the number of threads.
-    fewest : int
-        From how many pieces on it is worth it.
+    function: called once for each piece, in this thread or another, in any order, several at a time. It runs in the
+        grad and inference mode of the caller.
+    pieces: pieces of work that share nothing that is written to. How they are cut must not depend on the number of
+        threads.
+    fewest: from how many pieces on it is worth it.
 
-    Returns
-    -------
-    list
-        The results, in the order of the pieces.
+    Returns the results, in the order of the pieces.
 
-    Raises
-    ------
-    BaseException
-        What `function` raised, for the first of the pieces that it raised for; pieces not begun by then are left out.
-        No thread works on any piece once this function has returned or raised.
+    Raises BaseException: what `function` raised, for the first of the pieces that it raised for; pieces not begun by
+        then are left out. No thread works on any piece once this function has returned or raised.
     """
     count = min(thread_count(), len(pieces)) if len(pieces) >= fewest else 1
     if count <= 1:

@@ -45,12 +45,8 @@ _MAX_RECOMPILES = 8
 class Compiled:
     """Take steps as compiled functions, once a first step has made the state that these find.
 
-    Parameters
-    ----------
-    options : dict
-        Keywords of `torch.compile`.
-    owner : str
-        Who asked for it, in warnings.
+    options: keywords of `torch.compile`.
+    owner: who asked for it, in warnings.
     """
 
     def __init__(self, options: dict[str, Any], owner: str) -> None:
@@ -220,13 +216,9 @@ class CompiledStep:
 class Numbers:
     """The numbers of a group as 0-d tensors, so that another number is no reason to compile again.
 
-    Attributes
-    ----------
-    stages : list of Stage
-        The stages of the group, with tensors for numbers.
-    inner_group : dict
-        The group without numbers that are not the inner optimizer's, and with a tensor for the learning rate where
-        that one takes a tensor.
+    stages: the stages of the group, with tensors for numbers.
+    inner_group: the group without numbers that are not the inner optimizer's, and with a tensor for the learning rate
+        where that one takes a tensor.
     """
 
     def __init__(self, plan: GroupPlan, device: torch.device, own: set[str]) -> None:

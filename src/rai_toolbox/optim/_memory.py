@@ -27,10 +27,7 @@ def zeros_wide(p: Tensor) -> Tensor:
 class Memory:
     """The tensors that one optimizer, or one link of a chain, remembers.
 
-    Parameters
-    ----------
-    owner : str
-        What the keys begin with; no other optimizer around the same inner one may have it.
+    owner: what the keys begin with; no other optimizer around the same inner one may have it.
     """
 
     def __init__(self, owner: str) -> None:
@@ -80,10 +77,7 @@ class Memory:
 class Noted(dict[str, Tensor]):
     """What a hook remembers of the plain tensor that it is given, by key.
 
-    Attributes
-    ----------
-    first : dict
-        What it asked for and was not there: the values that were made, before the hook changed them.
+    first: what it asked for and was not there: the values that were made, before the hook changed them.
     """
 
     def __init__(self, known: Mapping[str, Tensor]) -> None:
@@ -111,14 +105,9 @@ def distinct_owner(name: str, taken: Iterable[str]) -> str:
 def keep_memory_on_loading(optim: Any, inner: Optimizer, memories: Callable[[], Any]) -> None:
     """See that loading keeps the dtype of memory, which torch casts to the parameter's, and copies it.
 
-    Parameters
-    ----------
-    optim : Optimizer
-        The hooks go when it goes.
-    inner : Optimizer
-        Whose `load_state_dict` is called, by whomever.
-    memories : callable
-        A weak reference to a function that returns what `optim` remembers, a list of `Memory`.
+    optim: the hooks go when it goes.
+    inner: whose `load_state_dict` is called, by whomever.
+    memories: a weak reference to a function that returns what `optim` remembers, a list of `Memory`.
     """
     saved: list[dict[str, Any]] = []
 

@@ -164,15 +164,10 @@ def _works_by_block(transform: Transform | None) -> bool:
 class _Cut:
     """How a large tensor is cut between data.
 
-    Attributes
-    ----------
-    shape : tuple of int
-        () or, for a contiguous tensor, the shape as which it is cut along its first dimension: (data, pieces, entries),
-        (data, entries) or (entries,). So an operator that measures needs no view of its own.
-    indices : list of tuple
-        Of the blocks, in the tensor or in its view of that shape.
-    numels : list of int
-        How many entries they have.
+    shape: () or, for a contiguous tensor, the shape as which it is cut along its first dimension: (data, pieces,
+        entries), (data, entries) or (entries,). So an operator that measures needs no view of its own.
+    indices: of the blocks, in the tensor or in its view of that shape.
+    numels: how many entries they have.
     """
 
     def __init__(self, p: Tensor, k: int, may_be_viewed: bool) -> None:

@@ -22,22 +22,12 @@ _is = operator.is_
 
 
 class Side(NamedTuple):
-    """Tensors of a group that the same stages change: its gradients, or its parameters.
+    """Tensors of a group that the same stages change: its gradients, or its parameters."""
 
-    Attributes
-    ----------
-    name : str
-        Under this name takers keep what they lay out for these tensors.
-    stages : sequence of Stage
-    tensors : sequence of Tensor
-    params : sequence of Tensor
-        The parameters whose gradients or values the tensors are.
-    """
-
-    name: str
+    name: str  # under this name takers keep what they lay out for these tensors
     stages: Sequence[Stage]
     tensors: Sequence[Any]
-    params: Sequence[Tensor]
+    params: Sequence[Tensor]  # the parameters whose gradients or values the tensors are
 
 
 class GroupPlan:
@@ -48,17 +38,11 @@ class GroupPlan:
     are. Takers of a step lay out their work for these tensors in `laid_out`. The plans of groups that are gone are
     dropped at the next step.
 
-    Attributes
-    ----------
     group : dict
-    params, grads : list of Tensor
-        The parameters that have a gradient, and these gradients.
-    resting : list of Tensor
-        The parameters that have none.
-    before, after : list of Stage
-        What happens to the gradients before the inner step, and to all parameters after it.
-    remembers : bool
-        A stage may remember something of the parameters.
+    params, grads: the parameters that have a gradient, and these gradients.
+    resting: the parameters that have none.
+    before, after: what happens to the gradients before the inner step, and to all parameters after it.
+    remembers: a stage may remember something of the parameters.
     laid_out : dict
     """
 

@@ -18,21 +18,14 @@ Remembered = Mapping[str, Sequence[Tensor]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Remembering:
-    """Every entry's result depends on that entry and on what is remembered of it.
+    """Every entry's result depends on that entry and on what is remembered of it."""
 
-    Attributes
-    ----------
-    function : callable
-        `function(xs, memory)` changes tensors, and what is remembered of them, in place: `memory[name][i]` has the
-        shape and the dtype of `xs[i]`, which is float32 at least.
-    remembers : mapping
-        What is remembered of a parameter, by name: a function that makes its first value from the parameter.
-    memory : mapping
-        For each name, a tensor for each tensor; see `with_memory`.
-    """
-
+    # `function(xs, memory)` changes tensors, and what is remembered of them, in place: `memory[name][i]` has the shape
+    # and the dtype of `xs[i]`, which is float32 at least.
     function: Callable[[Sequence[Tensor], Remembered], None]
+    # What is remembered of a parameter, by name: a function that makes its first value from the parameter.
     remembers: Mapping[str, First]
+    # For each name, a tensor for each tensor; see `with_memory`.
     memory: Remembered = dataclasses.field(default_factory=dict)
 
     def with_memory(self, memory: Remembered) -> Remembering:

@@ -59,26 +59,13 @@ class DatumJob(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """A part of some data of one tensor, which a rank holds and another, or the same, owns.
+    """A part of some data of one tensor, which a rank holds and another, or the same, owns."""
 
-    Attributes
-    ----------
-    peer : int
-        The other rank, by its place in the group.
-    job : int
-    rows : slice
-        Which of the data that the ranks around the tensor share.
-    held : tuple of Ranges
-        Which entries of these data it has.
-    brings : bool
-        The owner has it from here; from other replicas it does not need it, but all receive the result.
-    """
-
-    peer: int
+    peer: int  # the other rank, by its place in the group
     job: int
-    rows: slice
-    held: tuple[Ranges, ...]
-    brings: bool
+    rows: slice  # which of the data that the ranks around the tensor share
+    held: tuple[Ranges, ...]  # which entries of these data it has
+    brings: bool  # the owner has it from here; from other replicas it does not need it, but all receive the result
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -86,31 +73,19 @@ class _Piece(NamedTuple):
 
 
 class _Meeting(NamedTuple):
-    """Tensors of one mesh, a process group whose members share their data out, and where the group reaches.
-
-    Attributes
-    ----------
-    dims : tuple of int
-        The dimensions of the mesh along which the group lies.
-    teams : sequence of tuple of int
-        For each tensor, those along which ranks have parts or copies of the same data.
-    """
+    """Tensors of one mesh, a process group whose members share their data out, and where the group reaches."""
 
     group: Any
     jobs: list[DatumJob]
-    dims: tuple[int, ...]
-    teams: list[tuple[int, ...]]
+    dims: tuple[int, ...]  # the dimensions of the mesh along which the group lies
+    teams: list[tuple[int, ...]]  # for each tensor, those along which ranks have parts or copies of the same data
 
 
 def share_out(jobs: Sequence[DatumJob], most_bytes: int) -> list[DatumJob]:
     """Change cut data in place, each on its owner; return the jobs that are not worth it, or that cannot be.
 
-    Parameters
-    ----------
-    jobs : sequence of DatumJob
-        Their data are cut.
-    most_bytes : int
-        A bound of what a rank sends and receives at once, but for one tensor that is larger by itself.
+    jobs: their data are cut.
+    most_bytes: a bound of what a rank sends and receives at once, but for one tensor that is larger by itself.
     """
     left: list[DatumJob] = []
     by_mesh: dict[Any, list[DatumJob]] = {}
@@ -288,15 +263,8 @@ def _change_(data: Sequence[tuple[DatumJob, slice, Tensor]]) -> None:
 def within(transform: PerDatum, layout: Layout, k: int, held: Sequence[Ranges], data: slice | None = None) -> PerDatum:
     """Return the transform for the part of a tensor that `held` names: options that are tensors are cut alike.
 
-    Parameters
-    ----------
-    transform : PerDatum
-    layout : Layout
-        Of the tensor, whose last `k` dimensions are a datum.
-    k : int
-    held : sequence of Ranges
-    data : slice, optional
-        Only so many of the data in that part, one after the other.
+    layout: of the tensor, whose last `k` dimensions are a datum.
+    data: only so many of the data in that part, one after the other.
     """
     if transform.within is None:
         return transform

@@ -146,10 +146,7 @@ def _gathered(
 ) -> Iterator[tuple[list[Tensor], tuple[Ranges, ...]]]:
     """The whole data of the rows that this rank holds a part of, and which entries of the tensor they are.
 
-    Parameters
-    ----------
-    tensors
-        For each: its layout, how many dimensions are a datum, and the local parts of one or several such tensors.
+    tensors: for each: its layout, how many dimensions are a datum, and the local parts of one or several such tensors.
     """
     bundles = [Bundle(layout, layout.cutting(k), _packed(layout, parts)) for layout, k, parts in tensors]
     gather(bundles)
@@ -196,15 +193,9 @@ def run_hook(hook: Hook, p: Any, k: int, of: Any = None) -> None:
 
     The tensor is this rank's part where data are whole on a rank, else the data that this rank has a part of, gathered.
 
-    Parameters
-    ----------
-    hook : Hook
-    p : DTensor
-        The parameter.
-    k : int
-        How many trailing dimensions are a datum.
-    of : DTensor, optional
-        `p` is a copy of this parameter: only what the hook begins to remember is kept, for the parameter.
+    p: the parameter.
+    k: how many trailing dimensions are a datum.
+    of: `p` is a copy of this parameter: only what the hook begins to remember is kept, for the parameter.
     """
     layout = Layout(p)
     if layout.coordinate is None:

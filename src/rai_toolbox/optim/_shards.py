@@ -40,15 +40,8 @@ def as_sharded(part: Tensor, like: Any) -> Any:
 class Layout:
     """Which entries of a sharded tensor a rank holds: along each dimension some ranges, together their product.
 
-    Parameters
-    ----------
-    x : DTensor
-
-    Raises
-    ------
-    TypeError
-        A placement is of an unknown kind, or pending (`Partial`); the local part is not of the size that the
-        placements say.
+    Raises TypeError: a placement is of an unknown kind, or pending (`Partial`); the local part is not of the size that
+        the placements say.
     """
 
     def __init__(self, x: Any) -> None:
@@ -160,12 +153,8 @@ def _matching(held: Sequence[Ranges]) -> Iterator[tuple[tuple[slice, ...], tuple
 class Bundle:
     """Numbers about tensors that are cut over the same dimensions of the same mesh, on their way to every member.
 
-    Attributes
-    ----------
-    values : Tensor, shape (parts, n)
-        Before `gather`, this rank's numbers in one row; after it, a row for each member.
-    coordinates : list of dict
-        For each row, the coordinate of its member along the dimensions `dims` of the mesh.
+    values, shape (parts, n): before `gather`, this rank's numbers in one row; after it, a row for each member.
+    coordinates: for each row, the coordinate of its member along the dimensions `dims` of the mesh.
     """
 
     def __init__(self, layout: Layout, dims: tuple[int, ...], values: Tensor) -> None:
@@ -221,20 +210,11 @@ def exchange(
 ) -> list[Tensor]:
     """Send tensors to members of a group, and receive others, in one collective.
 
-    Parameters
-    ----------
-    group : ProcessGroup
-    sent : sequence of (int, Tensor)
-        Tensors and their receivers, in the order of the receivers.
-    expected : sequence of (int, shape, dtype)
-        What is received and from whom, in the order of the senders; from each, in the order in which it sends.
-    device : str
-        Of what the group sends.
+    sent: tensors and their receivers, in the order of the receivers.
+    expected: what is received and from whom, in the order of the senders; from each, in the order in which it sends.
+    device: of what the group sends.
 
-    Returns
-    -------
-    list of Tensor
-        In the order of `expected`.
+    Returns tensors in the order of `expected`.
     """
     members = range(dist.get_world_size(group))
     rooms = [_room(x.shape, x.dtype) for _, x in sent], [_room(shape, dtype) for _, shape, dtype in expected]

@@ -53,20 +53,14 @@ Bound: TypeAlias = float | Tensor | None
 class Entrywise:
     """Every entry's result depends on that entry alone.
 
-    Attributes
-    ----------
-    kind : "sign" or "clamp"
-        sign(x), x / |x| where x is complex; or x moved into [low, high].
-    low, high : float, optional
-        The bounds of a clamp.
-
     Raises
     ------
     ValueError
         `kind` is another.
     """
 
-    kind: Literal["sign", "clamp"]
+    kind: Literal["sign", "clamp"]  # sign(x), x / |x| where x is complex; or x moved into [low, high]
+    # low, high: the bounds of a clamp
     low: float | None = None
     high: float | None = None
 
@@ -107,15 +101,9 @@ class Entrywise:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ByNorm:
-    """Every datum is multiplied by a factor that is a function of its norm (normalize, L2 ball).
+    """Every datum is multiplied by a factor that is a function of its norm (normalize, L2 ball)."""
 
-    Attributes
-    ----------
-    factor : NormFactor
-        The function, and the order of the norm.
-    """
-
-    factor: NormFactor
+    factor: NormFactor  # the function, and the order of the norm
 
     def change_(self, xs: Sequence[Tensor], ks: Sequence[int], plan: ScalingPlan | None = None) -> ScalingPlan:
         """Change dense tensors in place, a datum being their last k dimensions; return a plan for the next time."""
@@ -146,36 +134,24 @@ class ByNorm:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PerDatum:
-    """An entry's result depends on its whole datum in some other way (top-q, L1 ball, oracles).
+    """An entry's result depends on its whole datum in some other way (top-q, L1 ball, oracles)."""
 
-    Attributes
-    ----------
-    apply_ : callable
-        `apply_(x, k)` changes one tensor in place, whose last k dimensions are a datum.
-    alike : bool
-        The same change for every tensor, so that tensors of one shape may be stacked. False for a transform that
-        draws a number for each tensor, or that carries an option per datum.
-    of_all_ : callable, optional
-        `of_all_(xs, ks)` changes a list of tensors, faster than one by one.
-    drawn : callable, optional
-        Draws the number for one tensor, and returns the transform with that number.
-    draws : Draws, optional
-        Where `drawn` draws from.
-    within : callable, optional
-        `within(rows, entries)`: the same transform for a part of the tensor that it was made for. Both are functions
-        of an option, which cut one that is a tensor: `rows` one that has an entry per datum, `entries` one that
-        broadcasts to the tensor.
-    cost : callable
-        `cost(shape)`: the work that a datum of this shape takes, for comparison with others; the number of its entries.
-        Ranks share cut data out by it.
-    """
-
+    # `apply_(x, k)` changes one tensor in place, whose last k dimensions are a datum.
     apply_: Callable[[Tensor, int], Any]
+    # The same change for every tensor, so that tensors of one shape may be stacked. False for a transform that draws a
+    # number for each tensor, or that carries an option per datum.
     alike: bool = True
+    # `of_all_(xs, ks)` changes a list of tensors, faster than one by one.
     of_all_: Callable[[Sequence[Tensor], Sequence[int]], Any] | None = None
+    # Draws the number for one tensor, and returns the transform with that number.
     drawn: Callable[[], PerDatum] | None = None
-    draws: Draws | None = None
+    draws: Draws | None = None  # where `drawn` draws from
+    # `within(rows, entries)`: the same transform for a part of the tensor that it was made for. Both are functions of
+    # an option, which cut one that is a tensor: `rows` one that has an entry per datum, `entries` one that broadcasts
+    # to the tensor.
     within: Callable[[Callable[[Any], Any], Callable[[Any], Any]], PerDatum] | None = None
+    # `cost(shape)`: the work that a datum of this shape takes, for comparison with others; the number of its entries.
+    # Ranks share cut data out by it.
     cost: Callable[[Sequence[int]], int] = math.prod
 
     def change_(self, xs: Sequence[Tensor], ks: Sequence[int], plan: object = None) -> None:
@@ -189,21 +165,11 @@ class PerDatum:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hook:
-    """A hook that a user overrides: nobody else knows what it does, so it takes one parameter at a time.
+    """A hook that a user overrides: nobody else knows what it does, so it takes one parameter at a time."""
 
-    Attributes
-    ----------
-    owner : weakref to Optimizer
-        Whose hook it is; weak, since plans hold hooks and optimizers hold plans.
-    name : str
-        The name of the method.
-    options : mapping
-        The parameter group as the owner sees it.
-    """
-
-    owner: weakref.ref[Optimizer]
-    name: str
-    options: Mapping[str, Any]
+    owner: weakref.ref[Optimizer]  # whose hook it is; weak, since plans hold hooks and optimizers hold plans
+    name: str  # the name of the method
+    options: Mapping[str, Any]  # the parameter group as the owner sees it
 
     def change_(self, xs: Sequence[Tensor], ks: Sequence[int], plan: object = None) -> None:
         """Call the hook with parameters, which have the gradients that are to be changed."""
@@ -228,25 +194,15 @@ Transform: TypeAlias = Entrywise | ByNorm | PerDatum | Remembering | Hook
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
-    """One change of the gradients or of the parameters of a group.
+    """One change of the gradients or of the parameters of a group."""
 
-    Attributes
-    ----------
-    transform : Transform, optional
-        None: only scale and shift.
-    param_ndim : int or None
-        How many trailing dimensions of a parameter are one datum.
-    scale, bias : float
-        What the result is multiplied by, and what is then added.
-    memory : callable, optional
-        Given to a transform that remembers: a weak reference to `memory(p, name, first)`, which returns what is
-        remembered of a parameter under a name, at first `first(p)`.
-    """
-
-    transform: Transform | None
-    param_ndim: int | None
+    transform: Transform | None  # None: only scale and shift
+    param_ndim: int | None  # how many trailing dimensions of a parameter are one datum
+    # scale, bias: what the result is multiplied by, and what is then added
     scale: float = 1.0
     bias: float = 0.0
+    # Given to a transform that remembers: a weak reference to `memory(p, name, first)`, which returns what is
+    # remembered of a parameter under a name, at first `first(p)`.
     memory: Callable[[], Callable[[Tensor, str, First], Tensor] | None] | None = None
 
     def remembered(self, params: Sequence[Tensor]) -> dict[str, list[Tensor]]:

@@ -113,26 +113,16 @@ def auto_pgd(
 ) -> Tensor:
     """Maximize a loss over the ball for `rows`; `best` is updated with every point evaluated.
 
-    Parameters
-    ----------
-    problem : Problem
-    ball : Ball
-        Of all rows of the problem.
-    rows : Tensor of int64, shape (n,)
-    start : Tensor, shape (n, D)
-    steps : int
-        Questions to the model.
-    losses : LossOfRows
-        What is maximized.
-    stop : bool
-        Leave a row as it is once its decision has changed.
-    stream : int
-        Numbers the random draws.
+    ball: of all rows of the problem.
+    rows, shape (n,)
+    start, shape (n, D)
+    steps: questions to the model.
+    losses: what is maximized.
+    stop: leave a row as it is once its decision has changed.
+    stream: numbers the random draws.
 
-    Returns
-    -------
-    Tensor, shape (N, D)
-        The point of the largest loss of each row in `rows`, if they do not stop; other rows are the problem's data.
+    Returns (N, D): the point of the largest loss of each row in `rows`, if they do not stop; other rows are the
+    problem's data.
     """
     result = problem.data.clone()
     if not len(rows) or not steps:

@@ -13,12 +13,9 @@ Bounds: TypeAlias = "tuple[float | Tensor, float | Tensor] | None"
 def check_bounds(bounds: Any, data: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return `(lower, upper)` as tensors of the data's dtype and device that broadcast to it, or None.
 
-    Raises
-    ------
-    TypeError
-        `bounds` is not None or a pair.
-    ValueError
-        A bound is NaN or does not broadcast to the data, lower > upper somewhere, or the data lie outside.
+    Raises TypeError: `bounds` is not None or a pair.
+    Raises ValueError: a bound is NaN or does not broadcast to the data, lower > upper somewhere, or the data lie
+        outside.
     """
     if bounds is None:
         return None

@@ -78,33 +78,19 @@ def descend(
 ) -> Tensor:
     """Look for nearer points for `rows`; `nearest` is updated with every point evaluated.
 
-    Parameters
-    ----------
-    start : Tensor, shape (n, D)
-    farthest : Tensor of float64, shape (n,)
-        No radius is larger.
-    limit : Tensor of float64, shape (n,)
-        No point further off is of interest.
-    radius : Tensor of float64, shape (n,), optional
-        The first radius. Default: as far as the linearized boundary.
-    widen : float
-        So many times as far as is of interest a ball may reach at first; it narrows over the first steps. What leads
+    start, shape (n, D)
+    farthest, shape (n,): no radius is larger.
+    limit, shape (n,): no point further off is of interest.
+    radius, shape (n,): the first radius. Default: as far as the linearized boundary.
+    widen: so many times as far as is of interest a ball may reach at first; it narrows over the first steps. What leads
         to a near point often starts far away, above all where the gradient at the datum is zero or says little.
-    scale : float
-        Of the length of the steps.
-    sparse : bool
-        Steps along few entries, about as many as are changed. For L1: finds other optima than dense steps do.
-    patience : int, optional
-        After so many steps a row that has not been across leaves.
-    done : Callable[[Tensor], Tensor], optional
-        From rows to whether they may leave, asked every few steps.
-    spent : Tensor of int64, shape (N,), optional
-        Counts the questions about each row of the problem.
+    scale: of the length of the steps.
+    sparse: steps along few entries, about as many as are changed. For L1: finds other optima than dense steps do.
+    patience: after so many steps a row that has not been across leaves.
+    done: from rows to whether they may leave, asked every few steps.
+    spent, shape (N,): counts the questions about each row of the problem.
 
-    Returns
-    -------
-    Tensor of float64, shape (n,)
-        How near this run came at which the loss is positive; infinite where it never was.
+    Returns (n,): how near this run came at which the loss is positive; infinite where it never was.
     """
     found = torch.full_like(nearest.distance[rows], torch.inf)
     walk = _Walk(

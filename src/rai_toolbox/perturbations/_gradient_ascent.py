@@ -210,16 +210,9 @@ def _clamped(perturbed: Tensor, box: tuple[Tensor, Tensor] | None) -> Tensor:
 class _Gradients:
     """Set the gradient of each parameter, of losses or of the mean over several samples of them.
 
-    Parameters
-    ----------
-    losses : Callable[[], Tensor]
-        Draws another sample.
-    params : list of Tensor
-    reduction_fn : Callable[[Tensor], Tensor]
-        From the losses to the number that is differentiated.
-    samples : int
-    targeted : bool
-        Whether the losses are to shrink; else to grow: optimizers descend, so the gradient gets a minus.
+    losses: draws another sample.
+    reduction_fn: from the losses to the number that is differentiated.
+    targeted: whether the losses are to shrink; else to grow: optimizers descend, so the gradient gets a minus.
     """
 
     def __init__(

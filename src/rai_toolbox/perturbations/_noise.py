@@ -49,10 +49,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 class Noise:
     """A stream of random numbers for each row of a matrix.
 
-    Parameters
-    ----------
-    data : Tensor, shape (N, D)
-    seed : int
+    data, shape (N, D)
     """
 
     def __init__(self, data: Tensor, seed: int) -> None:

@@ -92,14 +92,8 @@ class Answer:
 class Query:
     """The model as a function of matrices: rows in, numbers per row out.
 
-    Parameters
-    ----------
-    model : Callable[[Tensor], Tensor]
-    shape : torch.Size
-        Of one datum.
-    objective : Objective
-    samples : int
-        Forward passes per question, averaged.
+    shape: of one datum.
+    samples: forward passes per question, averaged.
     """
 
     def __init__(

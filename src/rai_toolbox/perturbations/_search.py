@@ -77,16 +77,10 @@ _LATER_L1 = (
 class Search:
     """The runs of one solve, each row's questions given to the classes that came nearest to it.
 
-    Parameters
-    ----------
-    nearest : NearestFound
-        Sees every point asked about.
-    steps, restarts : int
-        A row gets `steps` times `restarts` questions at most.
-    limit : Tensor of float64, shape (N,), optional
-        No point further off is of interest.
-    done : Callable[[Tensor], Tensor], optional
-        From rows to whether they may leave.
+    nearest: sees every point asked about.
+    steps, restarts: a row gets `steps` times `restarts` questions at most.
+    limit, shape (N,): no point further off is of interest.
+    done: from rows to whether they may leave.
     """
 
     KEPT: ClassVar[tuple[str, ...]] = ("_spent", "_reached")

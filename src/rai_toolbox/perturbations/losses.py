@@ -25,10 +25,7 @@ __all__ = [
 def as_logits(output: Tensor, target: Tensor) -> Tensor:
     """Return logits of shape (N, C), C ≥ 2, in float32 or wider, for whatever shape a classifier returns.
 
-    Raises
-    ------
-    ValueError
-        The shapes are not those of a classifier and class indices.
+    Raises ValueError: the shapes are not those of a classifier and class indices.
     """
     if output.dtype in (torch.float16, torch.bfloat16):
         output = output.float()
