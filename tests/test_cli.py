@@ -339,6 +339,10 @@ def test_compare_is_a_command(place, capsys):
     kinds = ("html", "png", "csv", "json")
     assert {path.name for path in Path("both").iterdir()} == {f"comparison.{kind}" for kind in kinds}
     capsys.readouterr()
+    assert main(["compare", "a", "b", "a/results.json", "--out", "three"]) == 0
+    head, *table = capsys.readouterr().out.splitlines()
+    assert head == "accuracy under attack (l2); samples that only a : only the other gets right, p-value"
+    assert "a/results.json" in " ".join(table)
     assert main(["compare", "a", "nowhere"]) == 2
     assert "cannot read" in error_of(capsys)
 

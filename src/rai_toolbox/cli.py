@@ -103,11 +103,12 @@ app.command("evaluate")(_evaluate)
 def compare(
     first: Annotated[str, typer.Argument(help="The folder, or results.json, of one evaluation.")],
     second: Annotated[str, typer.Argument(help="Of another, on the same samples.")],
+    others: Annotated[list[str] | None, typer.Argument(help="Of more, each compared with the first.")] = None,
     out: Annotated[str, typer.Option(metavar="FOLDER", help="The folder of the comparison.")] = "rai-comparison",
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of a table.")] = False,
 ) -> None:
-    """Compare two evaluated classifiers: both curves in one picture, McNemar's test at each epsilon."""
-    comparison = compare_evaluations(first, second)
+    """Compare evaluated classifiers: all curves in one picture, McNemar's test of each with the first."""
+    comparison = compare_evaluations(first, second, *(others or ()))
     _console.report_comparison(comparison, comparison.save(out), as_json=json)
 
 

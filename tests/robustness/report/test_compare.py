@@ -1,4 +1,4 @@
-"""Two evaluations side by side."""
+"""Evaluations side by side."""
 
 from __future__ import annotations
 
@@ -37,13 +37,45 @@ def test_counts_are_of_the_samples_on_which_they_differ(half_plane, tilted, blob
     both.save(tmp_path)
     content = json.loads((tmp_path / "comparison.json").read_text())
     assert content["names"] == ["good", "bad"]
+    assert content["schema_version"] == 2
     rows = (tmp_path / "comparison.csv").read_text().splitlines()
     assert rows[0] == "norm,epsilon,good,bad,only_first,only_second,p_value"
     assert len(rows) == 1 + len(content["norms"]["l2"])
-    assert rows[1].split(",")[4:] == ["5", "0", str(content["norms"]["l2"][0]["test"]["p_value"])]
+    assert rows[1].split(",")[4:] == ["5", "0", str(content["norms"]["l2"][0]["tests"][0]["p_value"])]
     page = (tmp_path / "comparison.html").read_text()
     assert "good" in page
     assert page.count("<polyline") == 2
+
+
+def test_more_than_two_are_each_compared_with_the_first(half_plane, tilted, blobs, tmp_path):
+    models = {"good": half_plane, "bad": tilted, "again": half_plane, "4": tilted}
+    results = [evaluate(net, blobs, **QUICK, described={"model": name}) for name, net in models.items()]
+    together = compare(*results)
+    assert together.names == tuple(models)
+    for other in (1, 2, 3):
+        pair = compare(results[0], results[other])
+        for all_of_them, two in zip(together.norms["l2"], pair.norms["l2"], strict=True):
+            assert all_of_them.tests[other - 1] == two.test
+            assert (all_of_them.first, all_of_them.accuracies[other]) == (two.first, two.second)
+            assert all_of_them.intervals[other] == two.intervals[1]
+    together.save(tmp_path)
+    page = (tmp_path / "comparison.html").read_text()
+    assert page.count("<polyline") == 4
+    assert "good, bad, again and 4" in page
+    header, first, *_ = (tmp_path / "comparison.csv").read_text().splitlines()
+    assert header.startswith(
+        "norm,epsilon,good,bad,again,4,only_first (bad),only_it (bad),p_value (bad),only_first (again)"
+    )
+    assert header.count(",") == first.count(",")
+
+
+def test_models_of_one_name_are_told_apart(half_plane, blobs, tmp_path):
+    one = evaluate(half_plane, blobs, **QUICK, described={"model": "same"})
+    folders = [one.save(tmp_path / name) for name in "abcd"]
+    assert compare(*folders).names == tuple(map(str, folders))
+    assert compare(one, one, one, one).names == ("first", "second", "third", "number 4")
+    with pytest.raises(InputError, match="'third' were evaluated on different samples"):
+        compare(one, one, evaluate(half_plane, (blobs[0][:8], blobs[1][:8]), **QUICK, described={"model": "same"}))
 
 
 def test_names_are_escaped(half_plane, tilted, blobs, tmp_path):

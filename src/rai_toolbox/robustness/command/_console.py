@@ -171,20 +171,21 @@ def report_comparison(comparison: Comparison, folder: Path, *, as_json: bool) ->
         return
     console = Console()
     for norm, points in comparison.norms.items():
-        console.print(f"accuracy under attack ({norm})")
+        names = comparison.names
+        console.print(
+            escape(
+                f"accuracy under attack ({norm}); samples that only {names[0]} : only the other gets right, p-value"
+            ),
+            soft_wrap=True,
+        )
         table = Table()
-        for column in ("epsilon", *comparison.names, "only first", "only second", "p-value"):
+        for column in ("epsilon", *names):
             table.add_column(escape(column), justify="right")
         for point in points:
-            test = point.test
-            table.add_row(
-                f"{point.epsilon:g}",
-                _breakable(percent(point.first)),
-                _breakable(percent(point.second)),
-                str(test.only_first),
-                str(test.only_second),
-                f"{test.p_value:.2g}",
-            )
+            shown = [_breakable(percent(accuracy)) for accuracy in point.accuracies]
+            tests = [f"{test.only_first} : {test.only_second}, {test.p_value:.2g}" for test in point.tests]
+            cells = (f"{accuracy}  ({test})" for accuracy, test in zip(shown[1:], tests, strict=True))
+            table.add_row(f"{point.epsilon:g}", shown[0], *cells)
         console.print(table)
     Console(stderr=True, soft_wrap=True).print(f"comparison: {escape(str(folder / 'comparison.html'))}")
 

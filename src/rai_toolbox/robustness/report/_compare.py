@@ -1,15 +1,14 @@
-"""Two evaluations side by side, on the same samples."""
+"""Evaluations side by side, on the same samples."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._files import as_folder
@@ -25,26 +24,39 @@ __all__ = ["ComparedPoint", "Comparison", "compare"]
 
 @dataclass(frozen=True)
 class ComparedPoint:
-    """Two models at one epsilon.
+    """Models at one epsilon.
 
     Attributes
     ----------
     epsilon : float
         The radius.
-    first, second : float
-        Their accuracies.
-    first_interval, second_interval : tuple of float
-        With their 95 % Wilson intervals.
-    test : McNemar
-        Whether the samples on which they differ speak for one of them.
+    accuracies : tuple of float
+        One for each model.
+    intervals : tuple of (float, float)
+        Their 95 % Wilson intervals.
+    tests : tuple of McNemar
+        For each model but the first: whether the samples on which it and the first differ speak for one of the two.
     """
 
     epsilon: float
-    first: float
-    second: float
-    first_interval: tuple[float, float]
-    second_interval: tuple[float, float]
-    test: McNemar
+    accuracies: tuple[float, ...]
+    intervals: tuple[tuple[float, float], ...]
+    tests: tuple[McNemar, ...]
+
+    @property
+    def first(self) -> float:
+        """The accuracy of the first model."""
+        return self.accuracies[0]
+
+    @property
+    def second(self) -> float:
+        """The accuracy of the second model."""
+        return self.accuracies[1]
+
+    @property
+    def test(self) -> McNemar:
+        """The test of the first two models."""
+        return self.tests[0]
 
 
 @dataclass(frozen=True)
@@ -54,23 +66,24 @@ class Comparison:
     Attributes
     ----------
     names : tuple of str
-        The names of the two.
+        The names of the models, in the order in which they were given.
     evaluations : tuple of Evaluation
-        The two.
+        Of each.
     norms : dict of str to tuple of ComparedPoint
         By norm, at every epsilon that one of them reported.
     """
 
-    names: tuple[str, str]
-    evaluations: tuple[Evaluation, Evaluation]
+    names: tuple[str, ...]
+    evaluations: tuple[Evaluation, ...]
     norms: Mapping[str, tuple[ComparedPoint, ...]]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of comparison.json."""
         points = {
-            norm: [vars(point) | {"test": vars(point.test)} for point in points] for norm, points in self.norms.items()
+            norm: [vars(point) | {"tests": [vars(test) for test in point.tests]} for point in points]
+            for norm, points in self.norms.items()
         }
-        return jsonable({"schema": "rai-toolbox/comparison", "schema_version": 1, "names": self.names, "norms": points})
+        return jsonable({"schema": "rai-toolbox/comparison", "schema_version": 2, "names": self.names, "norms": points})
 
     def by_name(self) -> dict[str, Evaluation]:
         """Return the evaluations by their names."""
@@ -93,9 +106,12 @@ def _html(comparison: Comparison) -> str:
 
 
 def _csv(comparison: Comparison) -> str:
-    rows = [["norm", "epsilon", *comparison.names, "only_first", "only_second", "p_value"]]
+    tests = ["only_first", "only_second", "p_value"]
+    if len(comparison.names) > 2:
+        tests = [f"{what} ({name})" for name in comparison.names[1:] for what in ("only_first", "only_it", "p_value")]
+    rows = [["norm", "epsilon", *comparison.names, *tests]]
     rows += [
-        [norm, point.epsilon, point.first, point.second, *vars(point.test).values()]
+        [norm, point.epsilon, *point.accuracies, *(value for test in point.tests for value in vars(test).values())]
         for norm, points in comparison.norms.items()
         for point in points
     ]
@@ -111,16 +127,18 @@ COMPARISON_FILES: Mapping[str, Callable[[Comparison], bytes | str | None]] = {
 }
 
 
-def compare(first: Evaluation | str | Path, second: Evaluation | str | Path) -> Comparison:
-    """Compare two classifiers that were evaluated on the same samples.
+def compare(
+    first: Evaluation | str | Path, second: Evaluation | str | Path, *others: Evaluation | str | Path
+) -> Comparison:
+    """Compare classifiers that were evaluated on the same samples, each with the first.
 
     Whether a sample stands at an epsilon is known from the distance of its nearest error, so the epsilons
-    need not be the same; at those that only one of them reported, the other's fixed-budget solver has not
+    need not be the same; at those that only one of them reported, the others' fixed-budget solver has not
     been run.
 
     Parameters
     ----------
-    first, second : Evaluation or path
+    first, second, *others : Evaluation or path
         The results, or the folders or results.json files that hold them.
 
     Raises
@@ -128,54 +146,43 @@ def compare(first: Evaluation | str | Path, second: Evaluation | str | Path) -> 
     InputError
         If they are of different samples, share no norm, or are no complete classifications.
     """
-    pair = tuple(one if isinstance(one, Evaluation) else Evaluation.load(one) for one in (first, second))
-    names = _names(first, second, pair)
-    for name, one in zip(names, pair, strict=True):
+    given = (first, second, *others)
+    all_of_them = tuple(one if isinstance(one, Evaluation) else Evaluation.load(one) for one in given)
+    names = _names(given, all_of_them)
+    for name, one in zip(names, all_of_them, strict=True):
         if one.task != "classification":
             raise InputError(f"{name!r} is a regression; classifiers are compared")
         if not one.complete:
             raise InputError(f"{name!r} is a partial result; finish it with {arg('resume', True)} first")
-    a, b = pair
-    if a.data["fingerprint"] != b.data["fingerprint"]:
-        raise InputError(
-            f"{names[0]!r} and {names[1]!r} were evaluated on different samples; a paired comparison needs"
-            " the same ones"
-        )
-    shared = [norm for norm in a.curves if norm in b.curves]
-    if not shared:
-        raise InputError(f"the two share no norm: {', '.join(a.curves)} and {', '.join(b.curves)}")
-    norms = {norm: tuple(_points(a, b, norm)) for norm in shared}
-    return Comparison(names, (a, b), norms)
-
-
-def _points(a: Evaluation, b: Evaluation, norm: str) -> list[ComparedPoint]:
-    grid = sorted({point.epsilon for one in (a, b) for point in one.curves[norm].points})
-    points = []
-    for epsilon in grid:
-        first, second = a.distance[norm] > epsilon, b.distance[norm] > epsilon
-        points.append(
-            ComparedPoint(
-                epsilon,
-                float(first.mean()),
-                float(second.mean()),
-                _interval(first),
-                _interval(second),
-                mcnemar(int((first & ~second).sum()), int((second & ~first).sum())),
+        if one.data["fingerprint"] != all_of_them[0].data["fingerprint"]:
+            raise InputError(
+                f"{names[0]!r} and {name!r} were evaluated on different samples; a paired comparison needs the same"
             )
+    shared = [norm for norm in all_of_them[0].curves if all(norm in one.curves for one in all_of_them)]
+    if not shared:
+        raise InputError(f"they share no norm: {'; '.join(', '.join(one.curves) for one in all_of_them)}")
+    return Comparison(names, all_of_them, {norm: tuple(_points(all_of_them, norm)) for norm in shared})
+
+
+def _points(evaluations: Sequence[Evaluation], norm: str) -> Iterator[ComparedPoint]:
+    for epsilon in sorted({point.epsilon for one in evaluations for point in one.curves[norm].points}):
+        standing = [one.distance[norm] > epsilon for one in evaluations]
+        first = standing[0]
+        yield ComparedPoint(
+            epsilon,
+            tuple(float(one.mean()) for one in standing),
+            tuple(wilson_interval(int(np.count_nonzero(one)), len(one)) for one in standing),
+            tuple(mcnemar(int((first & ~one).sum()), int((one & ~first).sum())) for one in standing[1:]),
         )
-    return points
 
 
-def _interval(standing: NDArray) -> tuple[float, float]:
-    return wilson_interval(int(np.count_nonzero(standing)), len(standing))
-
-
-def _names(first: object, second: object, pair: tuple[Evaluation, ...]) -> tuple[str, str]:
-    """Return their names: of the models, or of the folders if the models have the same name."""
-    models = tuple(str(one.settings.get("model", "")) for one in pair)
-    if models[0] and models[0] != models[1] and models[1]:
-        return models[0], models[1]
-    places = tuple(str(one) if isinstance(one, (str, Path)) else "" for one in (first, second))
-    if places[0] and places[0] != places[1] and places[1]:
-        return places[0], places[1]
-    return "first", "second"
+def _names(given: Sequence[object], evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
+    """Return their names: of the models, or of the folders where models share a name, or numbers."""
+    models = tuple(str(one.settings.get("model", "")) for one in evaluations)
+    places = tuple(str(one) if isinstance(one, (str, Path)) else "" for one in given)
+    numbered = ("first", "second", "third", *(f"number {number}" for number in range(4, len(given) + 1)))[: len(given)]
+    return next(
+        names
+        for names in (models, places, numbered)
+        if (all(names) and len(set(names)) == len(names)) or names is numbered
+    )

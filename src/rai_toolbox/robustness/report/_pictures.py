@@ -37,8 +37,8 @@ __all__ = [
 ]
 
 # Told apart with any color vision; also by the shape of their markers.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-_MARKERS = ("o", "s", "^", "D")
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 
 # How many radii a curve is drawn at, beside the reported ones.
 _FINE = 241
@@ -62,7 +62,7 @@ def plot_curves(evaluations: Mapping[str, Results]) -> Figure:
             if norm not in evaluation.curves:
                 continue
             points = evaluation.curves[norm].points
-            color, marker = _COLORS[position % 4], _MARKERS[position % 4]
+            color, marker = (one[position % len(one)] for one in (_COLORS, _MARKERS))
             epsilon, value, low, high = _drawn(evaluation, norm, points[-1].epsilon)
             panel.plot(epsilon, value, color=color)
             panel.fill_between(epsilon, low, high, color=color, alpha=0.15, linewidth=0)
