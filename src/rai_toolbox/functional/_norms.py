@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rai_toolbox.functional._docs import documented
 from rai_toolbox.functional._layout import as_rows, datum_ndim, is_number
 from rai_toolbox.kernels._norms import direct_norms_of_rows, plain_norm, rescaled
 
 TINY = torch.finfo(torch.float32).tiny
 
 
+@documented
 def lp_norm(x: Tensor, p: float = 2, *, param_ndim: int | None = -1, keepdim: bool = False) -> Tensor:
     """Compute the Lp norm of each datum.
 
@@ -28,10 +30,6 @@ def lp_norm(x: Tensor, p: float = 2, *, param_ndim: int | None = -1, keepdim: bo
     ----------
     x : Tensor, shape (*batch, *datum)
         Real or complex floating point.
-    p : float
-        The order, p ≥ 1; `math.inf` for the largest magnitude.
-    param_ndim : int or None
-        The trailing `param_ndim` dimensions are one datum; see `rai_toolbox.to_batch`.
     keepdim : bool
         Keep the reduced dimensions with size 1.
 
@@ -39,11 +37,6 @@ def lp_norm(x: Tensor, p: float = 2, *, param_ndim: int | None = -1, keepdim: bo
     -------
     Tensor, shape (*batch,)
         float32 for float16 and bfloat16 input (whose range a norm leaves easily), else the real dtype of `x`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        `p` is not a number, or less than 1; `param_ndim` does not fit `x`; `x` is not floating point.
 
     Examples
     --------
@@ -58,6 +51,7 @@ def lp_norm(x: Tensor, p: float = 2, *, param_ndim: int | None = -1, keepdim: bo
     return norm if keepdim or k == 0 else norm.flatten(x.ndim - k).squeeze(-1)
 
 
+@documented
 def normalize(x: Tensor, p: float = 2, *, param_ndim: int | None = -1, eps: float = TINY) -> Tensor:
     """Divide each datum by its Lp norm: x / max(‖x‖, eps), correct to a few ulp for every finite `x`.
 
@@ -65,10 +59,6 @@ def normalize(x: Tensor, p: float = 2, *, param_ndim: int | None = -1, eps: floa
     ----------
     x : Tensor, shape (*batch, *datum)
         Real or complex floating point.
-    p : float
-        The order of the norm, p ≥ 1.
-    param_ndim : int or None
-        The trailing `param_ndim` dimensions are one datum; see `rai_toolbox.to_batch`.
     eps : float
         A lower bound of the divisor, ≥ 0. A zero datum gives zero whatever `eps` is.
 
@@ -76,11 +66,6 @@ def normalize(x: Tensor, p: float = 2, *, param_ndim: int | None = -1, eps: floa
     -------
     Tensor
         The shape and dtype of `x`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `lp_norm`.
 
     Examples
     --------

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional import _by_kernels
+from rai_toolbox.functional._docs import documented, twin_of
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._norms import normalize
 from rai_toolbox.functional._per_datum import (
@@ -23,7 +24,6 @@ from rai_toolbox.functional._per_datum import (
 )
 from rai_toolbox.functional._scaling import normalize_
 from rai_toolbox.functional._selection import count_of, signed_rows
-from rai_toolbox.functional._twins import twin_of
 from rai_toolbox.kernels._large_selection import l1_vertex_, signs_of_largest_
 from rai_toolbox.kernels._machine import seen
 from rai_toolbox.kernels._scratch import is_large
@@ -31,17 +31,9 @@ from rai_toolbox.kernels._scratch import is_large
 Number: TypeAlias = float | Tensor
 
 
+@documented
 def lmo_l1_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) -> Tensor:
     """Minimize ⟨g, s⟩ over the L1 ball: -epsilon·sign(g) on the one entry of largest magnitude.
-
-    Parameters
-    ----------
-    g : Tensor, shape (*batch, *datum)
-        Real floating point.
-    epsilon : float or Tensor
-        The radius, ≥ 0: a number, or one entry per datum (of the batch's shape, broadcastable to it, or flat).
-    param_ndim : int or None
-        The trailing `param_ndim` dimensions are one datum; see `rai_toolbox.to_batch`.
 
     Returns
     -------
@@ -49,12 +41,6 @@ def lmo_l1_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) -> T
         The shape and dtype of `g`: one entry of each datum is ∓epsilon, the first among equals, the others are zero.
         Every point is a minimizer for a zero datum; its first entry gets -epsilon. NaN counts as infinite and stays
         NaN in its datum.
-
-    Raises
-    ------
-    TypeError, ValueError
-        `epsilon` is not a number or does not fit the data, or is negative; `param_ndim` does not fit `g`; `g` is not
-        real floating point.
 
     Examples
     --------
@@ -71,11 +57,6 @@ def lmo_l1_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) -> T
 def lmo_l1_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, negated: bool = False) -> Tensor:
     """The in-place form of `lmo_l1_ball`; gives -s with `negated`.
 
-    Parameters
-    ----------
-    negated : bool
-        Give -s instead of s.
-
     Examples
     --------
     >>> import torch
@@ -86,23 +67,14 @@ def lmo_l1_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, neg
     return _oracle(map_rows_, _l1_vertex, g, epsilon, param_ndim, 1.0 if negated else -1.0, l1_vertex_)
 
 
+@documented
 def lmo_l2_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) -> Tensor:
     """Minimize ⟨g, s⟩ over the L2 ball: -epsilon·g/‖g‖, and zero for a zero datum.
-
-    Parameters
-    ----------
-    g, epsilon, param_ndim
-        As for `lmo_l1_ball`.
 
     Returns
     -------
     Tensor
         The shape and dtype of `g`; can be differentiated.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `lmo_l1_ball`.
 
     Examples
     --------
@@ -117,11 +89,6 @@ def lmo_l2_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) -> T
 @twin_of(lmo_l2_ball)
 def lmo_l2_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, negated: bool = False) -> Tensor:
     """The in-place form of `lmo_l2_ball`; gives -s with `negated`.
-
-    Parameters
-    ----------
-    negated : bool
-        Give -s instead of s.
 
     Examples
     --------
@@ -139,23 +106,14 @@ def lmo_l2_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, neg
     return _oracle(map_rows_, _l2_direction, g, epsilon, param_ndim, 1.0 if negated else -1.0, large_)
 
 
+@documented
 def lmo_linf_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) -> Tensor:
     """Minimize ⟨g, s⟩ over the Linf ball: -epsilon·sign(g).
-
-    Parameters
-    ----------
-    g, epsilon, param_ndim
-        As for `lmo_l1_ball`.
 
     Returns
     -------
     Tensor
         The shape and dtype of `g`. The sign of NaN is that of `torch.sign`: zero.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `lmo_l1_ball`.
 
     Examples
     --------
@@ -171,11 +129,6 @@ def lmo_linf_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) ->
 def lmo_linf_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, negated: bool = False) -> Tensor:
     """The in-place form of `lmo_linf_ball`; gives -s with `negated`.
 
-    Parameters
-    ----------
-    negated : bool
-        Give -s instead of s.
-
     Examples
     --------
     >>> import torch
@@ -187,6 +140,7 @@ def lmo_linf_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, n
     return _oracle(map_rows_, _linf_corner, g, epsilon, param_ndim, sign, lambda row, scale: row.sign_().mul_(scale))
 
 
+@documented
 def lmo_l1q_ball(g: Tensor, epsilon: Number, q: float, *, param_ndim: int | None = -1) -> Tensor:
     """Spread epsilon over the entries of largest magnitude: -epsilon/k·sign(g) on k of them, zero elsewhere.
 
@@ -194,8 +148,6 @@ def lmo_l1q_ball(g: Tensor, epsilon: Number, q: float, *, param_ndim: int | None
 
     Parameters
     ----------
-    g, epsilon, param_ndim
-        As for `lmo_l1_ball`.
     q : float
         In [0, 1]: k is `round((1 - q) * D)` for a datum of D entries, less those of the k that are zero.
 
@@ -203,11 +155,6 @@ def lmo_l1q_ball(g: Tensor, epsilon: Number, q: float, *, param_ndim: int | None
     -------
     Tensor
         The shape and dtype of `g`; zero for a zero datum.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `lmo_l1_ball` and `top_q`.
 
     Examples
     --------
@@ -225,11 +172,6 @@ def lmo_l1q_ball_(
     g: Tensor, epsilon: Number, q: float, *, param_ndim: int | None = -1, negated: bool = False
 ) -> Tensor:
     """The in-place form of `lmo_l1q_ball`; gives -s with `negated`.
-
-    Parameters
-    ----------
-    negated : bool
-        Give -s instead of s.
 
     Examples
     --------

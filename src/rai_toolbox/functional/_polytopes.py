@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional import _by_kernels
+from rai_toolbox.functional._docs import documented, twin_of
 from rai_toolbox.functional._layout import blocks, datum_ndim
 from rai_toolbox.functional._nearest import Bound, Number, clip, nearest_on_simplex
 from rai_toolbox.functional._per_datum import (
@@ -19,31 +20,19 @@ from rai_toolbox.functional._per_datum import (
     per_datum,
     per_entry,
 )
-from rai_toolbox.functional._twins import twin_of
 from rai_toolbox.kernels._large_projection import put_large_on_simplex_
 from rai_toolbox.kernels._machine import seen
 from rai_toolbox.kernels._scratch import WORK_NUMEL, is_large, scratch
 
 
+@documented
 def project_box(x: Tensor, lower: Bound, upper: Bound) -> Tensor:
     """Clamp every entry to [lower, upper].
-
-    Parameters
-    ----------
-    x : Tensor
-        Real floating point, any shape.
-    lower, upper : float, Tensor or None
-        Tensors are broadcast to `x`.
 
     Returns
     -------
     Tensor
         The shape and dtype of `x`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A bound has the wrong type or does not fit `x`; `lower` exceeds `upper`.
 
     Examples
     --------
@@ -70,13 +59,12 @@ def project_box_(x: Tensor, lower: Bound, upper: Bound) -> Tensor:
     return map_rows_(clip_, checked_float("x", x), 0, (), checked_bounds(x, lower, upper))
 
 
+@documented
 def project_simplex(x: Tensor, total: Number = 1.0, *, param_ndim: int | None = -1) -> Tensor:
     """Project each datum on the simplex {z : z ≥ 0, Σz = total}: argmin ‖z - x‖₂.
 
     Parameters
     ----------
-    x, param_ndim
-        As for `project_l1_ball`.
     total : float or Tensor
         ≥ 0: a number, or one entry per datum.
 
@@ -84,11 +72,6 @@ def project_simplex(x: Tensor, total: Number = 1.0, *, param_ndim: int | None = 
     -------
     Tensor
         The shape and dtype of `x`. Can be differentiated.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `project_l1_ball`.
 
     Examples
     --------

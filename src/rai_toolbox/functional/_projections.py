@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional import _by_kernels
+from rai_toolbox.functional._docs import documented, twin_of
 from rai_toolbox.functional._layout import datum_ndim, is_integer
 from rai_toolbox.functional._nearest import (
     Bound,
@@ -30,28 +31,17 @@ from rai_toolbox.functional._per_datum import (
     per_datum,
 )
 from rai_toolbox.functional._polytopes import checked_bounds
-from rai_toolbox.functional._twins import twin_of
 from rai_toolbox.kernels._factors import slack
 from rai_toolbox.kernels._large_projection import project_large_
 from rai_toolbox.kernels._machine import seen
 from rai_toolbox.kernels._scratch import is_large
 
 
+@documented
 def project_l1_ball(
     x: Tensor, epsilon: Number, *, param_ndim: int | None = -1, lower: Bound = None, upper: Bound = None
 ) -> Tensor:
     """Project each datum on the L1 ball, or on its intersection with a box: argmin ‖z - x‖₂.
-
-    Parameters
-    ----------
-    x : Tensor, shape (*batch, *datum)
-        Real floating point.
-    epsilon : float or Tensor
-        The radius, ≥ 0: a number, or one entry per datum (of the batch's shape, broadcastable to it, or flat).
-    param_ndim : int or None
-        The trailing `param_ndim` dimensions are one datum; see `rai_toolbox.to_batch`.
-    lower, upper : float, Tensor or None
-        The box; tensors are broadcast to `x`.
 
     Returns
     -------
@@ -60,8 +50,6 @@ def project_l1_ball(
 
     Raises
     ------
-    TypeError, ValueError
-        An argument has the wrong type, does not fit `x`, or is negative where it must not be.
     ValueError
         The ball and the box have no point in common. It is seen on a CPU only: elsewhere (and under `vmap` and
         `torch.compile`) looking would wait for the device, and the result is the point of the box nearest to zero.
@@ -102,15 +90,11 @@ def project_l1_ball_(
     return _on_ball(map_rows_, x, epsilon, param_ndim, lower, upper, 1)
 
 
+@documented
 def project_l2_ball(
     x: Tensor, epsilon: Number, *, param_ndim: int | None = -1, lower: Bound = None, upper: Bound = None
 ) -> Tensor:
     """Project each datum on the L2 ball, or on its intersection with a box: argmin ‖z - x‖₂.
-
-    Parameters
-    ----------
-    x, epsilon, param_ndim, lower, upper
-        As for `project_l1_ball`.
 
     Returns
     -------
@@ -119,8 +103,8 @@ def project_l2_ball(
 
     Raises
     ------
-    TypeError, ValueError
-        As `project_l1_ball`.
+    ValueError
+        The ball and the box have no point in common; see `project_l1_ball`.
 
     Examples
     --------
@@ -150,15 +134,11 @@ def project_l2_ball_(
     return _on_ball(map_rows_, x, epsilon, param_ndim, lower, upper, 2)
 
 
+@documented
 def project_linf_ball(
     x: Tensor, epsilon: Number, *, param_ndim: int | None = -1, lower: Bound = None, upper: Bound = None
 ) -> Tensor:
     """Project each datum on the Linf ball, or on its intersection with a box: a clamp.
-
-    Parameters
-    ----------
-    x, epsilon, param_ndim, lower, upper
-        As for `project_l1_ball`.
 
     Returns
     -------
@@ -167,9 +147,9 @@ def project_linf_ball(
 
     Raises
     ------
-    TypeError, ValueError
-        As `project_l1_ball`; where nobody looks whether ball and box have a point in common, an entry for which they
-        have none takes its bound nearest to zero, and the others are clamped.
+    ValueError
+        The ball and the box have no point in common; see `project_l1_ball`. Where it is not seen, an entry for which
+        they have none takes its bound nearest to zero, and the others are clamped.
 
     Examples
     --------
@@ -197,6 +177,7 @@ def project_linf_ball_(
     return _on_ball(map_rows_, x, epsilon, param_ndim, lower, upper, torch.inf)
 
 
+@documented
 def project_l0_ball(
     x: Tensor, k: int, *, param_ndim: int | None = -1, lower: Bound = None, upper: Bound = None
 ) -> Tensor:
@@ -204,8 +185,6 @@ def project_l0_ball(
 
     Parameters
     ----------
-    x, param_ndim, lower, upper
-        As for `project_l1_ball`.
     k : int
         How many entries of a datum may differ from zero, ≥ 0.
 
@@ -218,7 +197,7 @@ def project_l0_ball(
     Raises
     ------
     TypeError, ValueError
-        `k` is not an int or negative; otherwise as `project_l1_ball`.
+        `k` is not an int, or negative; the box has no such point.
 
     Examples
     --------

@@ -7,12 +7,14 @@ from typing import TypeAlias
 import torch
 from torch import Generator, Tensor
 
+from rai_toolbox.functional._docs import documented
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._per_datum import RowFunction, checked_float, map_rows_, per_datum
 
 Number: TypeAlias = float | Tensor
 
 
+@documented
 def uniform_like_l1_n_ball_(
     x: Tensor,
     epsilon: Number = 1.0,
@@ -25,22 +27,11 @@ def uniform_like_l1_n_ball_(
     ----------
     x : Tensor, shape (*batch, *datum)
         Real floating point, any strides; may be a leaf that requires a gradient.
-    epsilon : float or Tensor
-        The radius, ≥ 0: a number, or one entry per datum (of the batch's shape, broadcastable to it, or flat).
-    param_ndim : int or None
-        The trailing `param_ndim` dimensions are one datum; see `rai_toolbox.to_batch`.
-    generator : torch.Generator
-        May be on another device than `x`: the points are drawn where the generator is.
 
     Returns
     -------
     Tensor
         `x`. Points are drawn in float64 and rounded towards zero, so that they lie in the ball in every dtype.
-
-    Raises
-    ------
-    TypeError, ValueError
-        `epsilon` or `param_ndim` does not fit `x`; `epsilon` is negative; `x` is not real floating point.
 
     References
     ----------
@@ -67,6 +58,7 @@ def uniform_like_l1_n_ball_(
     return _fill(draw, x, epsilon, param_ndim)
 
 
+@documented
 def uniform_like_l2_n_ball_(
     x: Tensor,
     epsilon: Number = 1.0,
@@ -77,18 +69,13 @@ def uniform_like_l2_n_ball_(
 
     Parameters
     ----------
-    x, epsilon, param_ndim, generator
+    x : Tensor, shape (*batch, *datum)
         As for `uniform_like_l1_n_ball_`.
 
     Returns
     -------
     Tensor
         `x`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `uniform_like_l1_n_ball_`.
 
     Examples
     --------
@@ -109,6 +96,7 @@ def uniform_like_l2_n_ball_(
     return _fill(draw, x, epsilon, param_ndim)
 
 
+@documented
 def uniform_like_linf_n_ball_(
     x: Tensor,
     epsilon: Number = 1.0,
@@ -119,7 +107,7 @@ def uniform_like_linf_n_ball_(
 
     Parameters
     ----------
-    x, epsilon, generator
+    x : Tensor, shape (*batch, *datum)
         As for `uniform_like_l1_n_ball_`.
     param_ndim : int or None
         Only says which entries share an entry of a tensor `epsilon`.
@@ -128,11 +116,6 @@ def uniform_like_linf_n_ball_(
     -------
     Tensor
         `x`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `uniform_like_l1_n_ball_`.
 
     Examples
     --------

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional import _by_kernels
+from rai_toolbox.functional._docs import documented
 from rai_toolbox.functional._large_scaling import large_norm, multiply_large_, redo_, scale_large_datum_, scaled_exactly
 from rai_toolbox.functional._layout import BLOCK_NUMEL, as_rows, block_indices, blocks, datum_ndim, write_through
 from rai_toolbox.functional._norms import (
@@ -50,6 +51,7 @@ _STACKED_NUMEL = 2**12
 _FEW = 32
 
 
+@documented
 def normalize_(
     x: Tensor | Sequence[Tensor], p: float = 2, *, param_ndim: int | None = -1, eps: float = TINY, scale: float = 1.0
 ) -> Tensor | Sequence[Tensor]:
@@ -59,7 +61,7 @@ def normalize_(
     ----------
     x : Tensor or sequence of Tensor
         Changed in place; any strides. A sequence is treated together, which is faster than one by one.
-    p, param_ndim, eps
+    eps : float
         As for `normalize`.
     scale : float
         A factor of the result.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional import _by_kernels
+from rai_toolbox.functional._docs import documented, twin_of
 from rai_toolbox.functional._layout import datum_ndim, is_number
 from rai_toolbox.functional._per_datum import (
     checked_float,
@@ -33,28 +34,14 @@ def kept_count(numel: int, q: float) -> int:
     return round((1 - float(q)) * numel)
 
 
+@documented
 def top_q(x: Tensor, q: float, *, param_ndim: int | None = -1) -> Tensor:
     """Keep the entries of largest magnitude of each datum and set the others to zero.
-
-    Parameters
-    ----------
-    x : Tensor, shape (*batch, *datum)
-        Real floating point.
-    q : float
-        The quantile: of the D entries of a datum exactly `round((1 - q) * D)` are kept, those of lowest index among
-        equal magnitudes. NaN counts as infinite.
-    param_ndim : int or None
-        The trailing `param_ndim` dimensions are one datum; see `rai_toolbox.to_batch`.
 
     Returns
     -------
     Tensor
         The shape and dtype of `x`. The gradient passes through the kept entries.
-
-    Raises
-    ------
-    TypeError, ValueError
-        `q` is not a number in [0, 1]; `param_ndim` does not fit `x`; `x` is not real floating point.
 
     Examples
     --------
@@ -67,20 +54,9 @@ def top_q(x: Tensor, q: float, *, param_ndim: int | None = -1) -> Tensor:
     return map_rows(lambda rows: _keep(rows, count), x, param_ndim)
 
 
+@twin_of(top_q)
 def top_q_(x: Tensor, q: float, *, param_ndim: int | None = -1) -> Tensor:
-    """Zero all but the entries of largest magnitude of each datum, in place; see `top_q`.
-
-    Parameters
-    ----------
-    x : Tensor, shape (*batch, *datum)
-        Changed in place; any strides.
-    q, param_ndim
-        As for `top_q`.
-
-    Returns
-    -------
-    Tensor
-        `x`.
+    """The in-place form of `top_q`.
 
     Examples
     --------
@@ -95,6 +71,7 @@ def top_q_(x: Tensor, q: float, *, param_ndim: int | None = -1) -> Tensor:
     return map_rows_(lambda rows: _keep_(rows, count), x, param_ndim)
 
 
+@documented
 def signed_top_q(x: Tensor, q: float, *, param_ndim: int | None = -1, scale: float = 1.0) -> Tensor:
     """Top-q, then the sign, then division by the L1 norm: ±scale/k on the k kept entries that are not zero.
 
@@ -103,8 +80,6 @@ def signed_top_q(x: Tensor, q: float, *, param_ndim: int | None = -1, scale: flo
 
     Parameters
     ----------
-    x, q, param_ndim
-        As for `top_q`.
     scale : float
         The L1 norm of the result.
 
@@ -112,11 +87,6 @@ def signed_top_q(x: Tensor, q: float, *, param_ndim: int | None = -1, scale: flo
     -------
     Tensor
         The shape and dtype of `x`. A kept NaN stays NaN.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `top_q`.
 
     Examples
     --------
@@ -129,20 +99,9 @@ def signed_top_q(x: Tensor, q: float, *, param_ndim: int | None = -1, scale: flo
     return map_rows(lambda rows: _signed(rows, count, scale), x.detach(), param_ndim)
 
 
+@twin_of(signed_top_q)
 def signed_top_q_(x: Tensor, q: float, *, param_ndim: int | None = -1, scale: float = 1.0) -> Tensor:
     """The in-place form of `signed_top_q`.
-
-    Parameters
-    ----------
-    x : Tensor, shape (*batch, *datum)
-        Changed in place; any strides.
-    q, param_ndim, scale
-        As for `signed_top_q`.
-
-    Returns
-    -------
-    Tensor
-        `x`.
 
     Examples
     --------

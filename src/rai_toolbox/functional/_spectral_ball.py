@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rai_toolbox.functional._docs import documented, twin_of
 from rai_toolbox.functional._layout import blocks, datum_ndim, write_through
 from rai_toolbox.functional._per_datum import WORK_NUMEL, checked_float, per_datum
 from rai_toolbox.functional._singular_values import newton_schulz, of_singular_values, shares_calls
-from rai_toolbox.functional._twins import twin_of
 from rai_toolbox.kernels._machine import is_on_cpu
 from rai_toolbox.kernels._threads import share_out
 
 Number = float | Tensor
 
 
+@documented
 def polar(x: Tensor, *, param_ndim: int | None = 2, steps: int | None = None, row_blocks: int = 1) -> Tensor:
     """Replace each matrix by its orthogonal polar factor: A = U Σ Vᵀ becomes U Vᵀ.
 
@@ -35,11 +36,6 @@ def polar(x: Tensor, *, param_ndim: int | None = 2, steps: int | None = None, ro
     param_ndim : int or None
         The trailing `param_ndim` dimensions are one datum; see `rai_toolbox.to_batch`. 2: stacks of matrices; None: the
         whole tensor, such as the weight of a convolution.
-    steps : int, optional
-        None: exact. A number: so many steps of Newton and Schulz [2]_ in bfloat16, which leave the singular values of
-        most matrices in [0.5, 1.3].
-    row_blocks : int
-        Cut each datum into so many matrices of d0 / row_blocks rows, as for the weight of a fused attention projection.
 
     Returns
     -------
@@ -47,13 +43,6 @@ def polar(x: Tensor, *, param_ndim: int | None = 2, steps: int | None = None, ro
         The shape and dtype of `x`. Zero for a zero matrix; for a matrix without full rank the partial isometry, whose
         rank is that of the matrix. A matrix with an entry that is not finite becomes NaN. The exact factor can be
         differentiated.
-
-    Raises
-    ------
-    TypeError
-        `x` is not real floating point; `steps` or `row_blocks` is not an int.
-    ValueError
-        `param_ndim` does not fit `x`; `row_blocks` does not divide d0; `steps` < 1.
 
     References
     ----------
@@ -91,6 +80,7 @@ def polar_(x: Tensor, *, param_ndim: int | None = 2, steps: int | None = None, r
     return x
 
 
+@documented
 def lmo_spectral_ball(
     g: Tensor, epsilon: Number, *, param_ndim: int | None = 2, steps: int | None = None, row_blocks: int = 1
 ) -> Tensor:
@@ -100,20 +90,13 @@ def lmo_spectral_ball(
     ----------
     g : Tensor, shape (*batch, d0, ...)
         Real floating point.
-    epsilon : float or Tensor
-        The radius, ≥ 0: a number, or one entry per datum.
-    param_ndim, steps, row_blocks
-        As for `polar`. With `steps` the point may lie outside the ball, by a fifth of `epsilon`.
+    param_ndim : int or None
+        2: stacks of matrices; None: the whole tensor, such as the weight of a convolution.
 
     Returns
     -------
     Tensor
-        The shape and dtype of `g`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `polar` and `lmo_l1_ball`.
+        The shape and dtype of `g`. With `steps` the point may lie outside the ball, by a fifth of `epsilon`.
 
     Examples
     --------
@@ -139,11 +122,6 @@ def lmo_spectral_ball_(
 ) -> Tensor:
     """The in-place form of `lmo_spectral_ball`; gives -s with `negated`.
 
-    Parameters
-    ----------
-    negated : bool
-        Give -s instead of s.
-
     Examples
     --------
     >>> import torch
@@ -158,6 +136,7 @@ def lmo_spectral_ball_(
         return g.mul_(radius if negated else -radius).add_(0.0)
 
 
+@documented
 def project_spectral_ball(x: Tensor, epsilon: Number, *, param_ndim: int | None = 2, row_blocks: int = 1) -> Tensor:
     """Project each matrix on the spectral ball {z : σ(z) ≤ epsilon}: argmin ‖z - x‖₂ clips the singular values.
 
@@ -165,21 +144,14 @@ def project_spectral_ball(x: Tensor, epsilon: Number, *, param_ndim: int | None 
     ----------
     x : Tensor, shape (*batch, d0, ...)
         Real floating point. A datum is the matrix (d0, all that follows).
-    epsilon : float or Tensor
-        The radius, ≥ 0: a number, or one entry per datum.
-    param_ndim, row_blocks
-        As for `polar`.
+    param_ndim : int or None
+        2: stacks of matrices; None: the whole tensor, such as the weight of a convolution.
 
     Returns
     -------
     Tensor
         The shape and dtype of `x`. A matrix inside comes back bit for bit; one with an entry that is not finite
         becomes NaN. Can be differentiated by `x` and by `epsilon`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `polar`; `epsilon` is not a number, is negative, or does not fit the data.
 
     Examples
     --------

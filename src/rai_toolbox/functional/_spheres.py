@@ -8,38 +8,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rai_toolbox.functional._docs import documented, twin_of
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._nearest import Number, slack
 from rai_toolbox.functional._norms import lp_norm, normalize
 from rai_toolbox.functional._per_datum import checked_float, map_rows, map_rows_, per_datum
-from rai_toolbox.functional._twins import twin_of
 from rai_toolbox.kernels._machine import wide_dtype
 from rai_toolbox.kernels._scratch import is_large, pieces
 
 
+@documented
 def project_l2_sphere(x: Tensor, epsilon: Number = 1.0, *, param_ndim: int | None = -1) -> Tensor:
     """Project each datum on the sphere {z : ‖z‖₂ = epsilon}: argmin ‖z - x‖₂.
-
-    Parameters
-    ----------
-    x : Tensor, shape (*batch, *datum)
-        Real floating point.
-    epsilon : float or Tensor
-        The radius, ≥ 0: a number, or one entry per datum (of the batch's shape, broadcastable to it, or flat).
-    param_ndim : int or None
-        The trailing `param_ndim` dimensions are one datum; see `rai_toolbox.to_batch`.
 
     Returns
     -------
     Tensor
         The shape and dtype of `x`. A datum on the sphere, but for rounding, comes back bit for bit. Every point of the
         sphere is as near to a zero datum: its first entry becomes epsilon. Can be differentiated.
-
-    Raises
-    ------
-    TypeError, ValueError
-        `epsilon` is not a number, is negative, or does not fit the data; `param_ndim` does not fit `x`; `x` is not real
-        floating point.
 
     Examples
     --------
