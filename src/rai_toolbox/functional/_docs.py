@@ -9,17 +9,17 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import TypeAlias, TypeVar
 
-__all__ = ["documented", "twin_of"]
+__all__ = ["completed", "documented", "entry", "sections", "twin_of"]
 
 F = TypeVar("F", bound=Callable[..., object])
+Entry: TypeAlias = tuple[str, str]  # the type of a parameter, and what it is
 
 _TENSOR = "Tensor, shape (*batch, *datum)", "Real floating point."
 _RADIUS = "The radius, ≥ 0: a number, or one entry per datum (of the batch's shape, broadcastable to it, or flat)."
-# The type of a parameter, and what it is.
-_PARAMETERS = {
+_PARAMETERS: dict[str, Entry] = {
     "x": _TENSOR,
     "g": _TENSOR,
     "p": ("float", "The order of the norm, p ≥ 1; `math.inf` for the largest magnitude."),
@@ -90,54 +90,65 @@ def documented(function: F) -> F:
     TypeError, ValueError
         `q` is not a number in [0, 1].
     """
-    return _completed(function, {}, {})
+    return completed(function, _COMMON, _ERRORS)
 
 
 def twin_of(function: Callable[..., object]) -> Callable[[F], F]:
     """Complete the docstring of the in-place twin of a function: its first parameter is changed and returned."""
-    shared = _sections(function)[1]
+    shared = sections(function)[1]
 
     def complete(twin: F) -> F:
         first = next(iter(inspect.signature(twin).parameters))
-        changed = {first: f"{first} : Tensor\n    Changed in place; any strides."}
-        entries = _entries(shared.get("Parameters", "")) | changed
-        return _completed(twin, entries, shared | {"Returns": f"Tensor\n    `{first}`."})
+        changed = {first: entry(first, ("Tensor", "Changed in place; any strides."))}
+        entries = {**_COMMON, **_entries(shared.get("Parameters", "")), **changed}
+        return completed(twin, entries, _ERRORS, shared | {"Returns": f"Tensor\n    `{first}`."})
 
     return complete
 
 
-def _completed(function: F, entries: dict[str, str], shared: dict[str, str]) -> F:
-    if function.__doc__ is None:  # python -OO
-        return function
-    summary, own = _sections(function)
-    names = inspect.signature(function).parameters
-    entries = {**_COMMON, **entries, **_entries(own.pop("Parameters", ""))}
-    sections = {"Parameters": "\n".join(dict.fromkeys(entries[name] for name in names))}
-    sections["Returns"] = own.pop("Returns", shared.get("Returns", ""))
-    errors = [_ERRORS[name] for name in names if name in _ERRORS]
-    general = f"TypeError, ValueError\n{_filled('; '.join(errors))}." if errors else ""
+def completed(described: F, entries: Mapping[str, str], errors: Mapping[str, str], shared: Mapping[str, str] = {}) -> F:
+    """Add to the docstring of a function or a class what it does not say itself.
+
+    entries: by the name of a parameter, what is said of it; several may share an entry.
+    errors: by the name of a parameter, what makes it a TypeError or a ValueError.
+    shared: other sections, by their heading.
+    """
+    if described.__doc__ is None:  # python -OO
+        return described
+    summary, own = sections(described)
+    names = inspect.signature(described).parameters
+    entries = {**entries, **_entries(own.pop("Parameters", ""))}
+    made = {"Parameters": "\n".join(dict.fromkeys(entries[name] for name in names))}
+    for heading in ("Attributes", "Returns"):
+        made[heading] = own.pop(heading, shared.get(heading, ""))
+    wrong = "; ".join(errors[name] for name in names if name in errors)
+    general = f"TypeError, ValueError\n{_filled(wrong)}." if wrong else ""
     special = own.pop("Raises", shared.get("Raises", "").removeprefix(general).strip("\n"))
-    sections["Raises"] = "\n".join(filter(None, [general, special]))
-    sections["References"] = own.pop("References", shared.get("References", ""))
-    parts = [f"{name}\n{'-' * len(name)}\n{text}" for name, text in (sections | own).items() if text]
-    function.__doc__ = "\n\n".join([summary, *parts])
-    return function
+    made["Raises"] = "\n".join(filter(None, [general, special]))
+    made["References"] = own.pop("References", shared.get("References", ""))
+    parts = [f"{heading}\n{'-' * len(heading)}\n{text}" for heading, text in (made | own).items() if text]
+    described.__doc__ = "\n\n".join([summary, *parts])
+    return described
+
+
+def sections(described: object) -> tuple[str, dict[str, str]]:
+    """Return what stands before the first heading of a docstring, and the text under each heading."""
+    summary, *parts = re.split(r"^(\w+)\n-+\n", inspect.cleandoc(described.__doc__ or ""), flags=re.MULTILINE)
+    return summary.rstrip(), {name: text.rstrip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def entry(name: str, said: Entry) -> str:
+    """Return the text about a parameter."""
+    return f"{name} : {said[0]}\n{_filled(said[1])}" if said[0] else f"{name}\n{_filled(said[1])}"
+
+
+def _entries(parameters: str) -> dict[str, str]:
+    texts = re.split(r"\n(?=\S)", parameters)
+    return {name.lstrip("*"): text for text in texts for name in re.split(" : |\n", text)[0].split(", ")}
 
 
 def _filled(text: str) -> str:
     return textwrap.indent(textwrap.fill(text, 115), "    ")
 
 
-_COMMON = {name: f"{name} : {kind}\n{_filled(text)}" for name, (kind, text) in _PARAMETERS.items()}
-
-
-def _sections(function: Callable[..., object]) -> tuple[str, dict[str, str]]:
-    """Return what stands before the first heading of a docstring, and the text under each heading."""
-    summary, *parts = re.split(r"^(\w+)\n-+\n", inspect.cleandoc(function.__doc__ or ""), flags=re.MULTILINE)
-    return summary.rstrip(), {name: text.rstrip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
-
-
-def _entries(parameters: str) -> dict[str, str]:
-    """Return the text about each parameter; several may share one."""
-    texts = re.split(r"\n(?=\S)", parameters)
-    return {name: text for text in texts for name in text.partition("\n")[0].partition(" : ")[0].split(", ")}
+_COMMON = {name: entry(name, said) for name, said in _PARAMETERS.items()}

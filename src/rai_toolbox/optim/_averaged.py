@@ -44,7 +44,6 @@ class AveragedGradientOptim(ParamTransformingOptimizer):
         How much of the result is the mean; the rest is the gradient of this step. Per group.
     weight : float, optional
         Of a gradient in the mean; None: 1 - decay. Per group.
-    {options}
 
     Raises
     ------
@@ -85,15 +84,9 @@ class AveragedGradientOptim(ParamTransformingOptimizer):
         defaults: dict[str, Any] | None = None,
         **inner_opt_kwargs: Any,
     ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults={"decay": decay, "mix": mix, "weight": weight, **(defaults or {})},
-            **inner_opt_kwargs,
-        )
+        shared = {"param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
+        own = {"decay": decay, "mix": mix, "weight": weight}
+        super().__init__(params, InnerOpt, defaults={**shared, **own, **(defaults or {})}, **inner_opt_kwargs)
 
     def _check_options(self, optim_group: OptimGroup) -> None:
         super()._check_options(optim_group)

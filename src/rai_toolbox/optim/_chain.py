@@ -40,7 +40,6 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         Subclasses of `ParamTransformingOptimizer`, or partials of them that give their options.
     params : iterable of Tensor, of (str, Tensor), or of dict, optional
         As for `ParamTransformingOptimizer`.
-    {options}
 
     Raises
     ------

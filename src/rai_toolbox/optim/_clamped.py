@@ -26,13 +26,8 @@ class _Clamping(ParamTransformingOptimizer):
         param_ndim: int | None = None,
         **inner_opt_kwargs: Any,
     ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            defaults={"clamp_min": clamp_min, "clamp_max": clamp_max, **(defaults or {})},
-            **inner_opt_kwargs,
-        )
+        own = {"clamp_min": clamp_min, "clamp_max": clamp_max, "param_ndim": param_ndim}
+        super().__init__(params, InnerOpt, defaults={**own, **(defaults or {})}, **inner_opt_kwargs)
 
     def _check_options(self, optim_group: OptimGroup) -> None:
         super()._check_options(optim_group)
@@ -53,17 +48,6 @@ class _Clamping(ParamTransformingOptimizer):
 class ClampedGradientOptimizer(_Clamping):
     """Clamp each entry of a gradient before the step.
 
-    Parameters
-    ----------
-    clamp_min, clamp_max : float, optional
-        The bounds; at least one of them. Per group.
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ParamTransformingOptimizer`; both bounds are None, or `clamp_min > clamp_max`.
-
     Examples
     --------
     >>> import torch
@@ -83,17 +67,6 @@ class ClampedGradientOptimizer(_Clamping):
 @documented
 class ClampedParameterOptimizer(_Clamping):
     """Clamp each entry of a parameter after the step: the projection on a box.
-
-    Parameters
-    ----------
-    clamp_min, clamp_max : float, optional
-        The bounds; at least one of them. Per group.
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ParamTransformingOptimizer`; both bounds are None, or `clamp_min > clamp_max`.
 
     Examples
     --------

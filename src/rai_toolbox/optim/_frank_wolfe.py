@@ -46,7 +46,6 @@ class FrankWolfe(Optimizer):
     ----------
     params : iterable of Tensor, of (str, Tensor), or of dict
         Parameters or parameter groups.
-    {options}
     lmo_scaling_factor : float, default 1.0
         Multiplies the oracle: the radius of the set. Per group.
     div_by_zero_eps : float, default 1.1754943508222875e-38
@@ -252,15 +251,6 @@ class L1FrankWolfe(_OnBall):
 
     The oracle is ±epsilon on the one entry of largest magnitude of each datum of the gradient.
 
-    Parameters
-    ----------
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `FrankWolfe`; `epsilon` is given nowhere, is negative, or fits no parameter.
-
     Examples
     --------
     >>> import torch
@@ -282,15 +272,6 @@ class L2FrankWolfe(_OnBall):
     """Minimize over an L2 ball: each step moves along the normalized gradient.
 
     The oracle is -epsilon·g/‖g‖2 for each datum g of the gradient.
-
-    Parameters
-    ----------
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `L1FrankWolfe`.
 
     Examples
     --------
@@ -319,15 +300,6 @@ class LinfFrankWolfe(_OnBall):
 
     The oracle is -epsilon·sign(g).
 
-    Parameters
-    ----------
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `L1FrankWolfe`.
-
     Examples
     --------
     >>> import torch
@@ -349,15 +321,6 @@ class L1qFrankWolfe(_OnBall):
     """Minimize over an L1 ball in steps that move several entries: less sparse than `L1FrankWolfe`.
 
     The oracle is ±epsilon/k on the k entries of largest magnitude of each datum of the gradient.
-
-    Parameters
-    ----------
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `L1FrankWolfe`; `q` is given nowhere; `q` or `dq` lies outside [0, 1].
 
     Examples
     --------

@@ -24,12 +24,6 @@ class LpNormedGradientOptim(ParamTransformingOptimizer):
     ----------
     p : float
         The order of the norm, p ≥ 1. A subclass that sets the class attribute `_p` takes no `p`. Per group.
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ParamTransformingOptimizer`; `p` or `_p` is missing, not a number, or less than 1.
 
     Examples
     --------
@@ -64,15 +58,8 @@ class LpNormedGradientOptim(ParamTransformingOptimizer):
             own["p"] = p
         elif p is not None:
             raise TypeError(f"{type(self).__name__} has the order {self._p} and takes no `p`")
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults={**own, **(defaults or {})},
-            **inner_opt_kwargs,
-        )
+        shared = {"param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
+        super().__init__(params, InnerOpt, defaults={**shared, **own, **(defaults or {})}, **inner_opt_kwargs)
 
     @property
     def p(self) -> float:
@@ -109,16 +96,9 @@ class _FixedOrder(LpNormedGradientOptim):
         div_by_zero_eps: float = TINY,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            defaults=defaults,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            div_by_zero_eps=div_by_zero_eps,
-            **kwargs,
-        )
+        shared = {"param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
+        own = {"div_by_zero_eps": div_by_zero_eps}
+        super().__init__(params, InnerOpt, defaults={**shared, **own, **(defaults or {})}, **kwargs)
 
 
 @documented
@@ -126,10 +106,6 @@ class L1NormedGradientOptim(_FixedOrder):
     """Divide each gradient by its L1 norm before the step.
 
     The gradient g of a datum becomes g / max(‖g‖1, div_by_zero_eps), correct to a few ulp for every finite g.
-
-    Parameters
-    ----------
-    {options}
 
     Examples
     --------
@@ -152,10 +128,6 @@ class L2NormedGradientOptim(_FixedOrder):
     """Divide each gradient by its L2 norm before the step.
 
     The gradient g of a datum becomes g / max(‖g‖2, div_by_zero_eps), correct to a few ulp for every finite g.
-
-    Parameters
-    ----------
-    {options}
 
     Examples
     --------
@@ -187,10 +159,6 @@ class SignedGradientOptim(ParamTransformingOptimizer):
 
     The sign is that of `torch.sign`: zero for NaN, so that such an entry does not move.
 
-    Parameters
-    ----------
-    {options}
-
     Examples
     --------
     >>> import torch
@@ -214,15 +182,8 @@ class SignedGradientOptim(ParamTransformingOptimizer):
         param_ndim: int | None = None,
         **inner_opt_kwargs: Any,
     ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults=defaults,
-            **inner_opt_kwargs,
-        )
+        own = {"param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
+        super().__init__(params, InnerOpt, defaults={**own, **(defaults or {})}, **inner_opt_kwargs)
 
     def _grad_transform(self, optim_group: OptimGroup) -> Transform:
         return signs()

@@ -54,15 +54,9 @@ class _NormalizedInBall(_InBall):
         div_by_zero_eps: float = TINY,
         **inner_opt_kwargs: Any,
     ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults={"epsilon": epsilon, "div_by_zero_eps": div_by_zero_eps, **(defaults or {})},
-            **inner_opt_kwargs,
-        )
+        shared = {"param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
+        own = {"epsilon": epsilon, "div_by_zero_eps": div_by_zero_eps}
+        super().__init__(params, InnerOpt, defaults={**shared, **own, **(defaults or {})}, **inner_opt_kwargs)
 
     @property
     def p(self) -> int:
@@ -83,15 +77,6 @@ class L1ProjectedOptim(_NormalizedInBall):
 
     The projection is the Euclidean one, the nearest point of the ball [1]_, which makes entries zero; it is not a
     rescaling.
-
-    Parameters
-    ----------
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ParamTransformingOptimizer`; `epsilon` is given nowhere, is negative, or fits no parameter.
 
     References
     ----------
@@ -120,15 +105,6 @@ class L1ProjectedOptim(_NormalizedInBall):
 class L2ProjectedOptim(_NormalizedInBall):
     """Divide each gradient by its L2 norm before the step, and project each parameter on an L2 ball after it.
 
-    Parameters
-    ----------
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ParamTransformingOptimizer`; `epsilon` is given nowhere, is negative, or fits no parameter.
-
     Examples
     --------
     >>> import torch
@@ -150,15 +126,6 @@ class L2ProjectedOptim(_NormalizedInBall):
 @documented
 class LinfProjectedOptim(_InBall):
     """Replace each gradient by its sign before the step, and clamp each parameter to [-epsilon, epsilon] after it.
-
-    Parameters
-    ----------
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ParamTransformingOptimizer`; `epsilon` is given nowhere, is negative, or fits no parameter.
 
     Examples
     --------
@@ -185,15 +152,8 @@ class LinfProjectedOptim(_InBall):
         defaults: dict[str, Any] | None = None,
         **inner_opt_kwargs: Any,
     ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults={"epsilon": epsilon, **(defaults or {})},
-            **inner_opt_kwargs,
-        )
+        own = {"epsilon": epsilon, "param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
+        super().__init__(params, InnerOpt, defaults={**own, **(defaults or {})}, **inner_opt_kwargs)
 
     def _grad_transform(self, optim_group: OptimGroup) -> Transform:
         return signs()
@@ -220,15 +180,9 @@ class _InBallAndBox(_InBall):
         defaults: dict[str, Any] | None = None,
         **inner_opt_kwargs: Any,
     ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults={"epsilon": epsilon, "lower": lower, "upper": upper, **(defaults or {})},
-            **inner_opt_kwargs,
-        )
+        shared = {"param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
+        own = {"epsilon": epsilon, "lower": lower, "upper": upper}
+        super().__init__(params, InnerOpt, defaults={**shared, **own, **(defaults or {})}, **inner_opt_kwargs)
 
     def _check_options(self, optim_group: OptimGroup) -> None:
         super()._check_options(optim_group)
@@ -243,16 +197,6 @@ class L1BallOptim(_InBallAndBox):
     """Project each parameter on an L1 ball after the step, or on the part of the ball that lies in a box.
 
     The gradient is left as it is. The projection is the exact Euclidean one.
-
-    Parameters
-    ----------
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ParamTransformingOptimizer`; `epsilon` is given nowhere, is negative, or fits no parameter; at a step, ball
-        and box have no point in common.
 
     Examples
     --------
@@ -279,15 +223,6 @@ class L2BallOptim(_InBallAndBox):
 
     The gradient is left as it is. The projection is the exact Euclidean one.
 
-    Parameters
-    ----------
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `L1BallOptim`.
-
     Examples
     --------
     >>> import torch
@@ -309,15 +244,6 @@ class LinfBallOptim(_InBallAndBox):
     """Project each parameter on an Linf ball after the step, or on the part of the ball that lies in a box.
 
     The gradient is left as it is.
-
-    Parameters
-    ----------
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `L1BallOptim`.
 
     Examples
     --------
@@ -345,12 +271,6 @@ class SimplexOptim(ParamTransformingOptimizer):
     ----------
     total : float or Tensor, default 1.0
         What the entries of a datum sum to, ≥ 0: a number, or one entry per datum. Per group.
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ParamTransformingOptimizer`; `total` is negative or fits no parameter.
 
     Examples
     --------
@@ -376,15 +296,8 @@ class SimplexOptim(ParamTransformingOptimizer):
         defaults: dict[str, Any] | None = None,
         **inner_opt_kwargs: Any,
     ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults={"total": total, **(defaults or {})},
-            **inner_opt_kwargs,
-        )
+        own = {"total": total, "param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
+        super().__init__(params, InnerOpt, defaults={**own, **(defaults or {})}, **inner_opt_kwargs)
 
     def _check_options(self, optim_group: OptimGroup) -> None:
         super()._check_options(optim_group)

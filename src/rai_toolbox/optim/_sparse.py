@@ -22,15 +22,6 @@ class TopQGradientOptimizer(ParamTransformingOptimizer):
 
     Exactly `round((1 - q) * D)` of the D entries of a datum stay, also where magnitudes are equal (the first ones do).
 
-    Parameters
-    ----------
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ParamTransformingOptimizer`; `q` is given nowhere; `q` or `dq` lies outside [0, 1].
-
     Examples
     --------
     >>> import torch
@@ -57,13 +48,8 @@ class TopQGradientOptimizer(ParamTransformingOptimizer):
         **inner_opt_kwargs: Any,
     ) -> None:
         self._draws = Draws(generator)
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            defaults={"q": q, "dq": dq, **(defaults or {})},
-            **inner_opt_kwargs,
-        )
+        own = {"q": q, "dq": dq, "param_ndim": param_ndim}
+        super().__init__(params, InnerOpt, defaults={**own, **(defaults or {})}, **inner_opt_kwargs)
 
     def _check_options(self, optim_group: OptimGroup) -> None:
         super()._check_options(optim_group)
@@ -79,15 +65,6 @@ class L1qNormedGradientOptim(TopQGradientOptimizer):
 
     Top-q, then the sign, then division by the L1 norm: ±1/k on k entries, times `grad_scale`. This is the steepest
     descent under the L1 norm, made less sparse [1]_.
-
-    Parameters
-    ----------
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `TopQGradientOptimizer`.
 
     References
     ----------

@@ -98,18 +98,9 @@ class OrthogonalizedGradientOptim(ParamTransformingOptimizer):
         Multiplies the factor of a matrix of m rows and n columns: "original", sqrt(max(1, m / n));
         "match_rms_adamw", 0.2 sqrt(max(m, n)); "spectral_unclamped", sqrt(m / n); or a number. The names are those of
         `torch.optim.Muon`. Per group.
-    row_blocks : int, default 1
-        Cut each matrix into so many matrices of m / row_blocks rows, as for a fused attention projection. Per group.
     param_ndim : int or None, default 2
         The trailing `param_ndim` dimensions are one matrix, the first of them its rows: 2 for stacks of matrices, None
         for the weight of a convolution. Per group.
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ParamTransformingOptimizer`; `row_blocks` does not divide the rows of a parameter; `scale` is no number and
-        none of the names.
 
     References
     ----------
@@ -142,15 +133,9 @@ class OrthogonalizedGradientOptim(ParamTransformingOptimizer):
         defaults: dict[str, Any] | None = None,
         **inner_opt_kwargs: Any,
     ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults={"steps": steps, "scale": scale, "row_blocks": row_blocks, **(defaults or {})},
-            **inner_opt_kwargs,
-        )
+        shared = {"param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
+        own = {"steps": steps, "scale": scale, "row_blocks": row_blocks}
+        super().__init__(params, InnerOpt, defaults={**shared, **own, **(defaults or {})}, **inner_opt_kwargs)
 
     def _check_options(self, optim_group: OptimGroup) -> None:
         super()._check_options(optim_group)
@@ -169,18 +154,6 @@ class OrthogonalizedGradientOptim(ParamTransformingOptimizer):
 @documented
 class SpectralBallOptim(_InBall):
     """Project each matrix on a spectral ball after the step: singular values above epsilon become epsilon.
-
-    Parameters
-    ----------
-    {options}
-    row_blocks : int, default 1
-        Cut each matrix into so many matrices of m / row_blocks rows, as for a fused attention projection. Per group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ParamTransformingOptimizer`; `epsilon` is given nowhere, is negative, or fits no parameter; `row_blocks`
-        does not divide its rows.
 
     Examples
     --------
@@ -209,15 +182,9 @@ class SpectralBallOptim(_InBall):
         defaults: dict[str, Any] | None = None,
         **inner_opt_kwargs: Any,
     ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults={"epsilon": epsilon, "row_blocks": row_blocks, **(defaults or {})},
-            **inner_opt_kwargs,
-        )
+        shared = {"param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
+        own = {"epsilon": epsilon, "row_blocks": row_blocks}
+        super().__init__(params, InnerOpt, defaults={**shared, **own, **(defaults or {})}, **inner_opt_kwargs)
 
     def _check_options(self, optim_group: OptimGroup) -> None:
         super()._check_options(optim_group)
@@ -235,12 +202,6 @@ class SphereOptim(_InBall):
     ----------
     epsilon : float or Tensor, default 1.0
         The radius of the sphere, ≥ 0: a number, or one entry per datum. Per group.
-    {options}
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ParamTransformingOptimizer`; `epsilon` is negative, or fits no parameter.
 
     Examples
     --------
@@ -266,15 +227,8 @@ class SphereOptim(_InBall):
         defaults: dict[str, Any] | None = None,
         **inner_opt_kwargs: Any,
     ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults={"epsilon": epsilon, **(defaults or {})},
-            **inner_opt_kwargs,
-        )
+        own = {"epsilon": epsilon, "param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
+        super().__init__(params, InnerOpt, defaults={**own, **(defaults or {})}, **inner_opt_kwargs)
 
     def _param_transform(self, optim_group: OptimGroup) -> Transform:
         return sphere_projection(optim_group["epsilon"])
@@ -290,14 +244,6 @@ class StiefelOptim(ParamTransformingOptimizer):
     ----------
     params : iterable of Tensor, of (str, Tensor), or of dict, optional
         Parameters or parameter groups: matrices, stacks of matrices, or convolutions with `param_ndim=None`.
-    {options}
-    row_blocks : int, default 1
-        Cut each matrix into so many matrices of m / row_blocks rows, as for a fused attention projection. Per group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ParamTransformingOptimizer`; `row_blocks` does not divide the rows.
 
     Examples
     --------
@@ -324,15 +270,8 @@ class StiefelOptim(ParamTransformingOptimizer):
         defaults: dict[str, Any] | None = None,
         **inner_opt_kwargs: Any,
     ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults={"row_blocks": row_blocks, **(defaults or {})},
-            **inner_opt_kwargs,
-        )
+        own = {"row_blocks": row_blocks, "param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
+        super().__init__(params, InnerOpt, defaults={**own, **(defaults or {})}, **inner_opt_kwargs)
 
     def _check_options(self, optim_group: OptimGroup) -> None:
         super()._check_options(optim_group)
@@ -350,18 +289,9 @@ class SpectralFrankWolfe(_OnBall):
 
     Parameters
     ----------
-    {options}
     steps : int or None, default None
         None: the exact factor, so that iterates stay in the ball. A number: so many steps of Newton and Schulz, whose
         points may lie outside by a fifth. Per group.
-    row_blocks : int, default 1
-        Cut each matrix into so many matrices of m / row_blocks rows. Per group.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `FrankWolfe`; `epsilon` is given nowhere, is negative, or fits no parameter; `row_blocks` does not divide the
-        rows.
 
     Examples
     --------

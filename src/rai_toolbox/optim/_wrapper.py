@@ -58,7 +58,6 @@ class ParamTransformingOptimizer(RememberingOptimizer, OptionsInGroups):
     InnerOpt : type, callable or Optimizer
         What takes the step: an optimizer class, a `functools.partial` of one, any callable that returns an optimizer,
         or an optimizer, whose parameter groups are then used.
-    {options}
 
     Attributes
     ----------
