@@ -3,6 +3,8 @@
 Each claim takes a dtype. `test_forms.py` runs them on the first and the last, `in_the_interpreter.py` on Triton's.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import math
@@ -87,6 +89,8 @@ def nan_and_infinity_stay_in_their_datum(dtype: torch.dtype) -> None:
             spoilt = x.clone()
             spoilt[1, 3] = bad
             z = change(spoilt)
+            assert isinstance(z, torch.Tensor)
+            assert isinstance(clean, torch.Tensor)
             torch.testing.assert_close(
                 z[[0, 2]], clean[[0, 2]], rtol=8 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps
             )
@@ -224,6 +228,11 @@ STEPS: dict[str, tuple[type, dict]] = {
     "ClampedGradient": (ro.ClampedGradientOptimizer, {"clamp_min": -0.5}),
     "ClampedParameter": (ro.ClampedParameterOptimizer, {"clamp_max": 0.25}),
     "Simplex": (ro.SimplexOptim, {}),
+    "L2FrankWolfe": (ro.L2FrankWolfe, {"epsilon": 0.75}),
+    "L2FrankWolfe whole": (ro.L2FrankWolfe, {"epsilon": 0.75, "param_ndim": None}),
+    "LinfFrankWolfe": (ro.LinfFrankWolfe, {"epsilon": 0.75}),
+    "L1FrankWolfe": (ro.L1FrankWolfe, {"epsilon": 0.75, "use_default_lr_schedule": False}),
+    "L1qFrankWolfe": (ro.L1qFrankWolfe, {"epsilon": 0.75, "q": 0.6, "use_default_lr_schedule": False}),
 }
 
 
@@ -233,10 +242,16 @@ def a_step_of_many_tensors_is_that_of_a_cpu(dtype: torch.dtype) -> None:
         params = [
             values(shape, dtype, "normal", i) for i, shape in enumerate([(3, 7), (2, 130), (5,), (0, 3), (1, 9000)])
         ]
+        if "FrankWolfe" in cls.__name__ and "use_default_lr_schedule" not in options:
+            params[0][1, 2] = INF  # the first step of the default schedule leaves nothing of the parameters
         for i, p in enumerate(params):
             p.requires_grad_().grad = values(tuple(p.shape), dtype, "normal", 20 + i)
         optim = cls(params, lr=0.25, **options)
         optim.step()
+        if "FrankWolfe" in cls.__name__:
+            for i, p in enumerate(params):
+                p.grad = values(tuple(p.shape), dtype, "normal", 40 + i)
+            optim.step()
         return [t.detach() for p in params for t in (p, p.grad) if t is not None]
 
     for name, (cls, options) in STEPS.items():

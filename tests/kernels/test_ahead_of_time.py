@@ -29,7 +29,7 @@ POINTERS = {
     **dict.fromkeys(("parts", "g_parts", "p_parts"), "*fp64"),
     **dict.fromkeys(("radii", "lows", "highs"), "*fp32"),
 }
-CHANGES = {"KIND": int(Kind.NORMALIZE), "P": 2, "SHIFT": True, "UPDATE": True, "RADII": -1}
+CHANGES = {"KIND": int(Kind.NORMALIZE), "P": 2, "SHIFT": True, "UPDATE": True, "SHRINK": True, "RADII": -1}
 
 
 def launches() -> Iterator[tuple[str, _layouts.Launch, dict[str, Any]]]:

@@ -28,7 +28,8 @@ def resnet50() -> list[tuple[int, ...]]:
 
 IMAGES, CIFAR = [(256, 3, 224, 224)], [(128, 3, 32, 32)]
 SMALL = [(32, 32), (32,)] * 200
-BOX = {"epsilon": 1.0, "lower": -1.0, "upper": 1.0}
+BALL = {"epsilon": 1.0}
+BOX = {**BALL, "lower": -1.0, "upper": 1.0}
 
 # (class, options, shapes, calls at most, bytes in units of SGD's at most)
 ROWS = {
@@ -41,6 +42,10 @@ ROWS = {
     "L1Ball, images": (ro.L1BallOptim, {"epsilon": 1.0}, IMAGES, 8, 5.0),
     "L2Ball+box, images": (ro.L2BallOptim, BOX, IMAGES, 8, 5.0),
     "L1Ball+box, images": (ro.L1BallOptim, BOX, IMAGES, 8, 5.0),
+    "L2FrankWolfe, images": (ro.L2FrankWolfe, BALL, IMAGES, 2, 1.7),
+    "LinfFrankWolfe, images": (ro.LinfFrankWolfe, BALL, IMAGES, 1, 1.34),
+    "L1qFrankWolfe, images": (ro.L1qFrankWolfe, {**BALL, "q": 0.9}, IMAGES, 2, 2.1),
+    "L2FrankWolfe, cifar": (ro.L2FrankWolfe, BALL, CIFAR, 1, 1.34),
     "L2Normed, cifar": (ro.L2NormedGradientOptim, {}, CIFAR, 1, 1.34),
     "L2Projected, cifar": (ro.L2ProjectedOptim, {"epsilon": 1.0}, CIFAR, 4, 1.7),
     "L2Ball+box, cifar": (ro.L2BallOptim, BOX, CIFAR, 8, 5.0),
@@ -55,7 +60,7 @@ ROWS = {
 def test_a_step_makes_few_calls_moves_few_bytes_and_allocates_nothing_large(name: str) -> None:
     cls, options, shapes, calls, traffic = ROWS[name]
     sgd = fake_cost.step(lambda ps: torch.optim.SGD(ps, lr=0.1, foreach=True), shapes)
-    ours = fake_cost.step(lambda ps: cls(ps, lr=0.1, **options), shapes)
+    ours = fake_cost.step(lambda ps: cls(ps, lr=1.0, **options), shapes)
     assert ours.calls <= calls, ours.names
     assert ours.bytes <= traffic * sgd.bytes
     assert ours.temporary <= 0.25

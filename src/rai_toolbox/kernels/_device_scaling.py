@@ -141,14 +141,22 @@ def changed(x, factor, norm, infinite, bound, low, high, scale, bias, KIND: tl.c
 
 
 @triton.jit
+def updated(p, g, keep, lr, SHRINK: tl.constexpr):
+    """keep·p - lr·g; without `SHRINK`, `keep` is 1. A `keep` of 0 leaves nothing of an infinity either."""
+    if SHRINK:
+        p = tl.where(number(keep) == 0, 0.0, number(keep).to(tl.float32) * p)
+    return p - number(lr).to(tl.float32) * g
+
+
+@triton.jit
 def step_rows(
-    table, n: tl.int32, g_addresses, p_addresses, lr: tl.float64,
+    table, n: tl.int32, g_addresses, p_addresses, keep: tl.float64, lr: tl.float64,
     bound: tl.float64, factor_scale: tl.float64, g_low: tl.float64, g_high: tl.float64,
     scale: tl.float64, bias: tl.float64,
     radius: tl.float64, radii, p_low: tl.float64, p_high: tl.float64, slack: tl.float64, tiny: tl.float64,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr,
-    KIND: tl.constexpr, P: tl.constexpr, SHIFT: tl.constexpr, UPDATE: tl.constexpr, AFTER: tl.constexpr,
-    RADII: tl.constexpr,
+    KIND: tl.constexpr, P: tl.constexpr, SHIFT: tl.constexpr, UPDATE: tl.constexpr, SHRINK: tl.constexpr,
+    AFTER: tl.constexpr, RADII: tl.constexpr,
 ):  # fmt: skip
     """Change data that fit a tile, step along them, and change the parameters: each is read and written once."""
     tensor = field(table, n, TENSOR)
@@ -184,7 +192,7 @@ def step_rows(
     if UPDATE:
         p_pointers = address(p_addresses, tensor, T, ALIGNED) + places
         p = widened(tl.load(p_pointers, mask=mask, other=0.0))
-        p = widened(rounded(p - number(lr).to(tl.float32) * widened(g_rounded), T))
+        p = widened(rounded(updated(p, widened(g_rounded), keep, lr, SHRINK), T))
         if AFTER == BALL:
             wide = tl.where(mask, p, 0.0).to(tl.float64)
             norm = tl.sqrt(tl.sum(wide * wide, 1, keep_dims=True))
@@ -233,13 +241,13 @@ def added_up(parts, first, count):
 
 @triton.jit
 def step_parts(
-    table, n: tl.int32, g_addresses, p_addresses, g_parts, p_parts, n_parts: tl.int32, lr: tl.float64,
+    table, n: tl.int32, g_addresses, p_addresses, g_parts, p_parts, n_parts: tl.int32, keep: tl.float64, lr: tl.float64,
     bound: tl.float64, factor_scale: tl.float64, g_low: tl.float64, g_high: tl.float64,
     scale: tl.float64, bias: tl.float64,
     radii, p_low: tl.float64, p_high: tl.float64, slack: tl.float64, tiny: tl.float64,
     T: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
-    KIND: tl.constexpr, P: tl.constexpr, SHIFT: tl.constexpr, UPDATE: tl.constexpr, AFTER: tl.constexpr,
-    MEASURE: tl.constexpr, RADII: tl.constexpr,
+    KIND: tl.constexpr, P: tl.constexpr, SHIFT: tl.constexpr, UPDATE: tl.constexpr, SHRINK: tl.constexpr,
+    AFTER: tl.constexpr, MEASURE: tl.constexpr, RADII: tl.constexpr,
 ):  # fmt: skip
     """For a part of a datum: change it by the norm of the whole, step along it, and measure the parameter."""
     tensor = field(table, n, TENSOR)
@@ -275,7 +283,7 @@ def step_parts(
             tl.store(g_pointer + start + columns, g_rounded, mask=mask)
         if UPDATE:
             p = widened(tl.load(p_pointer + start + columns, mask=mask, other=0.0))
-            p = widened(rounded(p - number(lr).to(tl.float32) * widened(g_rounded), T))
+            p = widened(rounded(updated(p, widened(g_rounded), keep, lr, SHRINK), T))
             p = changed(p, 1.0, 1.0, 1.0, 1.0, p_low, p_high, 1.0, 0.0, AFTER, False)
             tl.store(p_pointer + start + columns, rounded(p, T), mask=mask)
             if MEASURE:

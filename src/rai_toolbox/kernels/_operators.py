@@ -103,7 +103,10 @@ def _radii(radii: Tensor | None, like: Tensor) -> tuple[Tensor, int]:
     return radii, int(radii.numel() > 1)
 
 
-@operator(f"step_rows_({_BOTH}, {_CHANGE}, float lr, int after, float[] after_numbers, Tensor? radii) -> ()", _nothing)
+@operator(
+    f"step_rows_({_BOTH}, {_CHANGE}, float keep, float lr, int after, float[] after_numbers, Tensor? radii) -> ()",
+    _nothing,
+)
 def step_rows_(
     gs: list[Tensor],
     ps: list[Tensor],
@@ -111,12 +114,13 @@ def step_rows_(
     kind: int,
     order: int,
     numbers: list[float],
+    keep: float,
     lr: float,
     after: int,
     after_numbers: list[float],
     radii: Tensor | None,
 ) -> None:
-    """Change short data, take the SGD step of `ps` (if any) along them, and change these by `after`."""
+    """Change short data; then p ← keep·p - lr·g for each of `ps`, if there are any, and change these by `after`."""
     device = gs[0].device
     g_addresses, aligned = _layouts.addresses(gs, device)
     p_addresses, p_aligned = _layouts.addresses(ps, device) if ps else (g_addresses, True)
@@ -126,18 +130,18 @@ def step_rows_(
     slacks = slack_of(gs[0].dtype)
     for launch in _layouts.tiles(_shapes(gs, lengths), device):
         done = _run(
-            "step_rows", launch, device, g_addresses, p_addresses, lr,
+            "step_rows", launch, device, g_addresses, p_addresses, keep, lr,
             bound, factor_scale, low, high, scale, bias,
             radius, column, p_low, p_high, *slacks,
             T=gs[0].dtype, ROWS=launch.rows, COLUMNS=launch.columns,
             ALIGNED=launch.aligned and aligned and p_aligned, KIND=kind, P=order, SHIFT=scale != 1 or bias != 0,
-            UPDATE=bool(ps), AFTER=after, RADII=stride,
+            UPDATE=bool(ps), SHRINK=keep != 1, AFTER=after, RADII=stride,
         )  # fmt: skip
         if not done:
             change, then = Change.of(kind, order, numbers), Change.of(after, 2, after_numbers)
             for i in launch.tensors:
                 own = _own(radii, gs, lengths, i)
-                _portable.step_(gs[i], ps[i] if ps else None, lengths[i], change, lr, then, own)
+                _portable.step_(gs[i], ps[i] if ps else None, lengths[i], change, keep, lr, then, own)
 
 
 def _own(radii: Tensor | None, xs: Sequence[Tensor], lengths: Sequence[int], i: int) -> Tensor | None:
@@ -167,7 +171,7 @@ def norm_parts(xs: list[Tensor], lengths: list[int], order: int) -> Tensor:
 
 
 @operator(
-    f"step_parts_({_BOTH}, {_CHANGE}, Tensor? parts, float lr, int after, float[] after_numbers, "
+    f"step_parts_({_BOTH}, {_CHANGE}, Tensor? parts, float keep, float lr, int after, float[] after_numbers, "
     "Tensor(c!)? p_parts, Tensor? radii) -> ()",
     _nothing,
 )
@@ -179,13 +183,14 @@ def step_parts_(
     order: int,
     numbers: list[float],
     parts: Tensor | None,
+    keep: float,
     lr: float,
     after: int,
     after_numbers: list[float],
     p_parts: Tensor | None,
     radii: Tensor | None,
 ) -> None:
-    """Change long data by their norms, take the SGD step of `ps` (if any), change these, and measure them."""
+    """As `step_rows_`, for long data, whose norms are known; those of `ps` are measured."""
     device = gs[0].device
     g_addresses, aligned = _layouts.addresses(gs, device)
     p_addresses, p_aligned = _layouts.addresses(ps, device) if ps else (g_addresses, True)
@@ -195,15 +200,16 @@ def step_parts_(
     (launch,) = _layouts.parts(_shapes(gs, lengths), device)
     done = _run(
         "step_parts", launch, device, g_addresses, p_addresses,
-        g_addresses if parts is None else parts, g_addresses if p_parts is None else p_parts, launch.programs, lr,
+        g_addresses if parts is None else parts, g_addresses if p_parts is None else p_parts, launch.programs, keep, lr,
         bound, factor_scale, low, high, scale, bias, column, p_low, p_high, *slack_of(gs[0].dtype),
         T=gs[0].dtype, BLOCK=launch.columns, ALIGNED=launch.aligned and aligned and p_aligned, KIND=kind, P=order,
-        SHIFT=scale != 1 or bias != 0, UPDATE=bool(ps), AFTER=after, MEASURE=p_parts is not None, RADII=stride,
+        SHIFT=scale != 1 or bias != 0, UPDATE=bool(ps), SHRINK=keep != 1, AFTER=after,
+        MEASURE=p_parts is not None, RADII=stride,
     )  # fmt: skip
     if not done:
         change, then = Change.of(kind, order, numbers), Change.of(after, 2, after_numbers)
         for i, g in enumerate(gs):
-            _portable.step_(g, ps[i] if ps else None, lengths[i], change, lr, then, _own(radii, gs, lengths, i))
+            _portable.step_(g, ps[i] if ps else None, lengths[i], change, keep, lr, then, _own(radii, gs, lengths, i))
 
 
 @operator(
@@ -305,13 +311,14 @@ def by_norm_or_entry_(
     lr: float = 0.0,
     after: Change = NOTHING,
     radii: Tensor | None = None,
+    keep: float = 1.0,
 ) -> None:
-    """Change the data of `gs`; then p ← p - lr·g for each of `ps`, if there are any, and change these by `after`.
+    """Change the data of `gs`; then p ← keep·p - lr·g for each of `ps`, if there are any, and change these by `after`.
 
     gs, ps: for which `all_have_kernels`; ps[i] has the shape of gs[i], or `ps` is empty.
     lengths: how many entries a datum of each has, ≥ 1.
     change, after: `after` is one without a scale and a bias: nothing, CLAMP, or BALL of order 2.
-    lr: the learning rate.
+    keep: 0 makes a parameter zero, whatever it was.
     radii: in place of the bound of the last BALL: one for each datum of all, or one.
     """
     numbers, after_numbers = change.numbers(), after.numbers()
@@ -333,7 +340,9 @@ def by_norm_or_entry_(
 
     if small:
         g, p, own_lengths, own = some(small)
-        step_rows_(g, p, own_lengths, int(change.kind), change.order, numbers, lr, int(after.kind), after_numbers, own)
+        step_rows_(
+            g, p, own_lengths, int(change.kind), change.order, numbers, keep, lr, int(after.kind), after_numbers, own
+        )
         mark_as_changed(g, p)
     if large:
         g, p, own_lengths, own = some(large)
@@ -344,9 +353,13 @@ def by_norm_or_entry_(
         n_parts = _layouts.count_parts(_shapes(g, own_lengths))
         p_parts = torch.empty((2, n_parts), dtype=torch.float64, device=g[0].device) if last else None
         then = int(Kind.NOTHING) if last else after_kind
-        step_parts_(g, p, own_lengths, kind, change.order, numbers, parts, lr, then, after_numbers, p_parts, g_radii)
+        step_parts_(
+            g, p, own_lengths, kind, change.order, numbers, parts, keep, lr, then, after_numbers, p_parts, g_radii
+        )
         if last:
-            step_parts_(p, [], own_lengths, after_kind, 2, after_numbers, p_parts, 0.0, 0, after_numbers, None, own)
+            step_parts_(
+                p, [], own_lengths, after_kind, 2, after_numbers, p_parts, 1.0, 0.0, 0, after_numbers, None, own
+            )
         mark_as_changed(g, p)
 
 

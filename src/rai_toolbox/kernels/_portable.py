@@ -198,11 +198,22 @@ def _as_column(radii: Tensor | None) -> Tensor | None:
 
 
 def step_(
-    g: Tensor, p: Tensor | None, length: int, change: Change, lr: float, after: Change, radii: Tensor | None
+    g: Tensor,
+    p: Tensor | None,
+    length: int,
+    change: Change,
+    keep: float,
+    lr: float,
+    after: Change,
+    radii: Tensor | None,
 ) -> None:
-    """Change g; then p ← p - lr·g, and change p by `after`; radii belong to the last BALL."""
+    """Change g; then p ← keep·p - lr·g, and change p by `after`; radii belong to the last BALL."""
     change_(g, length, change, radii if p is None else None)
     if p is not None:
+        if keep == 0:  # an infinity is not kept either
+            p.zero_()
+        elif keep != 1:
+            p.mul_(keep)
         p.add_(g, alpha=-lr)
         change_(p, length, after, radii)
 

@@ -29,12 +29,18 @@ def scale_by_norm_(xs: Sequence[Tensor], lengths: Sequence[int], factor: NormFac
 
 
 def step_(
-    gs: Sequence[Tensor], ps: Sequence[Tensor], lengths: Sequence[int], change: Change, lr: float, after: Change
+    gs: Sequence[Tensor],
+    ps: Sequence[Tensor],
+    lengths: Sequence[int],
+    change: Change,
+    keep: float,
+    lr: float,
+    after: Change,
 ) -> bool:
-    """Change gradients, take a step of plain SGD along them, and change the parameters."""
+    """Change gradients; then p ← keep·p - lr·g for each parameter, and change these."""
     if not (all_have_kernels(gs) and all_have_kernels(ps) and gs[0].dtype == ps[0].dtype):
         return False
-    _operators.by_norm_or_entry_(gs, ps, lengths, change, lr, after)
+    _operators.by_norm_or_entry_(gs, ps, lengths, change, lr, after, keep=keep)
     return True
 
 

@@ -1,9 +1,9 @@
-"""Transform, update and transform again in one pass, by a kernel, where the inner optimizer is plain SGD on a GPU."""
+"""Transform, update and transform again in one pass, by a kernel: on a GPU, around plain SGD or Frank-Wolfe."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.kernels import _rows
 from rai_toolbox.kernels._changes import NOTHING, Change, Kind, by_factor
 from rai_toolbox.kernels._machine import all_have_kernels, has_kernels
+from rai_toolbox.optim._frank_wolfe_step import shares, takes_bare_steps
 from rai_toolbox.optim._one_pass import is_plain_sgd
 from rai_toolbox.optim._plans import GroupPlan
 from rai_toolbox.optim._running import Remembering
@@ -27,10 +28,11 @@ class OneKernel:
     """Take the step where a kernel does the last change of the gradients, the update, and what follows it."""
 
     def accepts(self, plans: Sequence[GroupPlan], inner: Optimizer) -> bool:
-        """Return whether `inner` is plain SGD and there are kernels for all tensors."""
+        """Return whether `inner` is plain SGD or Frank-Wolfe and there are kernels for all tensors."""
         for plan in plans:
             if plan.params:
-                return has_kernels(plan.params[0]) and is_plain_sgd(inner) and all(map(_fits, plans))
+                takes = is_plain_sgd(inner) or takes_bare_steps(inner)
+                return has_kernels(plan.params[0]) and takes and all(map(_fits, plans))
         return False
 
     @not_traced
@@ -38,17 +40,30 @@ class OneKernel:
     def take(self, plans: Sequence[GroupPlan], inner: Optimizer) -> None:
         """Take the step."""
         for plan in plans:
-            for which in _alike(plan):
-                _step(plan, which)
+            for which, keep, lr in _updates(plan, inner):
+                _step(plan, which, keep, lr)
             if plan.resting:
                 SEPARATE.change_parameters_at_rest([plan])
         note_step(inner)
 
 
-def _alike(plan: GroupPlan) -> list[list[int]]:
+def _updates(plan: GroupPlan, inner: Optimizer) -> list[tuple[list[int], float, float]]:
+    """Return indices of parameters, and the numbers of the update p ← keep·p - lr·g that they have in common."""
+    if is_plain_sgd(inner):
+        return [(which, 1.0, float(plan.group["lr"])) for which in _alike(plan, range(len(plan.params)))]
+    indices = {id(p): i for i, p in enumerate(plan.params)}
+    return [
+        (which, keep, lr)
+        for params, keep, lr in shares(inner, plan.group)
+        for which in _alike(plan, [indices[id(p)] for p in params])
+    ]
+
+
+def _alike(plan: GroupPlan, which: Iterable[int]) -> list[list[int]]:
     """Return the indices of parameters of each dtype and device; not of empty ones."""
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for i, p in enumerate(plan.params):
+    for i in which:
+        p = plan.params[i]
         if p.numel():
             kinds.setdefault((p.dtype, p.device), []).append(i)
     return list(kinds.values())
@@ -60,7 +75,11 @@ def _fits(plan: GroupPlan) -> bool:
         all(map(_is_stage_of_data, (*plan.before, *plan.after)))
         and not any(map(is_flattened, plan.params))
         and all(p.dtype == g.dtype and p.shape == g.shape for p, g in zip(plan.params, plan.grads, strict=True))
-        and all(all_have_kernels([x[i] for i in which]) for which in _alike(plan) for x in (plan.params, plan.grads))
+        and all(
+            all_have_kernels([x[i] for i in which])
+            for which in _alike(plan, range(len(plan.params)))
+            for x in (plan.params, plan.grads)
+        )
         and len({x.untyped_storage()._cdata for x in tensors if x.numel()}) == sum(x.numel() > 0 for x in tensors)
     )
 
@@ -85,7 +104,7 @@ def _change_of(stage: Stage) -> Change | None:
     return None
 
 
-def _step(plan: GroupPlan, which: list[int]) -> None:
+def _step(plan: GroupPlan, which: list[int], keep: float, lr: float) -> None:
     grads, params = [plan.grads[i] for i in which], [plan.params[i] for i in which]
     before, after = list(plan.before), list(plan.after)
     change = _change_of(before[-1]) if before else None
@@ -101,7 +120,7 @@ def _step(plan: GroupPlan, which: list[int]) -> None:
         _change_(stage, grads)
     ndim = next(iter(ndims), None)
     lengths = [length_of(p, datum_ndim(p.ndim, ndim)) for p in params]
-    _rows.step_(grads, params, lengths, change or NOTHING, float(plan.group["lr"]), then or NOTHING)
+    _rows.step_(grads, params, lengths, change or NOTHING, keep, lr, then or NOTHING)
     for stage in after:
         _change_(stage, params)
 

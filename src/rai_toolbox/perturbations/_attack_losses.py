@@ -74,7 +74,7 @@ class ClassLosses:
 
         def of_rows(rows: Tensor) -> Loss:
             classes = ranked[rows, number % self.count]
-            return lambda output, target: logit_difference(output, classes, target)
+            return logit_difference(classes, self.problem.target_of(rows))
 
         return of_rows
 
@@ -84,10 +84,15 @@ class ClassLosses:
             return self.any_class
         classes = torch.zeros_like(self.problem.target)
         classes[rows] = self.ranked[rows, numbers]
-        return lambda some: lambda output, target: logit_difference(output, classes[some], target)
+        return lambda some: logit_difference(classes[some], self.problem.target_of(some))
 
 
-def logit_difference(output: Tensor, classes: Tensor, target: Tensor) -> Tensor:
-    """The logit of `classes` less that of `target`."""
-    both = L.as_logits(output, target).gather(1, torch.stack((classes, target), dim=1))
-    return both[:, 0] - both[:, 1]
+def logit_difference(classes: Tensor, targets: Tensor) -> Loss:
+    """From an output to the logit of `classes` less that of `targets`, which are the targets that it is asked for."""
+    both = torch.stack((classes, targets), dim=1)
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        mine, true = L.as_logits(output, target).gather(1, both).unbind(dim=1)
+        return mine - true
+
+    return loss

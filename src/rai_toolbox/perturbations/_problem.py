@@ -40,7 +40,7 @@ class Problem:
     noise: Noise
     norm: str
     far: float = _FAR
-    _last: dict[str, Tensor] = field(default_factory=dict)
+    _last: dict[str, Any] = field(default_factory=dict)
     """Of the rows that were asked about last: they are often the same."""
 
     def data_of(self, rows: Tensor) -> Tensor:
@@ -49,9 +49,9 @@ class Problem:
     def target_of(self, rows: Tensor) -> Tensor:
         return self._of_last(rows)["target"]
 
-    def _of_last(self, rows: Tensor) -> dict[str, Tensor]:
+    def _of_last(self, rows: Tensor) -> dict[str, Any]:
         if self._last.get("rows") is not rows:
-            self._last.update(rows=rows, data=self.data[rows], target=self.target[rows])
+            self._last.update(rows=rows, data=self.data[rows], target=self.target[rows], range=None)
         return self._last
 
     def in_sweep(self, sweep: int) -> Problem:
@@ -85,18 +85,23 @@ class Problem:
 
     def search_range(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The range of values to try for each entry: the box, or a multiple of the data's size without one."""
-        data = self.data[rows]
+        last = self._of_last(rows)
+        known: tuple[Tensor, Tensor] | None = last["range"]
+        if known is not None and last["far"] == self.far:
+            return known
+        data = last["data"]
         size = data.abs().amax(dim=1, keepdim=True)
         far = self.far * torch.where(size > 0, size, 1.0)
         low, high = data - far, data + far
         lower, upper = rows_of(self.lower, rows, len(self.data)), rows_of(self.upper, rows, len(self.data))
         if lower is not None and upper is not None:
             low, high = torch.where(lower.isinf(), low, lower), torch.where(upper.isinf(), high, upper)
+        last.update(far=self.far, range=(low, high))
         return low, high
 
     def farthest(self, rows: Tensor) -> Tensor:
         """The largest distance to try, (n,)."""
-        data = self.data[rows]
+        data = self.data_of(rows)
         low, high = self.search_range(rows)
         return distances(torch.maximum(high - data, data - low), torch.zeros_like(data), self.norm)
 

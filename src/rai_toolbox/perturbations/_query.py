@@ -103,6 +103,7 @@ class Query:
         self._shape = shape
         self.objective = objective
         self._samples = samples
+        self._ones: Tensor | None = None  # for the last loss: one for each of its rows
 
     def output(self, x: Tensor) -> Tensor:
         # A copy, not a leaf: a model may work in place on its input.
@@ -154,7 +155,9 @@ class Query:
             loss = per_row(loss_fn(output, target), len(x), "criterion")
             if not loss.requires_grad:
                 raise ValueError("the loss does not depend differentiably on the input: no gradient reaches the data")
-            (grad,) = torch.autograd.grad(loss, leaf, torch.ones_like(loss))
+            if self._ones is None or (self._ones.shape, self._ones.dtype) != (loss.shape, loss.dtype):
+                self._ones = torch.ones_like(loss.detach())
+            (grad,) = torch.autograd.grad(loss, leaf, self._ones)
             with torch.no_grad():
                 score, achieved = self._read(output.detach(), target, True)
                 part = [loss.detach(), score, achieved, grad]

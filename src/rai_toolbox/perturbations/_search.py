@@ -216,13 +216,12 @@ class Search:
         if problem.norm == "l0":
             nearest.prune(rows, steps)
             exchange(problem, nearest, rows, losses.any_class, steps=steps // 2, stream=_END, spent=self._spent)
-            for number in range(_RANDOM_CHOICES * losses.count):
-                few = rows[nearest.distance[rows] <= _FEW]
-                if len(few):
-                    add_greedily(
-                        problem, nearest, few, problem.data[few], losses[number], steps=_FEW,
-                        stream=_END + (number + 1) * 4 * MOST_STEPS, spent=self._spent, randomly=True,
-                    )  # fmt: skip
+            few = rows[nearest.distance[rows] <= _FEW]
+            for number in range(_RANDOM_CHOICES * losses.count if len(few) else 0):
+                add_greedily(
+                    problem, nearest, few, problem.data_of(few), losses[number], steps=_FEW,
+                    stream=_END + (number + 1) * 4 * MOST_STEPS, spent=self._spent, randomly=True,
+                )  # fmt: skip
             return
         nearest.bisect(rows, _BISECTIONS)
         descend(

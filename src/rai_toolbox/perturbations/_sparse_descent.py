@@ -46,7 +46,7 @@ def add_greedily(
     `randomly`: a random share of each gain is what counts, so that every call tries other entries. `spent`, (N,),
     counts the evaluations of each row.
     """
-    x, loss_fn, base, (low, high) = start, losses(rows), problem.data[rows], problem.search_range(rows)
+    x, loss_fn, base, (low, high) = start, losses(rows), problem.data_of(rows), problem.search_range(rows)
     asked = torch.ones_like(rows)
     for step in range(steps):
         spent.index_add_(0, rows, asked)
@@ -61,7 +61,7 @@ def add_greedily(
                 if not len(which):
                     return
                 rows, x, going, answer.grad = rows[which], x[which], going[which], answer.grad[which]
-                loss_fn, base, (low, high) = losses(rows), problem.data[rows], problem.search_range(rows)
+                loss_fn, base, (low, high) = losses(rows), problem.data_of(rows), problem.search_range(rows)
         asked = going.to(spent.dtype)
         end = torch.where(answer.grad > 0, high, low)
         gain = answer.grad * (end - x)
@@ -88,7 +88,7 @@ def exchange(
     left, attempt = steps, 0
     while left > 0 and len(rows):
         several, draws = min(left, 2 + attempt % _MOST_EXCHANGED), stream + 4 * steps * attempt
-        base, x = problem.data[rows], nearest.x[rows]
+        base, x = problem.data_of(rows), nearest.x[rows]
         order = torch.where(x != base, problem.noise.uniform(rows, draws), 2.0).argsort(dim=1, stable=True)
         order = order[:, :several]
         start = x.scatter(1, order, base.gather(1, order))
@@ -110,7 +110,7 @@ def shrink_smoothly(
     spent: Tensor,
 ) -> None:
     """Minimize a smooth count of the changed entries, with Adam and a threshold that adapts [1]_."""
-    loss_fn, base = losses(rows), problem.data[rows]
+    loss_fn, base = losses(rows), problem.data_of(rows)
     dtype = torch.float64 if base.dtype == torch.float64 else torch.float32
     width = problem.width(rows)
     low, high = ((bound - base).to(dtype) / width for bound in problem.search_range(rows))
@@ -134,6 +134,5 @@ def shrink_smoothly(
         size = _LAST_STEP + (1 - _LAST_STEP) * 0.5 * (1 + math.cos(math.pi * step / steps))
         root = (square / (1 - _DECAY_2 ** (step + 1))).sqrt_().add_(1e-8)
         delta = delta.addcdiv(mean, root, value=-size / (1 - _DECAY_1 ** (step + 1))).clamp_(low, high)
-        change = size * _THRESHOLD_RATE
-        threshold = torch.where(across, threshold + change, threshold - change).clamp_(0, 1)
+        threshold.add_(torch.where(across, 1.0, -1.0), alpha=size * _THRESHOLD_RATE).clamp_(0, 1)
         delta = delta.masked_fill_(delta.abs() < threshold, 0.0)

@@ -293,14 +293,18 @@ class _Within(NearestFound):
         super().__init__(problem)
         self._best = best
         self._radii = radii
+        self._of_last = radii, radii  # rows, and their radii
+        self._no_score = radii.new_full((1,), -torch.inf)
         if problem.norm == "l0":
             # No point that is further off is worth a search.
             self.distance = radii + 1
 
     def update(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> Tensor:
         distance = super().update(rows, x, score, achieved)
-        outside = distance > self._radii[rows]
-        self._best.update(rows, x, score.masked_fill(outside, -torch.inf), achieved > outside)
+        if self._of_last[0] is not rows:
+            self._of_last = rows, self._radii[rows]
+        outside = distance > self._of_last[1]
+        self._best.update(rows, x, torch.where(outside, self._no_score, score), achieved > outside)
         return distance
 
 
