@@ -38,12 +38,10 @@ class GroupPlan:
     are. Takers of a step lay out their work for these tensors in `laid_out`. The plans of groups that are gone are
     dropped at the next step.
 
-    group : dict
     params, grads: the parameters that have a gradient, and these gradients.
     resting: the parameters that have none.
     before, after: what happens to the gradients before the inner step, and to all parameters after it.
     remembers: a stage may remember something of the parameters.
-    laid_out : dict
     """
 
     def __init__(

@@ -53,10 +53,7 @@ Bound: TypeAlias = float | Tensor | None
 class Entrywise:
     """Every entry's result depends on that entry alone.
 
-    Raises
-    ------
-    ValueError
-        `kind` is another.
+    Raises ValueError if `kind` is another.
     """
 
     kind: Literal["sign", "clamp"]  # sign(x), x / |x| where x is complex; or x moved into [low, high]

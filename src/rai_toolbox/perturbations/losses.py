@@ -7,9 +7,13 @@ of shape (N, C) are the logits of C ≥ 2 classes; `target` are class indices, s
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from rai_toolbox.functional._docs import completed
 
 __all__ = [
     "cross_entropy",
@@ -20,6 +24,13 @@ __all__ = [
     "squared_error",
     "targeted_margin",
 ]
+
+_PARAMETERS = {
+    "output": "output : Tensor, shape (N, C), (N, 1) or (N,)",
+    "target": "target : Tensor, shape (N,)",
+}
+# Adds the parameters that a docstring does not describe, and what is returned.
+documented = partial(completed, entries=_PARAMETERS, errors={}, shared={"Returns": "Tensor, shape (N,)"})
 
 
 def as_logits(output: Tensor, target: Tensor) -> Tensor:
@@ -48,20 +59,12 @@ def _others(logits: Tensor, target: Tensor) -> Tensor:
     return logits.scatter(1, target[:, None], -torch.inf)
 
 
+@documented
 def margin(output: Tensor, target: Tensor) -> Tensor:
     """By how much the best other logit exceeds the target's: positive where the decision is wrong.
 
     Equivariant under a scaling of the logits, so a solver that looks at the gradient's direction and at the order of
     losses does the same at any scale.
-
-    Parameters
-    ----------
-    output : Tensor, shape (N, C), (N, 1) or (N,)
-    target : Tensor, shape (N,)
-
-    Returns
-    -------
-    Tensor, shape (N,)
 
     Examples
     --------
@@ -74,37 +77,25 @@ def margin(output: Tensor, target: Tensor) -> Tensor:
     return _others(logits, target).amax(dim=1) - logits.gather(1, target[:, None])[:, 0]
 
 
+@documented
 def targeted_margin(output: Tensor, target: Tensor) -> Tensor:
     """By how much the target's logit exceeds the best other: positive where the target is reached.
 
     Parameters
     ----------
-    output : Tensor, shape (N, C), (N, 1) or (N,)
     target : Tensor, shape (N,)
         The classes to reach.
-
-    Returns
-    -------
-    Tensor, shape (N,)
     """
     return -margin(output, target)
 
 
+@documented
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy as it is trained on. Vanishes where the logits are large: see `rescaled_cross_entropy`.
-
-    Parameters
-    ----------
-    output : Tensor, shape (N, C), (N, 1) or (N,)
-    target : Tensor, shape (N,)
-
-    Returns
-    -------
-    Tensor, shape (N,)
-    """
+    """Cross-entropy as it is trained on. Vanishes where the logits are large: see `rescaled_cross_entropy`."""
     return F.cross_entropy(as_logits(output, target), target, reduction="none")
 
 
+@documented
 def rescaled_cross_entropy(output: Tensor, target: Tensor, spread: float = 8.0) -> Tensor:
     """Cross-entropy of the logits stretched to a fixed spread per datum, so that it never saturates.
 
@@ -112,14 +103,8 @@ def rescaled_cross_entropy(output: Tensor, target: Tensor, spread: float = 8.0) 
 
     Parameters
     ----------
-    output : Tensor, shape (N, C), (N, 1) or (N,)
-    target : Tensor, shape (N,)
     spread : float
         From the least to the greatest logit.
-
-    Returns
-    -------
-    Tensor, shape (N,)
 
     Examples
     --------
@@ -136,6 +121,7 @@ def rescaled_cross_entropy(output: Tensor, target: Tensor, spread: float = 8.0) 
     return F.cross_entropy((logits - high) / width * spread, target, reduction="none")
 
 
+@documented
 def squared_error(output: Tensor, target: Tensor) -> Tensor:
     """The squared error summed over everything but the batch: the loss of a regression.
 
@@ -144,10 +130,6 @@ def squared_error(output: Tensor, target: Tensor) -> Tensor:
     output : Tensor, shape (N, ...)
     target : Tensor, shape (N, ...)
         As many entries as `output`.
-
-    Returns
-    -------
-    Tensor, shape (N,)
     """
     if output.dtype in (torch.float16, torch.bfloat16):
         output = output.float()
@@ -159,15 +141,11 @@ def squared_error(output: Tensor, target: Tensor) -> Tensor:
     return (output - target.reshape(output.shape)).square().reshape(len(output), -1).sum(dim=1)
 
 
+@documented
 def misclassified(output: Tensor, target: Tensor) -> Tensor:
     """Whether the predicted class, the argmax (for a single logit, its sign), is not the target.
 
     Where a logit is NaN there is no prediction, and nothing is claimed: False.
-
-    Parameters
-    ----------
-    output : Tensor, shape (N, C), (N, 1) or (N,)
-    target : Tensor, shape (N,)
 
     Returns
     -------
@@ -177,13 +155,9 @@ def misclassified(output: Tensor, target: Tensor) -> Tensor:
     return (logits.argmax(dim=1) != target) & ~logits.isnan().any(dim=1)
 
 
+@documented
 def reached(output: Tensor, target: Tensor) -> Tensor:
     """Whether the predicted class is the target. False where a logit is NaN.
-
-    Parameters
-    ----------
-    output : Tensor, shape (N, C), (N, 1) or (N,)
-    target : Tensor, shape (N,)
 
     Returns
     -------
