@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["install_command"]
-
 
 def install_command(extra: str) -> str:
     """Return the command that installs the package with an extra; it is installed from a clone, as the README says.

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import TensorWeakRef
 
-__all__ = ["evaluating", "freeze", "frozen"]
-
 
 def _tensors_in(item: Any) -> Iterator[Tensor]:
     if isinstance(item, Tensor):

@@ -8,8 +8,6 @@ from typing import ParamSpec
 
 from torch import Tensor
 
-__all__ = ["negate"]
-
 P = ParamSpec("P")
 
 

@@ -7,8 +7,6 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-__all__ = ["tell_of_removed_modules"]
-
 _INSTEAD = {
     "mushin": "training and its workflows are those of Lightning, or of whatever you train with",
     "losses": "rai_toolbox.perturbations.losses has the losses of the solvers; torch.nn.functional has kl_div",

@@ -12,8 +12,6 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import TypeAlias, TypeVar
 
-__all__ = ["completed", "documented", "entry", "sections", "twin_of"]
-
 F = TypeVar("F", bound=Callable[..., object])
 Entry: TypeAlias = tuple[str, str]  # the type of a parameter, and what it is
 

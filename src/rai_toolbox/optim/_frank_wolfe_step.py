@@ -22,7 +22,7 @@ from rai_toolbox.kernels._machine import kind_of
 from rai_toolbox.optim._docs import documented
 from rai_toolbox.optim._inner import OptimParams
 from rai_toolbox.optim._options import check_number
-from rai_toolbox.optim._sharding import own_parts
+from rai_toolbox.optim._sharded_gradients import own_parts
 from rai_toolbox.optim._tensors import is_sharded
 from rai_toolbox.optim._torch_private import foreach_add_, foreach_mul_, foreach_zero_, is_unobserved
 

@@ -16,6 +16,7 @@ from rai_toolbox.optim._memory import Noted
 from rai_toolbox.optim._plans import GroupPlan, Side
 from rai_toolbox.optim._random import Draws
 from rai_toolbox.optim._running import Remembering
+from rai_toolbox.optim._sharded_gradients import settle_gradients
 from rai_toolbox.optim._shards import local_part
 from rai_toolbox.optim._tensors import is_sharded, scale_and_shift_
 from rai_toolbox.optim._torch_private import not_traced, sparse_values
@@ -40,7 +41,7 @@ class Separate:
     def change_gradients(self, plans: Sequence[GroupPlan]) -> None:
         """Run the stages before the inner step. With a closure, that is part of each evaluation."""
         if any(_work(plan, plan.gradients()).sharded for plan in plans):
-            _sharding.settle_gradients([p for plan in plans for p in plan.params])
+            settle_gradients([p for plan in plans for p in plan.params])
             for plan in plans:
                 plan.grads = [p.grad for p in plan.params]
         with ExitStack() as stack:

@@ -23,7 +23,6 @@ from rai_toolbox.functional._layout import write_through
 from rai_toolbox.optim._memory import Noted
 from rai_toolbox.optim._running import Remembering
 from rai_toolbox.optim._sharded_data import DatumJob, share_out, within
-from rai_toolbox.optim._sharded_gradients import all_zero, own_parts, settle_gradients
 from rai_toolbox.optim._sharded_norms import NormJob, scale_by_exchanged_norms_
 from rai_toolbox.optim._shards import (
     ALIGNMENT,
@@ -38,8 +37,6 @@ from rai_toolbox.optim._shards import (
 )
 from rai_toolbox.optim._tensors import scale_and_shift_
 from rai_toolbox.optim._transforms import ByNorm, Entrywise, Hook, PerDatum, Transform
-
-__all__ = ["Job", "Layout", "all_zero", "own_parts", "run", "run_hook", "settle_gradients"]
 
 # How many bytes of whole tensors a rank has at once: a bound of the memory that cut data take, but for one tensor that
 # is larger by itself.

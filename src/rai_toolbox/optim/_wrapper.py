@@ -24,7 +24,7 @@ from rai_toolbox.optim._plans import GroupPlan
 from rai_toolbox.optim._remembering import RememberingOptimizer
 from rai_toolbox.optim._running import Remembering
 from rai_toolbox.optim._separate import SEPARATE, change_sparse_
-from rai_toolbox.optim._sharding import all_zero
+from rai_toolbox.optim._sharded_gradients import all_zero
 from rai_toolbox.optim._tensors import has_nonzero, is_sharded
 from rai_toolbox.optim._torch_private import not_traced
 from rai_toolbox.optim._transforms import ByNorm, Hook, Stage, Transform

@@ -20,8 +20,6 @@ from rai_toolbox.perturbations._bounds import Bounds, check_bounds
 from rai_toolbox.perturbations._noise import draw_seed, seeded
 from rai_toolbox.perturbations.models import AdditivePerturbation, PerturbationModel
 
-__all__ = ["gradient_ascent"]
-
 Criterion = Callable[[Tensor, Tensor], Tensor]
 _default_criterion = partial(cross_entropy, reduction="none")
 

@@ -29,8 +29,6 @@ from rai_toolbox.perturbations._resuming import SolveEnded, resume, tell
 from rai_toolbox.perturbations._search import Search
 from rai_toolbox.perturbations._solution import Solution, concatenate
 
-__all__ = ["minimum_norm"]
-
 _RANDOM_POINTS = 20
 
 

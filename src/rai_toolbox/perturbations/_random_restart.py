@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["random_restart"]
-
 P = ParamSpec("P")
 
 

@@ -9,8 +9,6 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Keeper", "Part", "SolveEnded", "resume", "tell"]
-
 _RUNS = "runs"
 
 

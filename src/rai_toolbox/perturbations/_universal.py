@@ -18,8 +18,6 @@ from rai_toolbox.perturbations._problem import as_data, as_epsilon, as_target, p
 from rai_toolbox.perturbations._query import Loss, Objective, Query, make_objective
 from rai_toolbox.perturbations._solution import UniversalSolution
 
-__all__ = ["universal"]
-
 
 def universal(
     model: Callable[[Tensor], Tensor],

@@ -33,8 +33,6 @@ from rai_toolbox.perturbations._resuming import Part, SolveEnded, resume, tell
 from rai_toolbox.perturbations._search import Search
 from rai_toolbox.perturbations._solution import Solution, concatenate
 
-__all__ = ["worst_case"]
-
 # The last walk is made from errors no further away than this many radii.
 _NEAR = {"linf": 1.03, "l2": 1.05, "l1": 1.3, "l0": 1.3}
 

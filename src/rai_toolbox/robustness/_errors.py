@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-__all__ = ["EvaluationFailed", "InputError", "WriteFailed", "arg", "spelled"]
-
 # Around the name of an argument in a message: characters that no text uses.
 _ARGUMENT = re.compile("\ue000(\\w+)(?:=([^\ue000]*))?\ue000")
 

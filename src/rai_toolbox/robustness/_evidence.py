@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["AveragePoint", "Corruption", "CorruptionPoint", "Evidence", "evidence_of"]
-
 Kind = Literal["attack", "average"]
 
 

@@ -16,8 +16,6 @@ import filelock
 
 from rai_toolbox.robustness._errors import InputError, WriteFailed
 
-__all__ = ["as_folder", "atomic_write", "claimed", "prepare_folder", "write_bytes", "write_text", "write_together"]
-
 _PARTIAL = ".partial-"
 _LOCK = ".lock"
 _HOLDER = ".lock-holder"

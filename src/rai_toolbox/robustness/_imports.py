@@ -13,8 +13,6 @@ from typing import Any
 from rai_toolbox.robustness._errors import InputError
 from rai_toolbox.robustness._text import did_you_mean, one_line
 
-__all__ = ["call_named", "guarded", "import_named", "names_function"]
-
 
 def names_function(spec: str) -> bool:
     """Say whether `spec` has the form ``file.py:function`` or ``package.module:function``."""

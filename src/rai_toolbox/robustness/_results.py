@@ -12,19 +12,6 @@ from numpy.typing import NDArray
 
 from rai_toolbox.robustness._evidence import AveragePoint, Corruption, Evidence, evidence_of
 
-__all__ = [
-    "COULD_NOT_BE_MADE",
-    "ClassRow",
-    "Curve",
-    "Examples",
-    "Finding",
-    "Point",
-    "Results",
-    "Task",
-    "Verdict",
-    "jsonable",
-]
-
 Task = Literal["classification", "regression"]
 Verdict = Literal["ok", "warning", "distrust", "not conclusive", "not run"]
 

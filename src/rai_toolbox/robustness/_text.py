@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 
-__all__ = ["did_you_mean", "one_line", "shortened"]
-
 
 def one_line(error: BaseException) -> str:
     """Return an exception as one line of at most some three hundred characters."""

@@ -21,8 +21,6 @@ from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._solver import as_numpy, distances, mean_absolute_error
 from rai_toolbox.robustness.attack._subject import Subject
 
-__all__ = ["average", "can_be_drawn", "error_at"]
-
 # A point of the ball is drawn again, at most so often, while it lies outside of the box. With more entries than
 # `_FEW` a draw hardly ever lies inside where bounds are near, and the first is clamped.
 _TRIES = 64

@@ -9,8 +9,6 @@ from rai_toolbox.perturbations.losses import margin
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._subject import Subject
 
-__all__ = ["noise_breaks", "random_search", "random_search_breaks"]
-
 # Points per sample in one call of the model.
 _TOGETHER = 25
 _AT_A_TIME = 4

@@ -16,8 +16,6 @@ from torch.overrides import TorchFunctionMode
 from rai_toolbox.perturbations._resuming import SolveEnded
 from rai_toolbox.robustness.attack._smooth_steps import HANDLERS, Below, Soft, applied, name_of, with_gradient_of
 
-__all__ = ["BPDA"]
-
 Function = Callable[[Tensor], Tensor]
 
 _patching = threading.RLock()

@@ -8,8 +8,6 @@ from inspect import signature
 
 from rai_toolbox.perturbations import minimum_norm
 
-__all__ = ["BUDGETS", "USUAL_RESTARTS", "USUAL_STEPS", "Budget"]
-
 #: The defaults of the solvers.
 USUAL_STEPS, USUAL_RESTARTS = (signature(minimum_norm).parameters[name].default for name in ("steps", "restarts"))
 

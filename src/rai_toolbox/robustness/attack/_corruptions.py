@@ -17,8 +17,6 @@ from rai_toolbox.robustness._imports import guarded, import_named, names_functio
 from rai_toolbox.robustness.attack._average import error_at
 from rai_toolbox.robustness.attack._subject import Subject
 
-__all__ = ["Corrupts", "as_corruptions", "corrupted", "load_corruptions"]
-
 #: From a batch of inputs and a severity to the corrupted inputs.
 Corrupts: TypeAlias = Callable[[Tensor, float], Any]
 

@@ -7,8 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["walk_along_boundary"]
-
 _ORDER = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}
 _BISECTIONS = 12
 _STARTS = 8

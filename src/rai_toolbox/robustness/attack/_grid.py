@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from rai_toolbox.robustness.attack._settings import Box, Norm
 from rai_toolbox.robustness.data._samples import Summary
 
-__all__ = ["grid_for_distances", "grid_for_spread", "widest_radius"]
-
 # The farthest hundredth of the samples may be outliers that would stretch the axis for all.
 _REACH = 0.99
 

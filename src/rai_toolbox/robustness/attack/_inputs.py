@@ -12,8 +12,6 @@ from rai_toolbox.robustness.attack._solver import check_again, run_solver
 from rai_toolbox.robustness.attack._stages import clean
 from rai_toolbox.robustness.attack._subject import Subject
 
-__all__ = ["nearest_errors", "worst_inputs"]
-
 # How far past the nearest error an input is moved, where the radius allows it.
 _PAST = 1.01
 

@@ -15,8 +15,6 @@ from rai_toolbox.robustness.attack._solver import CheckedResult, check_again, ru
 from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.attack._substitutes import by_differences, length_of_steps
 
-__all__ = ["nearest_by_queries", "within_by_queries"]
-
 # Of the budget of a norm, the part for the nearest error; the rest goes to the reported radii.
 _NEAREST = 0.5
 _POOL = 48

@@ -18,8 +18,6 @@ from rai_toolbox.robustness._text import did_you_mean
 from rai_toolbox.robustness.attack._budget import BUDGETS, Budget
 from rai_toolbox.robustness.data._samples import Samples, Summary, kind_of
 
-__all__ = ["Box", "Norm", "Settings", "make_box"]
-
 Norm = Literal["l1", "l2", "linf", "l0"]
 NORMS = get_args(Norm)
 

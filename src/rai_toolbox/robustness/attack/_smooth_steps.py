@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["HANDLERS", "Below", "Soft", "applied", "name_of", "with_gradient_of"]
-
 Handler = Callable[["Soft", Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 # Where `apply` of a custom function can be replaced. Before torch 2.14 that is below `torch.autograd.Function`, so that

@@ -22,17 +22,6 @@ from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.attack._under_way import RunsOfSolver
 
-__all__ = [
-    "CheckedResult",
-    "as_numpy",
-    "check_again",
-    "decisions",
-    "distances",
-    "errs",
-    "mean_absolute_error",
-    "run_solver",
-]
-
 _ORDER = {"l1": 1.0, "l2": 2.0, "linf": float("inf"), "l0": 0.0}
 
 

@@ -25,8 +25,6 @@ from rai_toolbox.robustness.attack._solver import (
 )
 from rai_toolbox.robustness.attack._subject import Subject
 
-__all__ = ["clean", "confirm", "search"]
-
 
 def clean(subject: Subject, batch: int) -> dict[str, Any]:
     """Return the model's predictions on the unperturbed inputs."""

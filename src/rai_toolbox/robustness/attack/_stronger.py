@@ -21,8 +21,6 @@ from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.attack._substitutes import by_differences, length_of_steps, with_gradient_of
 from rai_toolbox.robustness.attack._twin import distill
 
-__all__ = ["STRONGER", "stronger"]
-
 #: The attacks, in the order in which they are run.
 STRONGER = ("BPDA", "differences", "transfer", "decisions", "random search")
 

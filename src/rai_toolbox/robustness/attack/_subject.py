@@ -19,8 +19,6 @@ from rai_toolbox.robustness.attack._settings import Box, Settings
 from rai_toolbox.robustness.data._samples import Samples
 from rai_toolbox.robustness.models._load import Evaluated
 
-__all__ = ["Part", "Subject"]
-
 
 class Part(Protocol):
     """Keeps what a batch has found before it is done, by name."""

@@ -10,10 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = [
-    "by_differences", "directions", "length_of_steps", "random_changes", "with_gradient_of",
-]  # fmt: skip
-
 Function = Callable[[Tensor], Tensor]
 
 #: At most so many directions are looked along for one gradient.

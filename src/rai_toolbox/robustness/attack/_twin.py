@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from rai_toolbox.kernels._machine import own_generators
 from rai_toolbox.robustness.attack._settings import Box
 
-__all__ = ["distill"]
-
 _WIDTH = 128
 
 

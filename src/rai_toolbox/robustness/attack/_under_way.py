@@ -14,8 +14,6 @@ from torch import Tensor
 from rai_toolbox.perturbations._resuming import Keeper
 from rai_toolbox.robustness.attack._subject import Subject
 
-__all__ = ["RunsOfSolver"]
-
 # Writing may take so much of the time, and is not done more often than this.
 _WRITING_SHARE = 0.05
 _SECONDS_BETWEEN_WRITES = 2.0

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from rai_toolbox.robustness._results import Finding
 from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult
 
-__all__ = ["AGREEMENT", "asks_for_more", "judged"]
-
 _NAME = "stronger-attacks"
 # The checks that doubt the gradient, or found what the solvers did not.
 _DOUBTS = (

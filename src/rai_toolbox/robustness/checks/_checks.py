@@ -25,8 +25,6 @@ from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.data._samples import Summary
 from rai_toolbox.robustness.session._journal import Journal
 
-__all__ = ["Check", "CheckContext", "CheckResult", "middle", "nothing", "per_norm", "run_check", "worst"]
-
 _SUBSET = 64
 _TOO_LATE = "The time limit ended the run before it."
 

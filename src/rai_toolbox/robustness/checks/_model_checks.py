@@ -13,8 +13,6 @@ from rai_toolbox.robustness.attack._grid import widest_radius
 from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult, nothing
 from rai_toolbox.robustness.data._samples import kind_of
 
-__all__ = ["MODEL_CHECKS"]
-
 _LOOKED_AT = 256
 _MANY_OUTPUTS = 20
 

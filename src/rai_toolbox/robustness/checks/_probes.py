@@ -16,8 +16,6 @@ from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._substitutes import random_changes
 from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult, middle, nothing, per_norm
 
-__all__ = ["PROBES"]
-
 _SAMPLES = 24
 _DIRECTIONS = 64
 _STEPS = 0.3, 1.0  # of epsilon

@@ -19,8 +19,6 @@ from rai_toolbox.robustness.attack._substitutes import by_differences, length_of
 from rai_toolbox.robustness.attack._twin import distill
 from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult, middle, nothing, per_norm, worst
 
-__all__ = ["RIVALS", "NearlyBroken", "nearly_broken"]
-
 _SAMPLES = 16
 _DRAWS = 50
 _QUERIES = 400

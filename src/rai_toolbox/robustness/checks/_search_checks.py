@@ -17,8 +17,6 @@ from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._solver import run_solver
 from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult, middle, nothing, per_norm
 
-__all__ = ["SEARCH_CHECKS"]
-
 _ENOUGH_RESTARTS = 4
 _GAIN = 0.995
 _PLAIN_STEPS = 10

@@ -10,8 +10,6 @@ from typing import Any
 
 from rai_toolbox.robustness._errors import InputError
 
-__all__ = ["read_config", "to_toml"]
-
 _LARGEST = 2**20
 
 

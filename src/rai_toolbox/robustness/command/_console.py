@@ -25,9 +25,6 @@ from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.report._report import checks_made, figure, percent
 from rai_toolbox.robustness.run._run import Progress as Callback
 
-__all__ = ["progress", "report", "report_comparison"]
-
-
 _RAISED = ("warning", "distrust")
 
 # A log is read later, and should not consist of this.

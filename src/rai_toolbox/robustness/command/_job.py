@@ -32,8 +32,6 @@ from rai_toolbox.robustness.run._run import Progress
 from rai_toolbox.robustness.session._journal import Journal
 from rai_toolbox.robustness.session._team import Team, join
 
-__all__ = ["Outcome", "run_job"]
-
 
 @dataclass(frozen=True)
 class Outcome:

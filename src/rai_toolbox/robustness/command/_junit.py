@@ -13,8 +13,6 @@ from rai_toolbox.robustness._results import Finding
 from rai_toolbox.robustness.command._thresholds import Held
 from rai_toolbox.robustness.report._evaluation import Evaluation
 
-__all__ = ["check_junit_file", "junit_xml"]
-
 _NAME = "rai-toolbox"
 
 

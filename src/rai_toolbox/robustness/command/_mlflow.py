@@ -17,8 +17,6 @@ from rai_toolbox.robustness._errors import InputError
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.report._writing import EVALUATION_FILES
 
-__all__ = ["check_mlflow", "log_to_mlflow"]
-
 # Unless the user's environment says otherwise: a server that is away is told in seconds and not in minutes, standard
 # output holds nothing but the command's own, and nobody is told of this run but the server that was asked for.
 _QUIET = {

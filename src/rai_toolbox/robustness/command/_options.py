@@ -18,8 +18,6 @@ from rai_toolbox.robustness._errors import InputError, spelled
 from rai_toolbox.robustness._text import did_you_mean
 from rai_toolbox.robustness.command._config import read_config
 
-__all__ = ["ExitCode", "Job", "Radii", "Threshold", "as_flags", "numbers", "typer_parameters"]
-
 
 class ExitCode(enum.IntEnum):
     """The exit codes of the command."""

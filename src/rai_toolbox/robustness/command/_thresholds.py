@@ -9,8 +9,6 @@ from rai_toolbox.robustness._results import Point
 from rai_toolbox.robustness.command._options import Threshold
 from rai_toolbox.robustness.report._evaluation import Evaluation
 
-__all__ = ["Held", "held"]
-
 
 @dataclass(frozen=True)
 class Held:

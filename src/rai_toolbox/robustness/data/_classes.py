@@ -14,8 +14,6 @@ from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._text import did_you_mean, shortened
 from rai_toolbox.robustness.data._samples import Samples
 
-__all__ = ["with_classes"]
-
 _LARGEST = 2**24
 _FORMS = "one name a line in the order of the model's outputs; or .json, a list of them or an object of name and number"
 

@@ -12,8 +12,6 @@ from rai_toolbox.robustness._errors import InputError
 from rai_toolbox.robustness.data._rows import ArrayRows
 from rai_toolbox.robustness.data._samples import Samples
 
-__all__ = ["digits_samples", "split"]
-
 _HELD_OUT = 360
 
 

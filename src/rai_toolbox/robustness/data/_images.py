@@ -14,8 +14,6 @@ from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness.data._rows import Spool
 from rai_toolbox.robustness.data._samples import Samples
 
-__all__ = ["load_images"]
-
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 
 

@@ -13,8 +13,6 @@ from rai_toolbox.robustness.data._npz import NpzArchive
 from rai_toolbox.robustness.data._samples import Samples, as_samples
 from rai_toolbox.robustness.data._tables import load_table
 
-__all__ = ["load_data"]
-
 _PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".joblib"}
 _FORMS = (
     "give an .npz, .csv or .parquet file, a folder with one folder of images per class, file.py:function, or digits"

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from rai_toolbox.robustness._errors import InputError
 
-__all__ = ["class_names_of", "is_of_maite", "label_of", "triples"]
-
 _MOST_CLASSES = 10**6
 
 

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from rai_toolbox.robustness._errors import InputError
 from rai_toolbox.robustness.data._rows import ArrayRows, FileRows, Rows, Spool
 
-__all__ = ["NpzArchive", "read_npy"]
-
 _CHUNK = 16 * 2**20
 _WHOLE = 4 * 2**30
 _LOCAL_HEADER = struct.Struct("<4s22xHH")

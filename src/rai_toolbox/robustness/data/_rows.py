@@ -10,8 +10,6 @@ from typing import IO, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["ArrayRows", "FileRows", "Rows", "Spool", "as_bytes"]
-
 _IN_MEMORY = 256 * 2**20
 
 

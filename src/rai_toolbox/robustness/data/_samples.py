@@ -18,8 +18,6 @@ from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.data._maite import class_names_of, is_of_maite, triples
 from rai_toolbox.robustness.data._rows import ArrayRows, Rows, Spool, as_bytes
 
-__all__ = ["Kind", "Samples", "Summary", "as_samples", "by_position", "kind_of", "summarize", "targets_for"]
-
 Kind = Literal["image", "series", "table"]
 
 # The entries of an item that is a mapping, as data sets of Hugging Face and their collators have them.

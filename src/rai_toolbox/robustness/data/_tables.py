@@ -14,8 +14,6 @@ from rai_toolbox.robustness._text import did_you_mean, one_line
 from rai_toolbox.robustness.data._rows import Spool
 from rai_toolbox.robustness.data._samples import Samples
 
-__all__ = ["load_table"]
-
 _LABELS = ("label", "target", "y", "class")
 _CHUNK = 4096
 

@@ -13,8 +13,6 @@ from torch import nn
 from rai_toolbox.robustness._files import atomic_write
 from rai_toolbox.robustness.data._digits import split
 
-__all__ = ["digits_model"]
-
 _EPOCHS = 20
 # Part of the cache's file name: raise it when the recipe below changes.
 _RECIPE = 1

@@ -24,8 +24,6 @@ from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.models._fixed_batch import FixedBatch
 
-__all__ = ["load_exported"]
-
 _TARGET = re.compile(
     # All of aten computes, but for what maps a file.
     r"torch\.ops\.aten\.(?!from_file\b|save\b)_?[a-z]\w*(\.\w+)?"

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["FixedBatch"]
-
 
 class FixedBatch(nn.Module):
     """Calls a model in batches of the one size that it takes; the last one is filled up, and the filling cut off.

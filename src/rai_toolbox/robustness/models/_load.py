@@ -19,8 +19,6 @@ from rai_toolbox.robustness.models._maite import held_module
 from rai_toolbox.robustness.models._onnx import load_onnx
 from rai_toolbox.robustness.models._torchscript import is_torchscript, load_torchscript
 
-__all__ = ["Evaluated", "load_model", "load_preprocess"]
-
 _FORMS = (
     "give file.py:function or package.module:function that returns an nn.Module, a .pt2 file of torch.export.save,"
     " a TorchScript file, or digits"

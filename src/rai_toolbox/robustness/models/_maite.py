@@ -14,8 +14,6 @@ from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._imports import guarded
 from rai_toolbox.robustness.data._maite import is_of_maite
 
-__all__ = ["check_alike", "held_module"]
-
 _USUAL = ("model", "module", "net", "network")
 
 

@@ -14,8 +14,6 @@ from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.models._fixed_batch import FixedBatch
 
-__all__ = ["load_onnx"]
-
 _PACKAGES = "onnx", "onnx2pytorch"
 _INSTEAD = "or write the model with torch.export.save (.pt2), or give the function that builds it"
 

@@ -20,8 +20,6 @@ from torch import nn
 from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._text import one_line
 
-__all__ = ["is_torchscript", "load_torchscript"]
-
 # Compiled source spells every operator out: a word of these is one that is called, or a user's function of that name.
 _REACHES_OUT = re.compile(r"\b(save|from_file|rpc_\w+|dist_\w+|_?c10d\w*|symm_mem|debugprims)\b")
 _INSTEAD = "torch deprecates TorchScript: export the model by torch.export.export, and save it by torch.export.save"

@@ -11,8 +11,6 @@ from rai_toolbox.robustness._results import Results
 from rai_toolbox.robustness.data._samples import kind_of
 from rai_toolbox.robustness.report._report import NORM_NAMES, figure, percent, verdict_of
 
-__all__ = ["render_card"]
-
 _TASKS = {"image": "image", "series": "time-series", "table": "tabular"}
 
 

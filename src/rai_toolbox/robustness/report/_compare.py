@@ -19,8 +19,6 @@ from rai_toolbox.robustness.report._pictures import curve_drawing, curve_png
 from rai_toolbox.robustness.report._report import render
 from rai_toolbox.robustness.report._writing import csv_text, write_files
 
-__all__ = ["ComparedPoint", "Comparison", "compare"]
-
 
 @dataclass(frozen=True)
 class ComparedPoint:

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-__all__ = ["Evaluation"]
-
 
 @dataclass(frozen=True)
 class Evaluation(Results):

@@ -9,8 +9,6 @@ import msgspec
 
 from rai_toolbox.robustness._errors import InputError
 
-__all__ = ["check_form"]
-
 # null stands for what is not finite
 Size = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]

@@ -24,18 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "corruption_drawing",
-    "curve_drawing",
-    "curve_png",
-    "data_uri",
-    "encode_png",
-    "image_of",
-    "perturbation_of",
-    "plot_curves",
-    "series_path",
-]
-
 # Told apart with any color vision; also by the shape of their markers.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")

@@ -25,8 +25,6 @@ from rai_toolbox.robustness.report._pictures import (
     series_path,
 )
 
-__all__ = ["checks_made", "guidance", "render", "render_report", "verdict_of"]
-
 _GALLERY = 12
 _TABLE_ROWS = 6
 

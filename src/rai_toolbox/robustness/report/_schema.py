@@ -15,8 +15,6 @@ from rai_toolbox.robustness._evidence import AveragePoint, Corruption, Corruptio
 from rai_toolbox.robustness._results import ClassRow, Curve, Finding, Point, Results, jsonable
 from rai_toolbox.robustness.report._form import check_form
 
-__all__ = ["SCHEMA", "SCHEMA_VERSION", "read", "to_dict", "to_json"]
-
 SCHEMA = "rai-toolbox/evaluation"
 SCHEMA_VERSION = 2
 #: The versions that are read.

@@ -19,8 +19,6 @@ from rai_toolbox.robustness.report._pictures import curve_png
 from rai_toolbox.robustness.report._report import render_report
 from rai_toolbox.robustness.report._schema import to_json
 
-__all__ = ["EVALUATION_FILES", "csv_text", "write_files"]
-
 T = TypeVar("T")
 
 # How many letters of a class's name a table has; results.json has all.

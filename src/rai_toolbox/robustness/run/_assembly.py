@@ -20,8 +20,6 @@ from rai_toolbox.robustness.data._samples import Summary
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.session._journal import Piece
 
-__all__ = ["Measured", "assemble", "class_names", "joined", "reached", "scattered", "total"]
-
 Pieces = Sequence[Piece | None]
 
 

@@ -18,9 +18,6 @@ from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.run._assembly import Measured, Pieces, class_names, joined, reached, scattered, total
 from rai_toolbox.robustness.run._curves import accuracy_curve, average_of, corruption_of, error_curve
 
-__all__ = ["corruptions_of", "with_average"]
-
-
 #: Does the work of a stage for every batch, as `Run` does.
 Stage = Callable[[str, str, Callable[[int], Mapping[str, Any] | None]], Pieces]
 

@@ -11,8 +11,6 @@ from rai_toolbox.robustness._evidence import AveragePoint, Corruption, Corruptio
 from rai_toolbox.robustness._results import ClassRow, Curve, Point
 from rai_toolbox.robustness._statistics import clopper_pearson_interval, mean_interval, wilson_interval
 
-__all__ = ["accuracy_curve", "average_of", "corruption_of", "error_curve"]
-
 
 def accuracy_curve(
     norm: str,

@@ -17,8 +17,6 @@ from rai_toolbox.robustness._errors import arg
 from rai_toolbox.robustness.attack._budget import USUAL_RESTARTS, USUAL_STEPS
 from rai_toolbox.robustness.attack._subject import Subject
 
-__all__ = ["Estimate", "Passes", "estimate", "passes_of_attacks", "passes_of_checks"]
-
 # Of the samples that are right, how many stand at a radius of a grid that reaches to where nearly none does, and at
 # one of a grid that was asked for, about.
 _STANDING = 0.25

@@ -24,8 +24,6 @@ from rai_toolbox.robustness.run._run import Progress, Run
 from rai_toolbox.robustness.session._journal import MODEL_OUTPUT, Journal
 from rai_toolbox.robustness.session._team import join
 
-__all__ = ["evaluate"]
-
 
 def evaluate(
     model: nn.Module | Callable[[torch.Tensor], torch.Tensor],

@@ -24,8 +24,6 @@ from rai_toolbox.robustness.models._load import Evaluated
 from rai_toolbox.robustness.models._maite import check_alike, held_module
 from rai_toolbox.robustness.session._journal import MODEL_OUTPUT
 
-__all__ = ["prepare", "run_key"]
-
 _GALLERY_POOL = 48
 # How many samples a MAITE model and the module that it holds are both asked of.
 _ASKED = 32

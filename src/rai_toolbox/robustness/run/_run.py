@@ -44,8 +44,6 @@ from rai_toolbox.robustness.run._estimate import estimate
 from rai_toolbox.robustness.session._journal import Journal, Piece
 from rai_toolbox.robustness.session._team import Team
 
-__all__ = ["CHECKS", "Progress", "Run"]
-
 Made = TypeVar("Made")
 
 #: Called as ``progress(stage, done, total)`` after each finished batch of a stage.

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._files import prepare_folder, write_bytes, write_text
 
-__all__ = ["FOLDER", "MODEL_OUTPUT", "Journal"]
-
 #: The folder, inside the output folder, that holds what an unfinished run has done.
 FOLDER = "unfinished"
 _HEAD = "run.json"

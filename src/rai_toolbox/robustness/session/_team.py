@@ -11,8 +11,6 @@ import torch.distributed as dist
 
 from rai_toolbox.robustness._errors import EvaluationFailed, InputError, arg
 
-__all__ = ["Team", "join"]
-
 T = TypeVar("T")
 
 # A process waits at the end of a stage for the slowest; one that died is noticed at once, by its closed socket.
