@@ -1,10 +1,10 @@
-"""What an evaluation is going to cost: samples times passes times a pass that was measured."""
+"""What an evaluation is going to cost: passes through the model, times a measured pass and step of a solver."""
 
 from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,42 +12,20 @@ from torch import Tensor, nn
 
 from rai_toolbox import frozen
 from rai_toolbox.kernels._machine import kind_of
-from rai_toolbox.perturbations._ball import Ball
+from rai_toolbox.perturbations import worst_case
 from rai_toolbox.robustness._errors import arg
-from rai_toolbox.robustness.attack._budget import USUAL_RESTARTS, USUAL_STEPS
+from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._subject import Subject
+from rai_toolbox.robustness.run._passes import CHECKS, Passes, passes_by_stage
 
-# Of the samples that are right, how many stand at a radius of a grid that reaches to where nearly none does, and at
-# one of a grid that was asked for, about.
-_STANDING = 0.25
-_STANDING_ASKED = 0.5
-# Of the steps of runs that go through the classes: a run that does not get across ends after half.
-_OF_A_LOOK = 0.6
-_MOST_CLASSES = 9
-_MOST_RANKED = 18
 # A measurement takes about so long, at most a few times that.
 _SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Passes:
-    """How many samples go through the model, forward only or forward and backward, and in how many calls."""
-
-    forward: float = 0.0
-    both: float = 0.0
-    forward_calls: float = 0.0
-    both_calls: float = 0.0
-
-    def __add__(self, other: Passes) -> Passes:
-        return Passes(*(mine + its for mine, its in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-    def on(self, samples: float) -> Passes:
-        """Return the passes of so many samples at a time, where these are those of one."""
-        return Passes(self.forward * samples, self.both * samples, self.forward, self.both)
-
-    def times(self, factor: float) -> Passes:
-        """Return so many times as much of all."""
-        return Passes(*(factor * value for value in vars(self).values()))
+_TIMES = 15
+# Of a solver that is measured; fewer where a batch has more entries than this.
+_STEPS, _FEW_STEPS, _MANY_ENTRIES = 8, 3, 10**6
+# By how much the passes of a stage were less and more than expected, on four networks, in four norms, two budgets.
+_RANGES: Mapping[str, tuple[float, float]] = {"search": (0.9, 1.1), "confirm": (0.6, 1.5), CHECKS: (0.8, 1.3)}
+_RANGE = (0.9, 1.1)
 
 
 @dataclass(frozen=True)
@@ -64,14 +42,30 @@ class _Costs:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of an evaluation."""
+    """The cost of an evaluation, without the attacks that only doubtful checks ask for.
 
-    # attacks, checks: seconds
+    Attributes
+    ----------
+    attacks, checks : float
+        Seconds.
+    low, high : float
+        Of both together, the least and the most that is likely: how many samples stand at a radius is not known yet,
+        and neither is what else the machine will have to do.
+    samples : int
+        That the solvers work on: those that the model gets right.
+    passes : float
+        Of each, forward and backward, in the attacks.
+    seconds_per_pass : float
+        For one sample.
+    """
+
     attacks: float
     checks: float
-    samples: int  # that the solvers work on: those that the model gets right
-    passes: float  # of each, forward and backward
-    seconds_per_pass: float  # for one sample
+    low: float
+    high: float
+    samples: int
+    passes: float
+    seconds_per_pass: float
 
     def __str__(self) -> str:
         total = self.attacks + self.checks
@@ -82,7 +76,10 @@ class Estimate:
         shorter = ", ".join(
             (arg("budget", "quick"), arg("samples"), arg("steps"), arg("restarts"), arg("diagnostics", "False"))
         )
-        return f"about {_clock(total)} ({parts}); shorter with {shorter}, or ended by {arg('time_limit')}"
+        return (
+            f"about {_clock(total)}, between {_clock(self.low)} and {_clock(self.high)} ({parts}); shorter with"
+            f" {shorter}, or ended by {arg('time_limit')}"
+        )
 
 
 def _clock(seconds: float) -> str:
@@ -101,142 +98,103 @@ def estimate(subject: Subject, right: int, outputs: int, *, share_left: float = 
     share_left: of the batches, how many an earlier run has not done.
     processes: that share the work.
     """
-    costs = _measured(subject)
-    # Batches differ by little: each is one of the mean size.
-    attacks = passes_of_attacks(subject, right / subject.batches, outputs).times(subject.batches)
-    checks = passes_of_checks(subject, right, outputs) if subject.settings.diagnostics else Passes()
-    seconds = costs.of(attacks)
-    return Estimate(
-        seconds * share_left / processes, costs.of(checks) / processes, right, attacks.both / right,
-        seconds / max(1.0, attacks.both),
-    )  # fmt: skip
+    costs = _measured(subject, outputs)
+    attacks = checks = low = high = both = 0.0
+    for stage, norm, passes in passes_by_stage(subject, right, outputs):
+        fastest, usual = costs[norm]
+        share = (1.0 if stage == CHECKS else share_left) / processes
+        least, most = _RANGES.get(stage, _RANGE)
+        seconds = share * usual.of(passes)
+        low, high = low + share * least * fastest.of(passes), high + most * seconds
+        if stage == CHECKS:
+            checks += seconds
+        else:
+            attacks, both = attacks + seconds, both + share_left * passes.both / processes
+    return Estimate(attacks, checks, low, high, right, both / right, attacks / max(1.0, both))
 
 
-def passes_of_attacks(subject: Subject, right: float, outputs: int) -> Passes:
-    """Return what the attacks on a batch of so many samples take: the search, and a try at each radius."""
-    settings, sizes = subject.settings, subject.settings.sizes
-    total = Passes()
-    for norm in settings.norms:
-        asked = settings.grid(norm)
-        radii = len(asked) or sizes.radii
-        total += Passes(settings.average).on(right).times(radii)
-        if not subject.classifies:
-            total += Passes(3, sizes.steps * sizes.restarts).on(right).times(radii)
-            continue
-        total += _search(norm, sizes.steps, sizes.restarts, outputs).on(right)
-        standing = right * (_STANDING_ASKED if asked else _STANDING)
-        total += _try(norm, sizes.steps, sizes.restarts, outputs).on(standing).times(radii)
-    return total
+def _measured(subject: Subject, outputs: int) -> dict[Norm, tuple[_Costs, _Costs]]:
+    """Measure a pass of a full batch and of a small one, and what a solver of each norm does around it.
 
-
-def _search(norm: str, steps: int, restarts: int, outputs: int) -> Passes:
-    if norm == "l0":
-        classes = min(_MOST_CLASSES, max(1, outputs - 1))
-        return Passes(4 + steps, 1.5 * steps * restarts + 2 * classes * steps)
-    return Passes(20, (restarts + 1.5) * steps)
-
-
-def _try(norm: str, steps: int, restarts: int, outputs: int) -> Passes:
-    classes = min(_MOST_CLASSES, max(1, outputs - 1))
-    if restarts <= classes:
-        return Passes(3, steps * restarts)
-    # One run within the ball, a look at each class; more runs only where they are promising.
-    ranked = min(_MOST_RANKED, outputs - 1) if outputs > 2 else 0
-    return Passes(3, steps / 2 + ranked + classes * _OF_A_LOOK * steps)
-
-
-def passes_of_checks(subject: Subject, right: int, outputs: int) -> Passes:
-    """Return how many samples the checks send through the model in all, about."""
-    settings, sizes = subject.settings, subject.settings.sizes
-    steps, restarts = sizes.steps, sizes.restarts
-
-    def of(count: int) -> int:
-        return min(right, sizes.of_usual(count))
-
-    total = Passes(4, 1).on(of(64)) + Passes(4).on(of(16)) + Passes(40 * subject.classifies).on(of(24))
-    more = (4 * steps, restarts) if sizes.checked < 1 else (max(4 * steps, USUAL_STEPS), _more_restarts(restarts))
-    blind = Passes(sum(map(sizes.of_usual, (50, 500, 200))))
-    for norm in settings.norms:
-        changes = 2.2 * sizes.of_usual(64, least=16) * of(24)
-        total += Passes(changes, 0, max(2.0, changes / 4096), 0) + Passes(2, 10).on(of(64))
-        if not subject.classifies:
-            total += Passes(0, 5 * steps * restarts).on(of(24)) + Passes(0, steps * restarts).on(of(48))
-            continue
-        total += _search(norm, max(1, steps // 4), restarts, outputs).on(of(24))
-        total += _search(norm, *more, outputs).on(of(24))
-        total += blind.on(of(16))
-        if "finite-differences" not in sizes.without:
-            total += Passes(of(16) * 2 * 24 * 129, 0, 150, 0)
-        if "transfer" not in sizes.without:
-            total += Passes(2256, 0, 3, 0) + Passes(0, 80).on(of(16))
-    if subject.classifies and sizes.checked == 1 and "linf" not in settings.norms:
-        total += blind.on(of(16)) + _search("linf", steps, 6, outputs).on(of(16))
-    return total
-
-
-def _more_restarts(restarts: int) -> int:
-    """As the check of convergence has it."""
-    return 1 if restarts >= 4 else USUAL_RESTARTS
-
-
-def _measured(subject: Subject) -> _Costs:
-    """Measure a pass: of a full batch and of a small one, and what a solver does around it."""
+    Returns, by norm, the costs by the fastest of some times and by the median of them.
+    """
     x, _ = subject.batch(*subject.span(0))
-    model, small = subject.model, x[: max(1, len(x) // 8)]
+    few = max(1, len(x) // 8)
     with torch.enable_grad(), frozen(*subject.modules):
-        both = [_seconds(lambda part=part: _both(model, part), subject) for part in (x, small)]
-    forward = [_seconds(lambda part=part: _forward(model, part), subject) for part in (x, small)]
-    around = _around(subject, x), _around(subject, small)
-    in_solver = _line(both[0] + around[0], both[1] + around[1], len(x), len(small))
-    return _Costs(_line(forward[0], forward[1], len(x), len(small)), in_solver)
+        both = _of_both_sizes(lambda count: _both(subject.model, x[:count]), len(x), few, subject)
+    forward = _of_both_sizes(lambda count: _forward(subject.model, x[:count]), len(x), few, subject)
+    costs = {}
+    for norm in subject.settings.norms:
+        solver = _of_both_sizes(
+            lambda count, norm=norm: _solve(subject, norm, x[:count], outputs), len(x), few, subject
+        )
+        costs[norm] = tuple(
+            # Attacks without a gradient draw and project too, about half as much.
+            _Costs(
+                (alone[0] + solver[way][0] / 2, alone[1]),
+                (both[way][0] + solver[way][0], both[way][1] + solver[way][1]),
+            )
+            for way, alone in enumerate(forward)
+        )
+    return costs
+
+
+def _of_both_sizes(work: Callable[[int], float], count: int, few: int, subject: Subject) -> list[tuple[float, float]]:
+    """Return what a call takes and what each sample in it: by the fastest of a few times, and by their median.
+
+    Beside other work some of them may take fifty times as long as the others: so there are fifteen, where these are
+    short. `work` is given a number of samples, and returns in how many calls it has asked about them.
+    """
+    large, small = (_times(work, size, subject) for size in (count, few))
+    return [_line(pick(large), pick(small), count, few) for pick in (min, lambda taken: sorted(taken)[len(taken) // 2])]
 
 
 def _line(large: float, small: float, count: int, few: int) -> tuple[float, float]:
-    """Return what a call takes and what each sample in it, from the times of a large and of a small batch."""
     if count == few:
         return 0.0, large / count
     fixed = min(max(0.0, (small * count - large * few) / (count - few)), large)
     return fixed, (large - fixed) / count
 
 
-def _around(subject: Subject, x: Tensor) -> float:
-    """Return the seconds that a solver takes for a step by itself, about: half of a projection from far outside."""
-    rows, bounds = x.flatten(1), subject.box.of(x)
-    lower, upper = (None, None) if bounds is None else (bound.expand(x.shape).flatten(1) for bound in bounds)
-    size = rows.shape[1] if subject.settings.norms[0] == "l0" else rows.abs().sum(dim=1, keepdim=True).double()
-    radius = torch.zeros(len(rows), 1, dtype=torch.float64, device=x.device) + 0.01 * size
-    ball = Ball(
-        subject.settings.norms[0], rows, radius.round() if subject.settings.norms[0] == "l0" else radius, lower, upper
-    )
-    gradient = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)
-    delta = 0.1 * gradient
-
-    def step() -> None:
-        ball.land(ball.project_(delta.to(ball.dtype) + ball.steepest(gradient)))
-
-    return 0.5 * _seconds(step, subject)
-
-
-def _seconds(work: Callable[[], None], subject: Subject) -> float:
-    """Return the seconds that a function takes: the median of a few times where these are short.
-
-    Beside other work some of them may take fifty times as long as the others: so there are fifteen.
-    """
+def _times(work: Callable[[int], float], size: int, subject: Subject) -> list[float]:
     taken: list[float] = []
-    while not taken or (sum(taken) < _SECONDS and len(taken) < 15):
-        begun = time.perf_counter()
-        work()
+    begun = time.perf_counter()
+    while not taken or (time.perf_counter() - begun < _SECONDS and len(taken) < _TIMES):
+        before = time.perf_counter()
+        calls = work(size)
         if kind_of(subject.device) == "cuda":
             torch.cuda.synchronize(subject.device)
-        taken.append(time.perf_counter() - begun)
-    return sorted(taken)[len(taken) // 2]
+        taken.append((time.perf_counter() - before) / calls)
+    return taken
 
 
-def _forward(model: nn.Module, x: Tensor) -> None:
+def _forward(model: nn.Module, x: Tensor) -> float:
     with torch.no_grad():
         model(x)
+    return 1
 
 
-def _both(model: nn.Module, x: Tensor) -> None:
+def _both(model: nn.Module, x: Tensor) -> float:
     leaf = x.detach().clone().requires_grad_()
     torch.autograd.grad(model(leaf).float().sum(), leaf)
+    return 1
+
+
+def _solve(subject: Subject, norm: Norm, x: Tensor, outputs: int) -> float:
+    """Let a solver attack a model that costs next to nothing and withstands it; return in how many passes."""
+    calls, standing = 0, x.new_zeros(max(2, outputs))
+    standing[0] = 4.0
+
+    def model(points: Tensor) -> Tensor:
+        nonlocal calls
+        calls += points.requires_grad
+        return standing + torch.tanh(1e-3 * points.flatten(1).mean(dim=1, keepdim=True))
+
+    label = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    size = x[0].numel() if subject.box.movable is None else int(subject.box.movable.sum())
+    worst_case(
+        model, x, label if subject.classifies else torch.zeros_like(model(x)), norm=norm, bounds=subject.box.of(x),
+        epsilon={"linf": 0.01, "l2": 0.01 * size**0.5, "l1": 0.01 * size, "l0": max(1.0, size // 100)}[norm],
+        steps=_STEPS if x.numel() < _MANY_ENTRIES else _FEW_STEPS, restarts=1,
+    )  # fmt: skip
+    return max(1, calls)

@@ -1,0 +1,158 @@
+"""How many samples an evaluation sends through the model, stage by stage, before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from rai_toolbox.robustness.attack._budget import USUAL_RESTARTS, USUAL_STEPS
+from rai_toolbox.robustness.attack._settings import Norm
+from rai_toolbox.robustness.attack._subject import Subject
+
+#: The stage that no other has to wait for, and that an earlier run has not begun.
+CHECKS = "checks"
+
+# How many radii a default grid has, and at how many a sample stands, as shares of those that it may have: it reaches to
+# where nearly none stands. And at how many of the radii that were asked for.
+_OF_A_GRID = 0.75
+_STANDING = 0.28
+_STANDING_ASKED = 0.5
+# At what share of the radii some sample of a batch stands, and of the runs there, how many some sample needs.
+_TRIED = 0.6
+_NEEDED = 0.9
+# Of the steps of runs that go through the classes: a run that does not get across ends after half.
+_OF_A_LOOK = 0.6
+_MOST_CLASSES = 9
+_MOST_RANKED = 18
+# How many runs at a radius are promising enough, in a norm.
+_PROMISING: Mapping[Norm, float] = {"l2": 0.9, "linf": 0.7, "l1": 1.35}
+# In L1 and L0 short ascents come from outside, and go on along the boundary: how many times as long they are then.
+_WALKED: Mapping[Norm, float] = {"l1": 2.2, "l0": 13.0}
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How many samples go through the model, forward only or forward and backward, and in how many calls."""
+
+    forward: float = 0.0
+    both: float = 0.0
+    forward_calls: float = 0.0
+    both_calls: float = 0.0
+
+    @property
+    def samples(self) -> float:
+        """How many go through it, either way."""
+        return self.forward + self.both
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(*(mine + its for mine, its in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def on(self, samples: float) -> Passes:
+        """Return the passes of so many samples at a time, where these are those of one."""
+        return Passes(self.forward * samples, self.both * samples, self.forward, self.both)
+
+    def times(self, factor: float, calls: float | None = None) -> Passes:
+        """Return so many times as many passes, in so many times as many calls."""
+        calls = factor if calls is None else calls
+        return Passes(factor * self.forward, factor * self.both, calls * self.forward_calls, calls * self.both_calls)
+
+
+def passes_by_stage(subject: Subject, right: int, outputs: int) -> Iterator[tuple[str, Norm, Passes]]:
+    """Yield what each stage takes: its name, the norm that it works in, and its passes.
+
+    right: how many samples the model gets right (regression: how many there are).
+    outputs: of the model.
+    """
+    settings, count = subject.settings, len(subject.samples)
+    # Batches differ by little: each is one of the mean size.
+    batches, each = subject.batches, right / subject.batches
+    for norm in settings.norms:
+        for name, passes in _attacks(subject, norm, each, outputs):
+            yield name, norm, passes.times(batches * settings.draws)
+        radii = len(settings.grid(norm)) or _OF_A_GRID * settings.sizes.radii
+        yield "average", norm, Passes(settings.average * radii).on(count / batches).times(batches)
+        if settings.diagnostics:
+            yield CHECKS, norm, _checks_in(subject, norm, right, outputs)
+    corrupted = Passes(len(settings.corruptions) * len(settings.severities))
+    yield "corruptions", settings.norms[0], corrupted.on(count / batches).times(batches)
+    if settings.diagnostics:
+        yield CHECKS, settings.norms[0], _checks_of_the_model(subject, right)
+
+
+def _attacks(subject: Subject, norm: Norm, right: float, outputs: int) -> Iterator[tuple[str, Passes]]:
+    """Yield what the attacks on a batch of so many samples take: the search, and a try at each radius."""
+    sizes, asked = subject.settings.sizes, subject.settings.grid(norm)
+    radii = len(asked) or sizes.radii
+    if not subject.classifies:
+        radii *= 1.0 if asked else _OF_A_GRID
+        yield "confirm", Passes(4, sizes.steps * sizes.restarts).on(right).times(radii)
+        return
+    yield "search", _search(norm, sizes.steps, sizes.restarts, outputs).on(right)
+    one = _try(norm, sizes.steps, sizes.restarts, outputs).on(right)
+    most = _NEEDED * sizes.steps * sizes.restarts / one.both_calls
+    yield "confirm", one.times(radii * (_STANDING_ASKED if asked else _STANDING), radii * _TRIED * most)
+
+
+def _search(norm: Norm, steps: int, restarts: int, outputs: int) -> Passes:
+    if norm == "l0":
+        classes = min(_MOST_CLASSES, max(1, outputs - 1))
+        return Passes(7, steps * restarts + steps / 2 + 6 * classes)
+    return Passes(20, (restarts + 1.5) * steps)
+
+
+def _try(norm: Norm, steps: int, restarts: int, outputs: int) -> Passes:
+    classes = min(_MOST_CLASSES, max(1, outputs - 1))
+    if norm == "l0":
+        return _search(norm, steps, restarts, outputs)
+    if restarts <= classes:
+        return Passes(3, steps * restarts)
+    # One run within the ball, a look at each class; more runs only where they are promising.
+    ranked = min(_MOST_RANKED, outputs - 1) if outputs > 2 else 0
+    return Passes(3, _PROMISING[norm] * (steps / 2 + ranked + classes * _OF_A_LOOK * steps))
+
+
+def _checks_of_the_model(subject: Subject, right: int) -> Passes:
+    """Return what the checks take that are made once, whatever the norms."""
+    settings, sizes = subject.settings, subject.settings.sizes
+
+    def of(count: int) -> int:
+        return min(right, sizes.of_usual(count))
+
+    total = Passes(4, 1).on(of(64)) + Passes(4).on(of(16)) + Passes(39 * subject.classifies).on(of(24))
+    if subject.classifies and sizes.checked == 1 and "linf" not in settings.norms:
+        total += _blind(subject).on(of(16)) + _search("linf", 30, 3, 2).on(of(16))
+    return total
+
+
+def _checks_in(subject: Subject, norm: Norm, right: int, outputs: int) -> Passes:
+    """Return what the checks of a norm take."""
+    sizes = subject.settings.sizes
+    steps, restarts = sizes.steps, sizes.restarts
+
+    def of(count: int) -> int:
+        return min(right, sizes.of_usual(count))
+
+    directions = 2 * sizes.of_usual(64, least=16) + 1
+    total = Passes(directions * of(24), 0, 2 + directions * of(24) / 4096, 0) + Passes(2, 10).on(of(64))
+    if not subject.classifies:
+        return total + Passes(8, 5 * steps * restarts).on(of(16)) + Passes(4, steps * restarts).on(of(48))
+    # As the check of convergence has it.
+    more = (
+        (4 * steps, restarts)
+        if sizes.checked < 1
+        else (max(4 * steps, USUAL_STEPS), 1 if restarts >= 4 else USUAL_RESTARTS)
+    )
+    total += _search(norm, *more, outputs).on(of(16)) + _blind(subject).on(of(16))
+    if "finite-differences" not in sizes.without:
+        looked, ascents = 1 + 2 * min(32, prod(subject.samples.shape)), 2 * 8 * _WALKED.get(norm, 1.0)
+        total += Passes(ascents * looked * of(16), 0, 2 * ascents, 0)
+    if "transfer" not in sizes.without:
+        total += Passes(2000 + of(256), 0, 3, 0) + Passes(40 * min(3.0, _WALKED.get(norm, 1.0))).on(of(16))
+    return total
+
+
+def _blind(subject: Subject) -> Passes:
+    """Return what the attacks without a gradient take: points at random, and searches of four at a time."""
+    draws, *queries = map(subject.settings.sizes.of_usual, (50, 400, 120))
+    return Passes(draws + sum(queries), 0, draws / 25 + sum(queries) / 4, 0)
