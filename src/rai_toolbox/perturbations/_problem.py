@@ -296,7 +296,7 @@ def _check_labels(output: Tensor, target: Tensor) -> None:
         raise ValueError("the model returns no logits")
     if len(target) and not bool(((target >= 0) & (target < classes)).all()):
         raise ValueError(
-            f"target must lie in [0, {classes - 1}], for the model tells {classes} classes apart; it ranges from "
+            f"target must lie in [0, {classes - 1}], since the model has {classes} classes; it ranges from "
             f"{int(target.min())} to {int(target.max())}"
         )
 

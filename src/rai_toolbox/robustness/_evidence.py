@@ -109,7 +109,7 @@ def evidence_of(
     """
     worst = (
         "An empirical upper bound on the robust accuracy: every sample counted as wrong has an error that was found and"
-        " looked at again; a better attack may find more."
+        " checked again; a better attack may find more."
         if accuracy
         else "An empirical lower bound on the worst error: a better attack may find a larger one."
     )

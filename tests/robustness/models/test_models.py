@@ -56,7 +56,7 @@ def saved(net, kind):
     if kind == "torchscript":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that TorchScript is deprecated
-            torch.jit.trace(net, torch.rand(4, 1, 8, 8)).save("model.ts")
+            torch.jit.trace(net, torch.rand(4, 1, 8, 8)).save("model.ts")  # pyright: ignore
         return "model.ts", None
     if kind == "safetensors":
         from safetensors.torch import save_file
@@ -359,7 +359,7 @@ def test_a_torchscript_file_that_reaches_out_is_refused(place, call):
     with zipfile.ZipFile("changed.pt", "w") as archive:
         for entry, content in members:
             archive.writestr(entry.filename, content.replace(b'torch.save(x, "was-run")', call.encode()))
-    with pytest.raises(InputError, match="reach no file and no process"):
+    with pytest.raises(InputError, match="must not use files or processes"):
         load_model("changed.pt")
     assert not Path("was-run").exists()
 
@@ -416,7 +416,7 @@ def test_the_built_in_model_is_the_same_from_the_cache_and_leaves_the_random_sta
     state = torch.get_rng_state()
     again = load_model("digits")
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), digits_net.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), digits_net.parameters(), strict=True))  # pyright: ignore
 
 
 def test_a_damaged_cache_is_trained_anew(tmp_path, monkeypatch, digits_net):

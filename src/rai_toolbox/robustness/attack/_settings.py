@@ -136,7 +136,7 @@ def _grid(norm: str, grid: Sequence[float]) -> tuple[float, ...]:
         if not math.isfinite(value) or value < 0:
             raise InputError(f"{arg('epsilons')} must be a finite number that is not negative, got {value:g}")
         if norm == "l0" and value != int(value):
-            raise InputError(f"epsilon of l0 is how many features may change, a whole number, got {value:g}")
+            raise InputError(f"epsilon of l0 must be a whole number, how many features may change, got {value:g}")
     positive = tuple(value for value in values if value > 0)
     if not positive:
         raise InputError(f"{arg('epsilons')} must hold at least one number above 0")
@@ -164,8 +164,8 @@ def _draws(value: Any) -> int:
     draws = _whole("draws", value, least=1)
     if 1 < draws < LEAST_DRAWS:
         raise InputError(
-            f"{arg('draws')} must be 1, or at least {LEAST_DRAWS}: of fewer draws that all agree, a 95 % interval still"
-            f" holds one half; got {draws}"
+            f"{arg('draws')} must be 1, or at least {LEAST_DRAWS}: where fewer draws all agree, the 95 % interval"
+            f" still contains one half; got {draws}"
         )
     return draws
 
@@ -240,7 +240,7 @@ def make_box(samples: Samples, summary: Summary, bounds: Any, mask: Any) -> Box:
     try:
         lower, upper = bounds
     except (TypeError, ValueError):
-        raise InputError(f"{arg('bounds')} must be two, (lower, upper), got {bounds!r}") from None
+        raise InputError(f"{arg('bounds')} must be a pair (lower, upper), got {bounds!r}") from None
     lower, upper = (_bound(bound, samples.shape) for bound in (lower, upper))
     if np.any(np.asarray(lower) >= np.asarray(upper)):
         raise InputError(f"the lower bound must be less than the upper, got {_brief(lower)} and {_brief(upper)}")

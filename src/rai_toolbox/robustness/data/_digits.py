@@ -29,7 +29,7 @@ def split(seed: int) -> tuple[NDArray[Any], ...]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise InputError(f"the digits come with scikit-learn: {install_command('demo')}") from None
+        raise InputError(f"the data set digits needs scikit-learn: {install_command('demo')}") from None
     bunch: Any = load_digits()
     x = (bunch.images / 16).astype(np.float32)[:, None]
     y = bunch.target.astype(np.int64)

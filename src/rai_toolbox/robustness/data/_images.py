@@ -31,7 +31,7 @@ def load_images(path: Path) -> Samples:
         if file.suffix.lower() in _IMAGES and file.is_file()
     ]
     if not files:
-        raise InputError(f"{arg('data')} {str(path)!r}: there are no images in folders of it, one folder per class")
+        raise InputError(f"{arg('data')} {str(path)!r}: it has no folders with images; expected one folder per class")
     spool = Spool(lambda message: InputError(f"{arg('data')} {str(path)!r}: {message}; resize the images to one size"))
     for image in _read_images(files):
         spool.append(image[None])

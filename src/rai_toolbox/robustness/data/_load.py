@@ -59,7 +59,7 @@ def load_data(spec: str, *, label_column: str | None = None, seed: int = 0) -> S
         return load_table(path, label_column)
     if kind == ".npz":
         return _npz_samples(path)
-    raise InputError(f"{arg('data')} {spec!r} is of no known kind; {_FORMS}")
+    raise InputError(f"{arg('data')} {spec!r} has an unknown file type; {_FORMS}")
 
 
 def _npz_samples(path: Path) -> Samples:

@@ -234,7 +234,7 @@ def _load_file(spec: str, device: torch.device) -> nn.Module:
         raise InputError(f"{arg('model')} {spec!r}: name the function in it, as in {spec}:make_model")
     if kind == "torch" or path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"):
         raise InputError(_about_pickle(path))
-    raise InputError(f"{arg('model')} {spec!r} is of no known kind; {_FORMS}")
+    raise InputError(f"{arg('model')} {spec!r} has an unknown file type; {_FORMS}")
 
 
 def _about_pickle(path: Path) -> str:

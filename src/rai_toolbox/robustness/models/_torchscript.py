@@ -35,7 +35,7 @@ def is_torchscript(names: list[str]) -> bool:
 def load_torchscript(path: Path, device: torch.device) -> nn.Module:
     """Return the model of a TorchScript file.
 
-    Raises InputError if it cannot be loaded, or calls what reaches out of the model.
+    Raises InputError if it cannot be loaded, or calls an operator that uses files or processes.
     """
     if not hasattr(torch, "jit") or not hasattr(torch.jit, "load"):
         raise InputError(
@@ -53,8 +53,8 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
     for source in sources:
         if found := _REACHES_OUT.search(source) or re.search(r"\bgetattr\b", _spelled_out(source)):
             raise InputError(
-                f"{arg('model')} {str(path)!r} calls {found[0]!r}: a model file may compute, and reach no file and"
-                f" no process; give the model as a function, {arg('model', 'file.py:function')}"
+                f"{arg('model')} {str(path)!r} calls {found[0]!r}: a model file must not use files or"
+                f" processes; give the model as a function, {arg('model', 'file.py:function')}"
             )
     try:
         with warnings.catch_warnings():

@@ -152,7 +152,7 @@ def _not_tested(evaluation: Results) -> Iterator[str]:
         yield "Corruptions: none was given."
     if evaluation.task == "classification":
         yield "Targeted attacks, which ask for one wrong class."
-    yield "Data other than these samples: how they were chosen decides what the intervals speak for."
+    yield "Data other than these samples: the intervals are about the population from which these samples were drawn."
     yield "Attacks on training: poisoned data, backdoors. Attacks on secrecy: copies of the model, traces of its data."
     yield "A proof (formal verification): attacks and random points can show errors, not their absence."
     if evaluation.data["evaluated"] < evaluation.data["samples"] or not evaluation.complete:

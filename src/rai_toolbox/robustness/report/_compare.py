@@ -33,7 +33,7 @@ class ComparedPoint:
     intervals : tuple of (float, float)
         Their 95 % Wilson intervals.
     tests : tuple of McNemar
-        For each model but the first: whether the samples on which it and the first differ speak for one of the two.
+        For each model but the first: McNemar's test of it and the first.
     """
 
     epsilon: float
@@ -142,7 +142,7 @@ def compare(
     Raises
     ------
     InputError
-        If they are of different samples, share no norm, or are no complete classifications.
+        If they are of different samples, have no norm in common, or are not complete classifications.
     """
     given = (first, second, *others)
     all_of_them = tuple(one if isinstance(one, Evaluation) else Evaluation.load(one) for one in given)
@@ -158,7 +158,9 @@ def compare(
             )
     shared = [norm for norm in all_of_them[0].curves if all(norm in one.curves for one in all_of_them)]
     if not shared:
-        raise InputError(f"they share no norm: {'; '.join(', '.join(one.curves) for one in all_of_them)}")
+        raise InputError(
+            f"the evaluations have no norm in common: {'; '.join(', '.join(one.curves) for one in all_of_them)}"
+        )
     return Comparison(names, all_of_them, {norm: tuple(_points(all_of_them, norm)) for norm in shared})
 
 

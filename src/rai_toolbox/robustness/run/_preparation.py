@@ -117,7 +117,7 @@ def _try_model(subject: Subject) -> None:
     if highest >= classes:
         index = int(np.argmax(subject.targets))
         raise InputError(
-            f"the label of sample {index} is {highest}, but the model tells {classes} classes apart: labels"
+            f"the label of sample {index} is {highest}, but the model has {classes} classes: labels"
             f" must be 0 to {classes - 1}"
         )
 
