@@ -92,10 +92,12 @@ readme-picture: demo  ## draw the picture of the README from what the demo has f
 clean:  ## remove the environments and what runs have left
 	rm -rf $(VENV) .venv-torch-* demo-report .pytest_cache .ruff_cache .hypothesis docs/_build docs/reference/generated
 
-bench: $(VENV)/.dev  ## what a step costs, as ratios to plain SGD; OLDER=DIR for another version beside it
-	$(BIN)/python bench/optimizers.py $(if $(OLDER),--older $(OLDER))
+bench: $(VENV)/.dev  ## what a step costs, as ratios to plain SGD; OLDER=DIR for another version beside it; CASE=images for one case
+	$(BIN)/python bench/optimizers.py $(if $(OLDER),--older $(OLDER)) $(addprefix --case ,$(CASE))
+ifndef CASE
 	$(BIN)/python bench/growth.py
 	$(BIN)/python bench/gradient_ascent.py
+endif
 
 bench-gpu: $(VENV)/.dev  ## times on a GPU, into bench-results/gpu.md; fails, and says so, where there is none
 	$(BIN)/python bench/gpu.py $(if $(OLDER),--older $(OLDER))

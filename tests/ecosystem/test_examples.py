@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from rai_toolbox.robustness import evaluate
+from rai_toolbox.cli import main
+from rai_toolbox.robustness import Evaluation, evaluate
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TESTED = {
@@ -24,6 +26,7 @@ TESTED = {
     "fsdp2",
     "lightning_module",
     "mixed_precision",
+    "static_export",
     "transformers_digits",
     "transformers_trainer",
     "vmapped_attack",
@@ -103,3 +106,17 @@ def test_on_two_ranks_under_torchrun(name: str, tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert float(ran.stdout.rpartition("accuracy: ")[2]) > 0.7
+
+
+def test_a_program_of_a_fixed_batch_is_evaluated_as_one_of_any(
+    example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example("static_export").main(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for name in ("static", "dynamic"):
+        words = ["--model", f"{name}.pt2", "--data", "digits.npz", "--out", name, "--batch-size", "7", "--quiet"]
+        assert main(["evaluate", *words, "--budget", "quick", "--epsilons", "0.5", "--no-diagnostics"]) == 0
+        found[name] = Evaluation.load(name)
+    assert found["static"].curves["l2"].points[0].value > 0.8
+    np.testing.assert_allclose(found["static"].distance["l2"], found["dynamic"].distance["l2"], rtol=1e-3)
