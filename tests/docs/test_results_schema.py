@@ -47,8 +47,10 @@ def written() -> list[tuple[str, Any]]:
         extra_epsilons={"l2": [0.2]}, bounds=(-9, 9), mask=[True, True, False],
         corruptions={"dimmed": lambda x, severity: x / severity}, **brief,
     )  # fmt: skip
-    second = evaluate(nn.Linear(3, 1), (x, x[:, :1]), task="regression", diagnostics=False, **brief)
-    return [entry for result in (first, second) for entry in entries(json.loads(result.to_json()))]
+    brief |= {"diagnostics": False, "keep_points": True}
+    second = evaluate(nn.Linear(3, 1), (x, x[:, :1]), task="regression", **brief)
+    third = evaluate(nn.Linear(3, 1), (x, x[:, :1]), task="regression", also_try=second, **brief)
+    return [entry for result in (first, second, third) for entry in entries(json.loads(result.to_json()))]
 
 
 def test_every_field_that_is_written_is_on_the_page_and_the_other_way_round(written) -> None:

@@ -32,7 +32,7 @@ def test_results_come_back_from_disk_as_they_were(small_net, digits, tmp_path):
     assert "Infinity" not in text
     assert json.loads(text)["schema_version"] == 2
     frame = result.to_pandas()
-    assert list(frame.columns) == ["label", "prediction", "correct", "distance_l2"]
+    assert list(frame.columns) == ["label", "prediction", "correct", "distance_l2", "found_by_l2"]
     assert len(frame) == 20
 
 

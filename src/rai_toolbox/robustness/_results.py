@@ -40,6 +40,8 @@ class Point:
     also_by_stronger_attacks : int
         How many samples only an attack without the gradient broke, or a random point: where a check asked for such
         attacks, and where the average was measured.
+    also_by_earlier_points : int
+        How many samples only a point of an earlier evaluation broke, when the minimum-norm solver was done.
     """
 
     epsilon: float
@@ -50,6 +52,7 @@ class Point:
     by_minimum_norm: float | None = None
     also_by_fixed_budget: int = 0
     also_by_stronger_attacks: int = 0
+    also_by_earlier_points: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,7 @@ class Results:
     feature_names: tuple[str, ...] | None = None
     corruptions: Mapping[str, Corruption] = field(default_factory=dict)
     ids: tuple[int | str, ...] | None = None
+    found_by: Mapping[str, NDArray] = field(default_factory=dict)
 
     @property
     def evidence(self) -> tuple[Evidence, ...]:
@@ -215,15 +219,19 @@ class Results:
         if self.task == "classification":
             columns["correct"] = self.correct
             columns |= {f"distance_{norm}": values for norm, values in self.distance.items()}
+            columns |= {f"found_by_{norm}": names for norm, names in self.found_by.items()}
         for norm, error in self.error.items():
-            radii = [point.epsilon for point in self.curves[norm].points]
-            short = [f"{epsilon:g}" for epsilon in radii]
-            # radii that agree in six digits are told apart by all of theirs
-            names = [
-                repr(epsilon) if short.count(name) > 1 else name for epsilon, name in zip(radii, short, strict=True)
-            ]
-            columns |= {f"error_{norm}_{name}": values for name, values in zip(names, error, strict=True)}
+            columns |= self._by_radius("error", norm, error)
+            columns |= self._by_radius("found_by", norm, self.found_by[norm]) if norm in self.found_by else {}
         return columns
+
+    def _by_radius(self, what: str, norm: str, rows: NDArray) -> dict[str, NDArray]:
+        """Return a column for each point of a curve."""
+        radii = [point.epsilon for point in self.curves[norm].points]
+        short = [f"{epsilon:g}" for epsilon in radii]
+        # radii that agree in six digits are told apart by all of theirs
+        names = [repr(epsilon) if short.count(name) > 1 else name for epsilon, name in zip(radii, short, strict=True)]
+        return {f"{what}_{norm}_{name}": values for name, values in zip(names, rows, strict=True)}
 
     def _named(self, labels: NDArray) -> NDArray:
         names = self.class_names

@@ -17,9 +17,21 @@ from torch import Tensor
 from rai_toolbox.perturbations._ball import Ball, unit_l2
 from rai_toolbox.perturbations._noise import Noise, draw_seed
 from rai_toolbox.perturbations.losses import misclassified
+from rai_toolbox.robustness.attack._kept import Kept
 from rai_toolbox.robustness.attack._settings import Norm
-from rai_toolbox.robustness.attack._solver import as_numpy, distances, mean_absolute_error
+from rai_toolbox.robustness.attack._solver import (
+    NAME,
+    CheckedResult,
+    as_numpy,
+    check_again,
+    decisions,
+    distances,
+    mean_absolute_error,
+)
 from rai_toolbox.robustness.attack._subject import Subject
+
+#: The name of this way to find errors.
+RANDOM_POINT = "random point"
 
 # A point of the ball is drawn again, at most so often, while it lies outside of the box. With more entries than
 # `_FEW` a draw hardly ever lies inside where bounds are near, and the first is clamped.
@@ -41,7 +53,8 @@ def average(subject: Subject, norm: Norm, batch: int, grid: Sequence[float]) -> 
 
     Returns ``error``, shape (radii, samples): the share of a sample's points that are misclassified, or the mean
     absolute error at them. ``largest``: the same for the worst of them. ``distance``, shape (samples,): of the nearest
-    point that is misclassified. ``clamped``, shape (radii,): how many points had to be clamped to the box.
+    point that is misclassified, of a random model only where it is an error to the solvers too. ``clamped``, shape
+    (radii,): how many points had to be clamped to the box.
     """
     begun = time.perf_counter()
     start, stop = subject.span(batch)
@@ -51,17 +64,21 @@ def average(subject: Subject, norm: Norm, batch: int, grid: Sequence[float]) -> 
     subject.begin(len(grid) * count * (stop - start))
     error, largest = np.zeros((2, len(grid), stop - start))
     clamped = np.zeros(len(grid), dtype=np.int64)
-    distance = np.full(stop - start, np.inf)
+    distance, kept = np.full(stop - start, np.inf), Kept(subject, batch)
     for level, epsilon in enumerate(grid):
         for point in range(count):
             perturbed, was_clamped = draw(epsilon, level * count + point)
             clamped[level] += was_clamped
-            found = error_at(subject, perturbed, target)
+            found, output = error_at(subject, perturbed, target)
             error[level] += found / count
+            worse = found > (0 if subject.classifies else largest[level])
             largest[level] = np.maximum(largest[level], found)
-            if subject.classifies:
-                away = np.minimum(distances(perturbed, x, norm), epsilon)
-                distance = np.where(found > 0, np.minimum(distance, away), distance)
+            rows = np.flatnonzero(worse)
+            if len(rows) and (subject.classifies or subject.settings.keep_points):
+                judged = _judged(subject, norm, epsilon, *(part[rows] for part in (x, target, perturbed, output)))
+                nearer = judged.distance < distance[rows] if subject.classifies else np.isfinite(judged.distance)
+                distance[rows[nearer]] = judged.distance[nearer]
+                kept.take(rows, judged, nearer, level=0 if subject.classifies else level)
     return {
         "error": error,
         "largest": largest,
@@ -69,18 +86,30 @@ def average(subject: Subject, norm: Norm, batch: int, grid: Sequence[float]) -> 
         "clamped": clamped,
         "forwards": subject.model.forwards - subject.begun,
         "seconds": time.perf_counter() - begun,
+        **kept.arrays(),
     }
 
 
-def error_at(subject: Subject, x: Tensor, target: Tensor) -> NDArray:
-    """Return 1 where the model is wrong and 0 where it is right, or its absolute error; shape (samples,)."""
+def error_at(subject: Subject, x: Tensor, target: Tensor) -> tuple[NDArray, Tensor]:
+    """Return 1 where the model is wrong and 0 where it is right, or its absolute error; and its outputs."""
     with torch.no_grad():
         output = subject.model(x)
     if not subject.classifies:
-        return as_numpy(mean_absolute_error(output, target))
+        return as_numpy(mean_absolute_error(output, target)), output
     # A NaN among the logits is no right decision.
     wrong = misclassified(output, target) | ~output.isfinite().all(dim=1)
-    return as_numpy(wrong.double())
+    return as_numpy(wrong.double()), output
+
+
+def _judged(
+    subject: Subject, norm: Norm, epsilon: float, x: Tensor, target: Tensor, perturbed: Tensor, output: Tensor
+) -> CheckedResult:
+    """Return points at which the model erred as what is found; of a random model, asked again."""
+    if subject.settings.draws > 1:
+        return check_again(subject, x, target, perturbed, norm=norm, by=RANDOM_POINT, epsilon=epsilon)
+    away = np.minimum(distances(perturbed, x, norm), epsilon)
+    prediction = as_numpy(decisions(output) if subject.classifies else output)
+    return CheckedResult(perturbed, away, prediction, away, 0, np.full(len(x), RANDOM_POINT, NAME))
 
 
 class _Draws:

@@ -68,7 +68,7 @@ def corrupted(subject: Subject, name: str, batch: int, severities: Sequence[floa
         seed = subject.generator("corruption", name, level, batch).initial_seed()
         with _seeded(seed), torch.no_grad():
             changed = _corrupt(subject.corruptions[name], name, x, severity)
-        error[level] = error_at(subject, changed, target)
+        error[level], _ = error_at(subject, changed, target)
     return {"error": error, "seconds": time.perf_counter() - begun}
 
 

@@ -62,6 +62,6 @@ def _past(
     bounds = subject.box.of(x)
     if bounds is not None:
         there = torch.clamp(there, *bounds)
-    again = check_again(subject, x, target, there, norm=norm, epsilon=epsilon)
+    again = check_again(subject, x, target, there, norm=norm, by="", epsilon=epsilon)
     wrong = torch.from_numpy(np.isfinite(again.distance)).to(x.device)
     return torch.where(wrong.view(-1, *[1] * (x.ndim - 1)), there, found)

@@ -31,19 +31,19 @@ def nearest_by_queries(subject: Subject, norm: Norm, x: Tensor, target: Tensor) 
     Where only `no_grad`, `detach` or rounding hides the gradient, a solver follows `BPDA` too.
     """
     budget = round(_NEAREST * subject.settings.queries)
-    points = [x.clone()]
+    points = [("", x.clone())]
     through = BPDA(subject.model)
     if through.replaces(x[:2]):
         asked = max(1, min(_STEPS, budget // (2 * _RUNS)))
         found = run_solver(
             subject, x, target, norm=norm, purpose=("search", norm), steps=asked, restarts=_RUNS, through=through
         )
-        points.append(found.perturbed)
+        points.append(("BPDA", found.perturbed))
         budget //= 2
     if norm == "l0":  # there is no plane to walk along
-        points.append(_fewest(subject, x, target, budget))
+        points.append(("random search", _fewest(subject, x, target, budget)))
     else:
-        points.append(_walked(subject, norm, x, target, budget))
+        points.append(("decisions", _walked(subject, norm, x, target, budget)))
     return _nearest(subject, norm, x, target, points)
 
 
@@ -69,10 +69,10 @@ def within_by_queries(
             subject, x, target, norm=norm, epsilon=epsilon, purpose=("confirm", norm, level), steps=steps, restarts=1,
             through=through,
         )  # fmt: skip
-        points.append(found.perturbed)
+        points.append(("differences", found.perturbed))
         budget -= steps * (2 * count + 1)
     radius = torch.full((len(x),), float(epsilon), dtype=torch.float64, device=x.device)
-    points.append(random_search(subject, x, target, norm=norm, epsilon=radius, queries=budget))
+    points.append(("random search", random_search(subject, x, target, norm=norm, epsilon=radius, queries=budget)))
     return _nearest(subject, norm, x, target, points, epsilon)
 
 
@@ -106,14 +106,16 @@ def _fewest(subject: Subject, x: Tensor, target: Tensor, budget: int) -> Tensor:
 
 
 def _nearest(
-    subject: Subject, norm: Norm, x: Tensor, target: Tensor, points: list[Tensor], epsilon: float | None = None
-) -> CheckedResult:
-    """Return, for each sample, the nearest of several points at which the model errs."""
-    checked = [check_again(subject, x, target, one, norm=norm, epsilon=epsilon) for one in points]
+    subject: Subject, norm: Norm, x: Tensor, target: Tensor, points: list[tuple[str, Tensor]],
+    epsilon: float | None = None,
+) -> CheckedResult:  # fmt: skip
+    """Return, for each sample, the nearest of the points of several attacks at which the model errs."""
+    checked = [check_again(subject, x, target, one, norm=norm, by=by, epsilon=epsilon) for by, one in points]
     best = checked[0]
     for other in checked[1:]:
         nearer = other.distance < best.distance
-        best.distance[nearer], best.prediction[nearer] = other.distance[nearer], other.prediction[nearer]
+        for name in ("distance", "prediction", "by"):
+            getattr(best, name)[nearer] = getattr(other, name)[nearer]
         best.perturbed = torch.where(
             torch.from_numpy(nearer).to(x.device).reshape(-1, *[1] * (x.ndim - 1)), other.perturbed, best.perturbed
         )

@@ -47,6 +47,8 @@ class Settings:
     average: int = 1  # how many random points of the same ball and box are tried per sample and radius
     corruptions: tuple[str, ...] = ()  # the names of the corruptions to try
     severities: tuple[float, ...] = ()  # of the corruptions, ascending
+    keep_points: bool = False  # whether the perturbed inputs of all samples are kept
+    also_try: tuple[str, ...] = ()  # which earlier evaluations' perturbed inputs are tried too
 
     @property
     def sizes(self) -> Budget:
@@ -101,6 +103,7 @@ class Settings:
             average=_whole("average", given.average, least=0),
             corruptions=tuple(given.corruptions),
             severities=_severities(given.severities) if given.corruptions else (),
+            keep_points=bool(given.keep_points),
         )
 
 

@@ -22,6 +22,9 @@ from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.attack._under_way import RunsOfSolver
 
+#: The dtype of names of attacks in an array.
+NAME = "U16"
+
 _ORDER = {"l1": 1.0, "l2": 2.0, "linf": float("inf"), "l0": 0.0}
 
 
@@ -37,6 +40,7 @@ class CheckedResult:
     # Regression: the mean absolute error at the perturbed inputs; of the clean input where they were rejected.
     error: NDArray
     rejected: int  # how many a solver called a success, or returned, that are none
+    by: NDArray  # which attack returned each
 
 
 def run_solver(
@@ -47,6 +51,7 @@ def run_solver(
     norm: Norm,
     epsilon: float | torch.Tensor | None = None,
     purpose: tuple[object, ...],
+    by: str | None = None,
     steps: int | None = None,
     restarts: int | None = None,
     through: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -56,6 +61,7 @@ def run_solver(
 
     epsilon, shape (N,): the radius, one for all or one for each.
     purpose: names the random numbers.
+    by: the name of the attack; by default that of the solver.
     steps, restarts: other than the settings'.
     through: what the solver attacks instead of the model; what it returns is looked at with the model.
     to_the_end: whether the solver goes on after the decision has changed: that of `through` may be another.
@@ -78,7 +84,8 @@ def run_solver(
         else:
             solution = worst_case(asked_of, x, target, epsilon=epsilon, early_stop=not to_the_end, **options)
     with subject.last_word(now=True):
-        found = check_again(subject, x, target, solution.perturbed.detach(), norm=norm, epsilon=epsilon)
+        name = by or ("minimum_norm" if epsilon is None else "worst_case")
+        found = check_again(subject, x, target, solution.perturbed.detach(), norm=norm, by=name, epsilon=epsilon)
     if subject.classifies and subject.settings.draws == 1:  # other draws vote otherwise where they are nearly even
         found.rejected = int((as_numpy(solution.success) & ~np.isfinite(found.distance)).sum())
     return found
@@ -91,10 +98,12 @@ def check_again(
     perturbed: torch.Tensor,
     *,
     norm: Norm,
+    by: str,
     epsilon: float | torch.Tensor | None = None,
 ) -> CheckedResult:
     """Return what perturbed inputs are worth: how far they are, whether they lie in ball and box, what the model says.
 
+    by: the name of the attack that they are of.
     epsilon, shape (N,): the radius of the ball, if there is one.
     """
     bounds = subject.box.of(x)
@@ -109,12 +118,13 @@ def check_again(
         radius = as_numpy(epsilon.double()) if isinstance(epsilon, torch.Tensor) else epsilon
         inside &= distance <= radius + _rounding(x, norm)
         distance = np.minimum(distance, radius)
+    names = np.full(len(x), by, NAME)
     if not subject.classifies:
         with torch.no_grad():
             unperturbed = mean_absolute_error(subject.model(x), target)
         error = np.where(inside, as_numpy(mean_absolute_error(output, target)), as_numpy(unperturbed))
         return CheckedResult(
-            perturbed, np.where(inside, distance, np.inf), as_numpy(output), error, int((~inside).sum())
+            perturbed, np.where(inside, distance, np.inf), as_numpy(output), error, int((~inside).sum()), names
         )
     wrong = inside & as_numpy(errs(subject, perturbed, target, output))
     return CheckedResult(
@@ -123,6 +133,7 @@ def check_again(
         prediction=np.where(wrong, as_numpy(decisions(output)), -1),
         error=np.zeros(len(x)),
         rejected=0,
+        by=names,
     )
 
 

@@ -6,17 +6,18 @@ Each function returns arrays, which the journal keeps.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rai_toolbox.robustness.attack._kept import Kept
 from rai_toolbox.robustness.attack._queries import nearest_by_queries, within_by_queries
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._solver import (
-    CheckedResult,
+    NAME,
     as_numpy,
     decisions,
     errs,
@@ -53,9 +54,9 @@ def search(subject: Subject, norm: Norm, batch: int, correct: NDArray) -> dict[s
     start, stop = subject.span(batch)
     subject.begin(1.2 * subject.settings.sizes.steps * subject.settings.sizes.restarts * int(correct.sum()))
     distance = np.where(correct, np.inf, 0.0)
-    prediction = np.full(stop - start, -1)
+    prediction, by = np.full(stop - start, -1), np.full(stop - start, "", NAME)
     rows = np.flatnonzero(correct)
-    kept = _Kept(subject, start, stop)
+    kept = Kept(subject, batch)
     rejected = 0
     if len(rows):
         x, target = (part[torch.from_numpy(rows)] for part in subject.batch(start, stop))
@@ -64,9 +65,11 @@ def search(subject: Subject, norm: Norm, batch: int, correct: NDArray) -> dict[s
         else:
             found = nearest_by_queries(subject, norm, x, target)
         distance[rows], prediction[rows], rejected = found.distance, found.prediction, found.rejected
+        by[rows] = np.where(np.isfinite(found.distance), found.by, "")
         kept.take(rows, found)
     return {
         "distance": distance,
+        "by": by,
         "prediction": prediction,
         "rejected": rejected,
         "forwards": subject.model.forwards - subject.begun,
@@ -86,7 +89,7 @@ def confirm(
     """
     begun = time.perf_counter()
     start, stop = subject.span(batch)
-    kept = _Kept(subject, start, stop)
+    kept = Kept(subject, batch)
     if open_below is None:
         subject.begin(len(grid) * (stop - start) * subject.settings.sizes.steps * subject.settings.sizes.restarts)
         results = _errors(subject, norm, grid, kept)
@@ -101,34 +104,37 @@ def confirm(
     }
 
 
-def _errors(subject: Subject, norm: Norm, grid: Sequence[float], kept: _Kept) -> dict[str, Any]:
+def _errors(subject: Subject, norm: Norm, grid: Sequence[float], kept: Kept) -> dict[str, Any]:
     """Try each radius on all samples of a batch."""
-    begun = _begun(subject, kept)
-    error = np.zeros((len(grid), kept.stop - kept.start)) if begun is None else np.array(begun["error"])
-    rejected = 0 if begun is None else int(begun["rejected"])
+    shape = len(grid), kept.stop - kept.start
+    so_far = _so_far(subject, kept, {"error": np.zeros(shape), "by": np.full(shape, "", NAME), "rejected": np.array(0)})
+    error, by = so_far["error"], so_far["by"]
     x, target = subject.batch(kept.start, kept.stop)
-    for level in range(0 if begun is None else int(begun["levels"]), len(grid)):
+    for level in range(int(so_far["levels"]), len(grid)):
         found = run_solver(subject, x, target, norm=norm, epsilon=grid[level], purpose=("confirm", norm, level))
-        # A larger radius allows every change that a smaller one does.
-        error[level] = found.error if level == 0 else np.maximum(error[level - 1], found.error)
-        rejected += found.rejected
+        error[level], by[level] = found.error, found.by
+        if level > 0:  # a larger radius allows every change that a smaller one does
+            less = error[level] < error[level - 1]
+            error[level, less], by[level, less] = error[level - 1, less], by[level - 1, less]
+        so_far["rejected"] += found.rejected
         if subject.cut:
             break
-        if level == len(grid) // 2:
-            kept.take(np.arange(len(x)), found)
-        _keep_levels(subject, level + 1, {"error": error, "rejected": rejected}, kept)
-    return {"error": error, "rejected": rejected}
+        if level == len(grid) // 2 or subject.settings.keep_points:
+            kept.take(np.arange(len(x)), found, level=level)
+        _keep_levels(subject, level + 1, so_far, kept)
+    return so_far
 
 
 def _nearer_errors(
-    subject: Subject, norm: Norm, grid: Sequence[float], open_below: NDArray, kept: _Kept
+    subject: Subject, norm: Norm, grid: Sequence[float], open_below: NDArray, kept: Kept
 ) -> dict[str, Any]:
     """Try each radius on the samples of a batch that stand there yet."""
-    begun = _begun(subject, kept)
-    distance = np.array(open_below if begun is None else begun["distance"], dtype=np.float64)
-    prediction = np.full(len(distance), -1) if begun is None else np.array(begun["prediction"])
-    rejected = 0 if begun is None else int(begun["rejected"])
-    for level in range(0 if begun is None else int(begun["levels"]), len(grid)):
+    count = len(open_below)
+    first = {"distance": np.array(open_below, dtype=np.float64), "by": np.full(count, "", NAME)}
+    first |= {"prediction": np.full(count, -1), "rejected": np.array(0)}
+    so_far = _so_far(subject, kept, first)
+    distance = so_far["distance"]
+    for level in range(int(so_far["levels"]), len(grid)):
         rows = np.flatnonzero(distance > grid[level])
         if not len(rows):
             break
@@ -138,66 +144,31 @@ def _nearer_errors(
         else:
             found = within_by_queries(subject, norm, x, target, grid[level], level=level, levels=len(grid))
         nearer = found.distance < distance[rows]
-        distance[rows] = np.where(nearer, found.distance, distance[rows])
-        prediction[rows] = np.where(nearer, found.prediction, prediction[rows])
-        rejected += found.rejected
-        kept.take(rows[nearer], found, nearer)
+        for name in ("distance", "prediction", "by"):
+            so_far[name][rows[nearer]] = getattr(found, name)[nearer]
+        so_far["rejected"] += found.rejected
+        kept.take(rows, found, nearer)
         if subject.cut:
             break
-        results = {"distance": distance, "prediction": prediction, "rejected": rejected}
-        _keep_levels(subject, level + 1, results, kept)
-    return {"distance": distance, "prediction": prediction, "rejected": rejected}
+        _keep_levels(subject, level + 1, so_far, kept)
+    return so_far
 
 
 _LEVELS = "levels"
 
 
-def _begun(subject: Subject, kept: _Kept) -> Mapping[str, NDArray] | None:
-    """Return what an earlier process has found at the first radii."""
+def _so_far(subject: Subject, kept: Kept, first: dict[str, NDArray]) -> dict[str, NDArray]:
+    """Return what an earlier process has found at the first radii, and how many they were; else what is given."""
     begun = None if subject.part is None else subject.part.get(_LEVELS)
-    if begun is not None:
-        subject.model.forwards = subject.begun + int(begun["forwards"])
-        kept.restore(begun)
-    return begun
+    if begun is None:
+        return first | {"levels": np.array(0)}
+    subject.model.forwards = subject.begun + int(begun["forwards"])
+    kept.restore(begun)
+    return {name: np.array(begun[name]) for name in (*first, "levels")}
 
 
-def _keep_levels(subject: Subject, levels: int, results: Mapping[str, Any], kept: _Kept) -> None:
+def _keep_levels(subject: Subject, levels: int, so_far: dict[str, NDArray], kept: Kept) -> None:
+    so_far["levels"] = np.array(levels)
     if subject.part is not None:
-        so_far = {"levels": levels, "forwards": subject.model.forwards - subject.begun, **results, **kept.arrays()}
-        subject.part.put(_LEVELS, {name: np.asarray(value) for name, value in so_far.items()})
-
-
-class _Kept:
-    """The perturbed inputs of a batch that the gallery may show."""
-
-    def __init__(self, subject: Subject, start: int, stop: int) -> None:
-        self.start, self.stop = start, stop
-        self._rows = {index - start for index in subject.shown if start <= index < stop}
-        self._found: dict[int, tuple[NDArray, float, NDArray]] = {}
-
-    def take(self, rows: NDArray, found: CheckedResult, chosen: NDArray | None = None) -> None:
-        at = np.flatnonzero(chosen) if chosen is not None else np.arange(len(rows))
-        for row, position in zip(rows.tolist(), at.tolist(), strict=True):
-            if row in self._rows and np.isfinite(found.distance[position]):
-                perturbed = as_numpy(found.perturbed[position].float())
-                self._found[row] = perturbed, float(found.distance[position]), found.prediction[position]
-
-    def restore(self, arrays: Mapping[str, NDArray]) -> None:
-        """Take back what `arrays` has returned."""
-        if "shown_index" in arrays:
-            values = (arrays[f"shown_{name}"] for name in ("index", "input", "distance", "prediction"))
-            self._found = {
-                int(index) - self.start: (perturbed, float(distance), prediction)
-                for index, perturbed, distance, prediction in zip(*values, strict=True)
-            }
-
-    def arrays(self) -> Mapping[str, NDArray]:
-        rows = sorted(self._found)
-        if not rows:
-            return {}
-        return {
-            "shown_index": np.array(rows) + self.start,
-            "shown_input": np.stack([self._found[row][0] for row in rows]),
-            "shown_distance": np.array([self._found[row][1] for row in rows]),
-            "shown_prediction": np.array([self._found[row][2] for row in rows]),
-        }
+        forwards = np.array(subject.model.forwards - subject.begun)
+        subject.part.put(_LEVELS, {"forwards": forwards, **so_far, **kept.arrays()})

@@ -15,8 +15,9 @@ from rai_toolbox.perturbations.losses import misclassified
 from rai_toolbox.robustness.attack._blackbox import random_search
 from rai_toolbox.robustness.attack._bpda import BPDA
 from rai_toolbox.robustness.attack._decisions import walk_along_boundary
+from rai_toolbox.robustness.attack._kept import Kept
 from rai_toolbox.robustness.attack._settings import Norm
-from rai_toolbox.robustness.attack._solver import CheckedResult, check_again, run_solver
+from rai_toolbox.robustness.attack._solver import NAME, CheckedResult, check_again, run_solver
 from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.attack._substitutes import by_differences, length_of_steps, with_gradient_of
 from rai_toolbox.robustness.attack._twin import distill
@@ -41,39 +42,44 @@ def stronger(
     known: the distance at which the solvers broke each sample; 0 where it is wrong from the start.
     width: of the data.
 
-    Returns ``distance``, the least of all; one array for each attack, under its name; and what a piece of a run holds.
+    Returns ``distance``, the least of all; ``by``, the attack that found it, empty where it was known; one array for
+    each attack, under its name; and what a piece of a run holds.
     """
     begun = time.perf_counter()
     subject.begin(_PASSES * int((known > 0).sum()))
     rows = np.flatnonzero(known > 0)
     by_attack = {name: np.where(known > 0, np.inf, 0.0) for name in STRONGER}
+    by, kept = np.full(len(known), "", NAME), Kept(subject, batch)
     replaced: list[str] = []
     if len(rows):
         start, stop = subject.span(batch)
         x, target = (part[torch.from_numpy(rows).to(subject.device)] for part in subject.batch(start, stop))
-        attacks = _Attacks(subject, norm, grid, x, target, known[rows], width)
+        attacks = _Attacks(subject, norm, grid, x, target, known[rows], width, kept, rows)
         for name, found in attacks.run().items():
             by_attack[name][rows] = found
+        by[rows] = attacks.by
         replaced = attacks.replaced
     return {
         "distance": np.minimum(known, np.min(list(by_attack.values()), axis=0)),
+        "by": by,
         **by_attack,
         "replaced": np.array(replaced, dtype=np.str_),
         "rejected": 0,
         "forwards": subject.model.forwards - subject.begun,
         "seconds": time.perf_counter() - begun,
+        **kept.arrays(),
     }
 
 
 class _Attacks:
     def __init__(
         self, subject: Subject, norm: Norm, grid: Sequence[float], x: torch.Tensor, target: torch.Tensor,
-        known: NDArray, width: float,
+        known: NDArray, width: float, kept: Kept, rows: NDArray,
     ) -> None:  # fmt: skip
         self._norm: Norm = norm
         self._subject, self._grid, self._width = subject, grid, width
-        self._x, self._target = x, target
-        self.best = known.copy()
+        self._x, self._target, self._kept, self._rows = x, target, kept, rows
+        self.best, self.by = known.copy(), np.full(len(known), "", NAME)
         self.found: dict[str, NDArray] = {}
         self.replaced: list[str] = []
 
@@ -90,7 +96,9 @@ class _Attacks:
     def _keep(self, name: str, rows: NDArray, found: CheckedResult) -> None:
         mine = self.found.setdefault(name, np.full(len(self._x), np.inf))
         mine[rows] = np.minimum(mine[rows], found.distance)
-        self.best[rows] = np.minimum(self.best[rows], found.distance)
+        nearer = found.distance < self.best[rows]
+        self.best[rows[nearer]], self.by[rows[nearer]] = found.distance[nearer], found.by[nearer]
+        self._kept.take(self._rows[rows], found, nearer)
         if self._subject.cut:
             raise SolveEnded("the time limit has come")
 
@@ -102,7 +110,7 @@ class _Attacks:
         for number, through in enumerate(throughs):
             found = run_solver(
                 self._subject, self._x, self._target, norm=self._norm, purpose=("stronger", name, number),
-                steps=30, restarts=3, through=through,
+                by=name, steps=30, restarts=3, through=through,
             )  # fmt: skip
             self._keep(name, every, found)
         for level, epsilon in enumerate(self._grid):
@@ -113,7 +121,7 @@ class _Attacks:
                 at = torch.from_numpy(rows).to(self._x.device)
                 found = run_solver(
                     self._subject, self._x[at], self._target[at], norm=self._norm, epsilon=epsilon,
-                    purpose=("stronger", name, number, level), steps=20, restarts=2, through=through,
+                    purpose=("stronger", name, number, level), by=name, steps=20, restarts=2, through=through,
                 )  # fmt: skip
                 self._keep(name, rows, found)
 
@@ -167,7 +175,7 @@ class _Attacks:
             wrong, self._x, pool, norm=self._norm, bounds=subject.box.of(self._x), rounds=_ROUNDS[self._norm],
             generator=subject.generator("stronger decisions", self._norm),
         )  # fmt: skip
-        found = check_again(subject, self._x, self._target, nearest, norm=self._norm)
+        found = check_again(subject, self._x, self._target, nearest, norm=self._norm, by="decisions")
         self._keep("decisions", np.arange(len(self._x)), found)
 
     def _random_search(self) -> None:
@@ -179,5 +187,5 @@ class _Attacks:
             x, target = self._x[at], self._target[at]
             radius = torch.full((len(rows),), float(epsilon), dtype=torch.float64, device=x.device)
             points = random_search(self._subject, x, target, norm=self._norm, epsilon=radius, queries=_QUERIES)
-            found = check_again(self._subject, x, target, points, norm=self._norm, epsilon=epsilon)
+            found = check_again(self._subject, x, target, points, norm=self._norm, by="random search", epsilon=epsilon)
             self._keep("random search", rows, found)

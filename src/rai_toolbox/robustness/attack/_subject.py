@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,6 +30,15 @@ class Part(Protocol):
         """Keep arrays under a name, instead of what was there."""
 
 
+@dataclass(frozen=True)
+class EarlierPoints:
+    """Perturbed inputs in one norm, any number of them for a sample."""
+
+    index: NDArray  # shape (P,): of which samples
+    perturbed: NDArray  # shape (P, ...): the inputs
+    distance: NDArray  # shape (P,): from the unperturbed inputs, as it was measured
+
+
 @dataclass
 class Subject:
     """The model, its data and the settings, as every stage and check of a run gets them."""
@@ -40,8 +49,9 @@ class Subject:
     box: Box
     settings: Settings
     device: torch.device
-    # The samples whose perturbed inputs are kept for the gallery, chosen before anything is known about them.
-    shown: frozenset[int] = frozenset()
+    # The samples whose perturbed inputs are kept, for the gallery chosen before anything is known about them.
+    shown: Container[int] = frozenset()
+    earlier: Mapping[str, EarlierPoints] = field(default_factory=dict)  # by norm, what earlier evaluations have found
     corruptions: Mapping[str, Callable[[torch.Tensor, float], Any]] = field(default_factory=dict)  # by their names
     late: Callable[[], bool] | None = None  # asked before each call of the model whether the time limit has come
     cut: bool = False  # whether it has ended some work before its end, since this was set to False

@@ -226,6 +226,16 @@ class Job:
     severities: Annotated[str, Flag("Of the corruptions (default 1,2,3,4,5); a forward pass each.", "NUMBERS")] = (
         "1,2,3,4,5"
     )
+    keep_points: Annotated[
+        bool,
+        Flag("Keep the perturbed inputs of all samples in examples.npz, for --also-try.", spellings="--keep-points"),
+    ] = False
+    also_try: Annotated[
+        tuple[str, ...],
+        Flag(
+            "Also try the perturbed inputs of an earlier report, which kept those of all samples; repeatable.", "FOLDER"
+        ),
+    ] = ()
     strict: Annotated[
         bool, Flag("Exit with 3 if the checks distrust the figures or could not be made.", spellings="--strict")
     ] = False

@@ -45,13 +45,17 @@ class Evaluation(Results):
     settings, data, environment, timings : dict
         The arguments, a summary of the data, versions and hardware, seconds per stage.
     examples : dict of str to Examples
-        By norm, for the gallery.
+        By norm, for the gallery; of all samples where they were kept.
     feature_names : tuple of str or None
         Of a table.
     corruptions : dict of str to Corruption
         By name, where corruptions were given.
     ids : tuple of int or str, or None
         What the data call each evaluated sample.
+    found_by : dict of str to NDArray of str
+        By norm, which attack found that distance or error, in its shape: ``"minimum_norm"``, ``"worst_case"``, one of
+        the stronger attacks or of queries (``"BPDA"``, ``"differences"``, ``"transfer"``, ``"decisions"``, ``"random
+        search"``), ``"random point"``, ``"also-try"``; empty for the unperturbed sample, and where nothing was found.
     evidence : tuple of Evidence
         What the figures are evidence of.
     """

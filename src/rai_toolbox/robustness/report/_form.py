@@ -24,6 +24,7 @@ class _Point(msgspec.Struct):
     by_minimum_norm: float | None = None
     also_by_fixed_budget: Count = 0
     also_by_stronger_attacks: Count = 0
+    also_by_earlier_points: Count = 0
 
 
 class _AveragePoint(msgspec.Struct):
@@ -81,6 +82,7 @@ class _Samples(msgspec.Struct):
     correct: list[bool] | None = None
     distance: dict[str, list[float | None]] = {}
     error: dict[str, list[list[float | None]]] = {}
+    found_by: dict[str, list[Text | list[Text | None] | None]] = {}
 
 
 class _Bounds(msgspec.Struct):
@@ -142,6 +144,7 @@ def _faults(file: _File) -> Iterator[str]:
     per_norm = samples.distance if classifies else samples.error
     what = "distance" if classifies else "error"
     lists |= {f"{what}.{norm}": per_norm.get(norm) for norm in file.curves}
+    lists |= {f"found_by.{norm}": names for norm, names in samples.found_by.items()}
     for name, values in lists.items():
         if values is None:
             yield f"samples.{name} is missing"
@@ -160,6 +163,11 @@ def _faults(file: _File) -> Iterator[str]:
         yield from _faults_of_curve(norm, curve, classifies)
         if any(len(row) != len(curve.points) for row in samples.error.get(norm, [])):
             yield f"samples.error.{norm} has a row that is not as long as the curve"
+        if any(
+            classifies is isinstance(row, list) or (not classifies and len(row or ()) != len(curve.points))
+            for row in samples.found_by.get(norm, [])
+        ):
+            yield f"samples.found_by.{norm} has an entry of another form"
     for name, corruption in file.corruptions.items():
         if corruption.name != name:
             yield f"corruptions.{name}.name is {corruption.name!r}"

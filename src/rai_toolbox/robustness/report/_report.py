@@ -183,10 +183,24 @@ def _section(evaluation: Results, norm: str) -> dict[str, Any]:
         "drawing": curve_drawing({"": evaluation}, norm),
         "sentence": _sentence(evaluation, curve),
         "concerned": _concerned(evaluation, norm),
+        "found_by": _found_by(evaluation, norm),
+        "earlier": any(point.also_by_earlier_points for point in curve.points),
         "stronger": any(point.also_by_stronger_attacks for point in curve.points),
-        "gallery": _gallery(evaluation, evaluation.examples[norm]) if norm in evaluation.examples else [],
+        "gallery": _gallery(evaluation, norm) if norm in evaluation.examples else [],
         "legend": _LEGENDS[kind_of(evaluation.data["shape"], evaluation.feature_names)],
     }
+
+
+def _found_by(evaluation: Results, norm: str) -> str:
+    """Return which attacks found how many of the errors."""
+    names = evaluation.found_by.get(norm)
+    if names is None:
+        return ""
+    accuracy = evaluation.task == "classification"
+    counts = Counter(name for name in (names if accuracy else names[-1]).tolist() if name)
+    found = ", ".join(f"{count} by {name}" for name, count in counts.most_common()) or "none"
+    what = "The nearest error of a sample was found" if accuracy else "At the largest ε the worst change was found"
+    return f"{what}: {found}."
 
 
 def _concerned(evaluation: Results, norm: str) -> tuple[str, str] | None:
@@ -219,10 +233,15 @@ def _sentence(evaluation: Results, curve: Curve) -> str:
     )
 
 
-def _gallery(evaluation: Results, examples: Examples) -> list[dict[str, Any]]:
-    count = len(examples.index)
-    chosen = np.unique(np.linspace(0, count - 1, min(_GALLERY, count)).round().astype(int))
-    return [_example(evaluation, examples, int(position)) for position in chosen]
+def _gallery(evaluation: Results, norm: str) -> list[dict[str, Any]]:
+    examples, points = evaluation.examples[norm], evaluation.curves[norm].points
+    shown = list(range(len(examples.index)))
+    if evaluation.task == "regression":  # one of each sample, at the radius in the middle, where there are more
+        largest = points[1 + (len(points) - 1) // 2].epsilon
+        within = [position for position in shown if examples.distance[position] <= largest * (1 + 1e-9)]
+        shown = sorted({int(examples.index[position]): position for position in within}.values())
+    chosen = np.unique(np.linspace(0, len(shown) - 1, min(_GALLERY, len(shown))).round().astype(int))
+    return [_example(evaluation, examples, shown[position]) for position in chosen.tolist()]
 
 
 def _example(evaluation: Results, examples: Examples, position: int) -> dict[str, Any]:

@@ -33,6 +33,8 @@ def to_dict(results: Results) -> dict[str, Any]:
         }
     else:
         samples["error"] = {norm: error.T for norm, error in results.error.items()}
+    if results.found_by:
+        samples["found_by"] = {norm: _names(by) for norm, by in results.found_by.items()}
     return jsonable(
         {
             "schema": SCHEMA,
@@ -99,6 +101,19 @@ def _curve_dict(curve: Curve) -> dict[str, Any]:
     }
 
 
+def _names(by: NDArray) -> list[Any]:
+    """Return the names of attacks sample by sample, null for none; of a regression a list for each."""
+    names = [[name or None for name in row] for row in np.atleast_2d(by).tolist()]
+    return names[0] if by.ndim == 1 else [list(column) for column in zip(*names, strict=True)]
+
+
+def _attacks(names: list[Any]) -> NDArray:
+    """Return what `_names` was given."""
+    if any(isinstance(name, list) for name in names):
+        return np.stack([_attacks(row) for row in names], axis=1)
+    return np.array([name or "" for name in names])
+
+
 def _distances(values: list[float | None]) -> NDArray:
     array = np.array([np.inf if value is None else value for value in values], dtype=np.float64)
     array[array < 0] = np.nan
@@ -138,6 +153,7 @@ def _from_dict(content: dict[str, Any]) -> Results:
         feature_names=None if content["feature_names"] is None else tuple(content["feature_names"]),
         corruptions=corruptions,
         ids=None if ids is None else tuple(ids),
+        found_by={norm: _attacks(names) for norm, names in samples.get("found_by", {}).items()},
     )
 
 

@@ -55,6 +55,7 @@ def _curve_csv(evaluation: Results) -> str:
             "by_minimum_norm",
             "also_by_fixed_budget",
             "also_by_stronger_attacks",
+            "also_by_earlier_points",
             "average_error",
             "average_low",
             "average_high",
@@ -72,6 +73,7 @@ def _curve_csv(evaluation: Results) -> str:
             p.by_minimum_norm,
             p.also_by_fixed_budget,
             p.also_by_stronger_attacks,
+            p.also_by_earlier_points,
             *((mean.error, mean.low, mean.high, mean.points) if mean is not None else (None,) * 4),
         ]
         for norm, curve in evaluation.curves.items()

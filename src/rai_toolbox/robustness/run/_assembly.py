@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from rai_toolbox._version import __version__
 from rai_toolbox.kernels._machine import kind_of, name_of
 from rai_toolbox.robustness._evidence import Corruption
 from rai_toolbox.robustness._results import Curve, Examples, Finding
+from rai_toolbox.robustness.attack._solver import NAME
 from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.data._samples import Summary
 from rai_toolbox.robustness.report._evaluation import Evaluation
@@ -32,6 +34,8 @@ class Measured:
     # point of the curve, shape (points, N).
     outcome: NDArray
     stages: Mapping[str, Pieces]  # the pieces that this comes from, batch by batch, by stage
+    # Which attack found it, in its shape; empty where it is of the unperturbed sample, and where nothing was found.
+    by: NDArray
     by_solvers: NDArray | None = None  # the outcome before stronger attacks, where these have been run
 
 
@@ -47,9 +51,44 @@ def reached(subject: Subject, pieces: Pieces) -> NDArray:
     return np.concatenate([np.arange(*span) for span in spans]) if spans else np.zeros(0, dtype=np.int64)
 
 
+def after_earlier(stages: Mapping[str, Pieces]) -> NDArray | None:
+    """Return the nearest errors that the search and the points of earlier evaluations found; None without such."""
+    if "also_try" not in stages:
+        return None
+    pairs = zip(stages["search"], stages["also_try"], strict=True)
+    return joined([second or first for first, second in pairs], "distance")
+
+
+def attacks_of(*stages: Pieces) -> NDArray:
+    """Return which attack found what the last of some stages knows of each sample."""
+    parts = []
+    for pieces in zip(*stages, strict=True):
+        names = [piece["by"] for piece in pieces if piece is not None]
+        parts += [reduce(lambda first, later: np.where(later != "", later, first), names)] if names else []
+    return np.concatenate(parts)
+
+
+def worst_errors(unperturbed: NDArray, *pieces: Piece | None) -> tuple[NDArray, NDArray]:
+    """Return the largest error of each sample at epsilon 0 and at each radius, and which attack found it.
+
+    The unperturbed input is in every ball, and a larger radius allows every change that a smaller one does.
+    """
+    there = [piece for piece in pieces if piece is not None]
+    levels = len(there[0]["error"])
+    error = np.repeat(unperturbed[None], levels + 1, axis=0)
+    by = np.full(error.shape, "", NAME)
+    for piece in there:
+        for level in range(levels):
+            for found, names in ((piece["error"][level], piece["by"][level]), (error[level], by[level])):
+                more = found > error[level + 1]
+                error[level + 1, more], by[level + 1, more] = found[more], names[more]
+    return error, by
+
+
 def scattered(values: NDArray, where: NDArray, count: int) -> NDArray:
-    """Return an array with the values at the indices `where` of its last dimension, NaN elsewhere."""
-    full = np.full((*values.shape[:-1], count), np.nan)
+    """Return an array with the values at the indices `where` of its last dimension; NaN or no name elsewhere."""
+    shape = (*values.shape[:-1], count)
+    full = np.full(shape, "", values.dtype) if values.dtype.kind == "U" else np.full(shape, np.nan)
     full[..., where] = values
     return full
 
@@ -129,6 +168,7 @@ def assemble(
         examples={norm: shown for norm, shown in examples.items() if shown is not None},
         feature_names=subject.samples.feature_names,
         corruptions={name: measured for name, (measured, _) in corruptions.items()},
+        found_by={norm: measured.by[..., where] for norm, measured in by_norm.items()},
         ids=None if subject.samples.ids is None else tuple(subject.samples.ids[i] for i in where.tolist()),
     )
 
@@ -139,15 +179,18 @@ def _settings(subject: Subject) -> dict[str, Any]:
 
 
 def _examples(subject: Subject, stages: Iterable[Pieces]) -> Examples | None:
-    # A later stage found something nearer than an earlier measured.
-    kept: dict[int, tuple[NDArray, float, Any]] = {}
+    kept: dict[tuple[int, int], tuple[NDArray, float, Any]] = {}
     for piece in (piece for pieces in stages for piece in pieces if piece is not None and "shown_index" in piece):
+        places = zip(piece["shown_index"].tolist(), piece["shown_level"].tolist(), strict=True)
         rows = zip(piece["shown_input"], piece["shown_distance"].tolist(), piece["shown_prediction"], strict=True)
-        kept |= dict(zip(piece["shown_index"].tolist(), rows, strict=True))
+        for place, row in zip(places, rows, strict=True):
+            if place not in kept or _gain(subject, place[0], row) >= _gain(subject, place[0], kept[place]):
+                kept[place] = row
     if not kept:
         return None
-    order = sorted(kept, key=lambda index: (kept[index][1], index))
-    perturbed, distance, prediction = zip(*(kept[index] for index in order), strict=True)
+    places = sorted(kept, key=lambda place: (kept[place][1], place))
+    order = [index for index, _ in places]
+    perturbed, distance, prediction = zip(*(kept[place] for place in places), strict=True)
     return Examples(
         index=np.array(order),
         original=subject.samples.gather(order).numpy(),
@@ -155,6 +198,11 @@ def _examples(subject: Subject, stages: Iterable[Pieces]) -> Examples | None:
         distance=np.array(distance),
         prediction=np.array(prediction),
     )
+
+
+def _gain(subject: Subject, index: int, row: tuple[NDArray, float, Any]) -> float:
+    """Return how much a perturbed input is worth: the nearer the error or, in a regression, the larger."""
+    return -row[1] if subject.classifies else float(np.abs(row[2] - subject.targets[index]).mean())
 
 
 def _environment(subject: Subject, processes: int) -> dict[str, Any]:

@@ -11,11 +11,21 @@ from numpy.typing import NDArray
 
 from rai_toolbox.robustness._evidence import Corruption
 from rai_toolbox.robustness._results import Curve
-from rai_toolbox.robustness.attack._average import average, can_be_drawn
+from rai_toolbox.robustness.attack._average import RANDOM_POINT, average, can_be_drawn
 from rai_toolbox.robustness.attack._corruptions import corrupted
 from rai_toolbox.robustness.attack._settings import Norm
+from rai_toolbox.robustness.attack._solver import NAME
 from rai_toolbox.robustness.attack._subject import Subject
-from rai_toolbox.robustness.run._assembly import Measured, Pieces, class_names, joined, reached, scattered, total
+from rai_toolbox.robustness.run._assembly import (
+    Measured,
+    Pieces,
+    after_earlier,
+    class_names,
+    joined,
+    reached,
+    scattered,
+    total,
+)
 from rai_toolbox.robustness.run._curves import accuracy_curve, average_of, corruption_of, error_curve
 
 #: Does the work of a stage for every batch, as `Run` does.
@@ -72,20 +82,23 @@ def _joined(subject: Subject, norm: Norm, measured: Measured, pieces: Pieces, gr
     if subject.classifies:
         unperturbed = (before[where] == 0).astype(np.float64)
         found = scattered(joined(pieces, "distance"), where, len(subject.samples))
-        outcome = np.where(found < before, found, before)
+        worse = found < before
+        outcome = np.where(worse, found, before)
         curve = _accuracies(subject, norm, grid, measured, outcome, forwards)
     else:
         unperturbed = before[0, where]
         # A larger radius allows every change that a smaller one does.
         found = np.maximum.accumulate(np.vstack([unperturbed, largest]), axis=0)
         found = scattered(found, where, len(subject.samples))
-        outcome = np.where(found > before, found, before)
+        worse = found > before
+        outcome = np.where(worse, found, before)
         done = outcome[:, ~np.isnan(outcome).any(axis=0)]
         spent = measured.curve.forwards_per_sample * done.shape[1] + forwards
         curve = error_curve(norm, grid, done, spent, measured.curve.confirmed)
     draws, counts = subject.settings.average, subject.classifies
     curve = replace(curve, average=average_of(grid, unperturbed, error, clamped, draws, counts=counts))
-    return Measured(curve, outcome, {**measured.stages, "average": pieces}, measured.by_solvers)
+    by = np.where(worse, RANDOM_POINT, measured.by).astype(NAME)
+    return Measured(curve, outcome, {**measured.stages, "average": pieces}, by, measured.by_solvers)
 
 
 def _accuracies(
@@ -95,6 +108,7 @@ def _accuracies(
     by_solvers = measured.outcome if measured.by_solvers is None else measured.by_solvers
     return accuracy_curve(
         norm, grid, outcome[where], joined(measured.stages["search"], "distance"), subject.targets[where],
-        class_names(subject), by_solvers=by_solvers[where], confirmed=measured.curve.confirmed,
+        class_names(subject), by_earlier=after_earlier(measured.stages), by_solvers=by_solvers[where],
+        confirmed=measured.curve.confirmed,
         forwards=forwards + measured.curve.forwards_per_sample * len(where),
     )  # fmt: skip

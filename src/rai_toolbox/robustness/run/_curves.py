@@ -22,12 +22,14 @@ def accuracy_curve(
     *,
     forwards: float,
     confirmed: bool,
+    by_earlier: NDArray | None = None,
     by_solvers: NDArray | None = None,
 ) -> Curve:
     """Return the curve that the samples' distances make.
 
     distance: the nearest error found by any solver.
     searched: the nearest that the minimum-norm solver found.
+    by_earlier: the nearest of these and the points of earlier evaluations, if there are any.
     by_solvers: the nearest that both solvers found, where stronger attacks have been run.
     """
     count = len(distance)
@@ -35,6 +37,7 @@ def accuracy_curve(
     for epsilon in (0.0, *grid):
         standing = int((distance > epsilon).sum())
         by_search = int((searched > epsilon).sum())
+        before = by_search if by_earlier is None else int((by_earlier > epsilon).sum())
         by_both = standing if by_solvers is None else int((by_solvers > epsilon).sum())
         low, high = wilson_interval(standing, count)
         points.append(
@@ -45,8 +48,9 @@ def accuracy_curve(
                 high,
                 count,
                 by_search / max(1, count),
-                by_search - by_both,
+                before - by_both,
                 by_both - standing,
+                by_search - before,
             )
         )
     right = distance[distance > 0]

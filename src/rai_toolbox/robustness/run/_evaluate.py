@@ -19,6 +19,7 @@ from rai_toolbox.robustness.attack._corruptions import Corrupts, as_corruptions
 from rai_toolbox.robustness.attack._settings import Settings
 from rai_toolbox.robustness.data._maite import is_of_maite
 from rai_toolbox.robustness.report._evaluation import Evaluation
+from rai_toolbox.robustness.run._earlier import Earlier, by_name
 from rai_toolbox.robustness.run._preparation import prepare, run_key
 from rai_toolbox.robustness.run._run import Progress, Run
 from rai_toolbox.robustness.session._journal import MODEL_OUTPUT, Journal
@@ -51,6 +52,8 @@ def evaluate(
     average: int = 1,
     corruptions: Mapping[str, Corrupts] | Sequence[Corrupts] | None = None,
     severities: Sequence[float] = (1, 2, 3, 4, 5),
+    keep_points: bool = False,
+    also_try: Earlier = (),
     folder: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -127,6 +130,13 @@ def evaluate(
         Functions of a batch of inputs and a severity, which return the corrupted inputs.
     severities : sequence of float
         The severities that each corruption is tried at; one forward pass each.
+    keep_points : bool
+        Whether the perturbed inputs of all samples are kept, in `Evaluation.examples` and examples.npz, and not only
+        those of the gallery: twice the memory of the data for each norm (regression: and radius).
+    also_try : path, Evaluation, or sequence of such
+        Earlier evaluations of the same samples, whose perturbed inputs are tried too, as they are and within each
+        radius: the curve is not above theirs, up to rounding in the model, if the model is the same. They must have
+        kept the points of all samples that they broke.
     folder : path, optional
         Where finished batches are kept, so that a run that was ended can go on. One run at a time writes there.
     resume, overwrite : bool
@@ -163,11 +173,12 @@ def evaluate(
     >>> [(point.epsilon, point.value) for point in result.curves["l2"].points]
     [(0.0, 1.0), (0.5, 0.5)]
     """
-    named = as_corruptions(corruptions)
+    named, earlier = as_corruptions(corruptions), by_name(also_try)
     settings = Settings.checked(
         task=task, norms=norms, epsilons=epsilons, extra_epsilons=extra_epsilons, steps=steps, restarts=restarts,
         batch_size=batch_size, seed=seed, diagnostics=diagnostics, adaptive=adaptive, queries=queries, draws=draws,
         budget=budget, average=average, corruptions=tuple(named), severities=severities,
+        keep_points=keep_points, also_try=tuple(earlier),
     )  # fmt: skip
     deadline = _deadline(time_limit)
     out = None if folder is None else as_folder(folder)
@@ -178,18 +189,22 @@ def evaluate(
             team.together(lambda: stack.enter_context(claimed(out)) if team.leads else None)
         with torch.random.fork_rng(devices=[]):
             subject, summary = team.together(
-                lambda: prepare(model, data, settings, bounds, mask, preprocess, output, classes, device)
+                lambda: prepare(model, data, settings, bounds, mask, preprocess, output, classes, device, earlier)
             )
-            key = run_key(subject, summary)
-        subject.corruptions = named
+            subject.corruptions, key = named, run_key(subject, summary)
         if len(set(team.gather(summary.fingerprint))) > 1:
             raise InputError("the processes were given different data: their functions must return the same in each")
-        journal = Journal(out)
-        begin = journal.begin if team.leads else journal.follow
-        team.leaders_first(lambda: begin(key, resume=resume, overwrite=overwrite))
+        journal = team.leaders_first(lambda: _journal(out, key, team.leads, resume=resume, overwrite=overwrite))
         run = Run(subject, summary, team, journal, deadline, progress, outputs=len(key[MODEL_OUTPUT][0]))
         with evaluating(*subject.modules), torch.random.fork_rng(devices=own_generators(subject.device)):
             return run.all_stages({**_named(model=model, data=data), **(described or {})})
+
+
+def _journal(out: Path | None, key: Mapping[str, Any], leads: bool, *, resume: bool, overwrite: bool) -> Journal:
+    journal = Journal(out)
+    begin = journal.begin if leads else journal.follow
+    begin(key, resume=resume, overwrite=overwrite)
+    return journal
 
 
 def _named(**given: Any) -> dict[str, str]:

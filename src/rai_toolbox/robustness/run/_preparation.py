@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from rai_toolbox.robustness.data._maite import class_names_of
 from rai_toolbox.robustness.data._samples import Summary, as_samples, by_position, summarize, targets_for
 from rai_toolbox.robustness.models._load import Evaluated
 from rai_toolbox.robustness.models._maite import check_alike, held_module
+from rai_toolbox.robustness.report._evaluation import Evaluation
+from rai_toolbox.robustness.run._earlier import digest_of, earlier_points
 from rai_toolbox.robustness.session._journal import MODEL_OUTPUT
 
 _GALLERY_POOL = 48
@@ -39,6 +43,7 @@ def prepare(
     output: str | None,
     classes: Any,
     device: torch.device | str | None,
+    earlier: Mapping[str, Evaluation | str | Path],
 ) -> tuple[Subject, Summary]:
     if not callable(model):
         raise InputError(f"the model must be an nn.Module or a function of a batch, got {type(model).__name__}")
@@ -51,8 +56,10 @@ def prepare(
     summary = summarize(samples, settings.task)
     box = make_box(samples, summary, bounds, mask)
     pool = np.linspace(0, len(samples) - 1, min(_GALLERY_POOL, len(samples))).round().astype(int)
+    shown = range(len(samples)) if settings.keep_points else frozenset(pool.tolist())
     evaluated = Evaluated(model, preprocess, output)
-    subject = Subject(evaluated, samples, targets, box, settings, where, frozenset(pool.tolist()))
+    subject = Subject(evaluated, samples, targets, box, settings, where, shown)
+    subject.earlier = earlier_points(subject, earlier)
     _try_model(subject)
     if given is not model:
         samples.class_names = _one_order(samples.class_names, class_names_of(given))
@@ -158,6 +165,7 @@ def run_key(subject: Subject, summary: Summary) -> dict[str, Any]:
         MODEL_OUTPUT: output.double().tolist(),
         "bounds": subject.box.to_dict(),
         **subject.settings.to_dict(),
+        "also_try": digest_of(subject.earlier),
         "version": __version__,
         "torch": torch.__version__,
     }

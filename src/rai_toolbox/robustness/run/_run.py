@@ -15,6 +15,7 @@ from rai_toolbox.perturbations._resuming import SolveEnded
 from rai_toolbox.robustness._errors import EvaluationFailed, InputError, WriteFailed, arg
 from rai_toolbox.robustness._results import Finding
 from rai_toolbox.robustness._text import one_line
+from rai_toolbox.robustness.attack._earlier import try_earlier
 from rai_toolbox.robustness.attack._grid import grid_for_distances, grid_for_spread, widest_radius
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._stages import clean, confirm, search
@@ -31,12 +32,15 @@ from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.run._assembly import (
     Measured,
     Pieces,
+    after_earlier,
     assemble,
+    attacks_of,
     class_names,
     joined,
     reached,
     scattered,
     total,
+    worst_errors,
 )
 from rai_toolbox.robustness.run._averaging import corruptions_of, with_average
 from rai_toolbox.robustness.run._curves import accuracy_curve, error_curve
@@ -198,21 +202,40 @@ class Run:
         widest = widest_radius(norm, self.summary, subject.box, subject.samples.shape)
         grid = subject.settings.grid(norm) or grid_for_distances(norm, nearest, widest, subject.settings.sizes.radii)
         grid = subject.settings.with_extra(norm, grid)
+        tried = self._earlier(norm, grid, searched)
+        known = [second or first for first, second in zip(searched, tried, strict=True)]
 
         def confirm_batch(batch: int) -> Mapping[str, Any] | None:
-            found = searched[batch]
+            found = known[batch]
             return None if found is None else confirm(subject, norm, batch, grid, found["distance"])
 
         confirmed = self._stage(f"confirm-{norm}", f"Trying each epsilon ({norm})", confirm_batch)
-        distance = joined([second or first for first, second in zip(searched, confirmed, strict=True)], "distance")
+        distance = joined([second or first for first, second in zip(known, confirmed, strict=True)], "distance")
         where = reached(subject, searched)
+        stages = {"search": searched, **({"also_try": tried} if any(tried) else {}), "confirm": confirmed}
         curve = accuracy_curve(
             norm, grid, distance, nearest, subject.targets[where], class_names(subject),
-            forwards=total("forwards", (*searched, *confirmed)),
+            by_earlier=after_earlier(stages), forwards=total("forwards", (*searched, *tried, *confirmed)),
             confirmed=all(_whole(confirmed)),
         )  # fmt: skip
-        outcome = scattered(distance, where, len(subject.samples))
-        return Measured(curve, outcome, {"search": searched, "confirm": confirmed})
+        outcome, by = (
+            scattered(values, where, len(subject.samples))
+            for values in (distance, attacks_of(searched, tried, confirmed))
+        )
+        return Measured(curve, outcome, stages, by)
+
+    def _earlier(self, norm: Norm, grid: tuple[float, ...], before: Pieces) -> Pieces:
+        """Try the points of earlier evaluations, if there are any, on the batches that were reached."""
+        subject = self.subject
+        if norm not in subject.earlier:
+            return [None] * subject.batches
+
+        def try_batch(batch: int) -> Mapping[str, Any] | None:
+            found = before[batch]
+            known = found["distance"] if found is not None and subject.classifies else None
+            return None if found is None else try_earlier(subject, norm, batch, grid, known)
+
+        return self._stage(f"also-{norm}", f"Trying earlier points ({norm})", try_batch)
 
     def _errors(self, norm: Norm, clean_pieces: Pieces) -> Measured | None:
         """Try each radius on all samples: a regression has no errors to search for.
@@ -229,16 +252,16 @@ class Run:
             return None if clean_pieces[batch] is None else confirm(subject, norm, batch, grid, None)
 
         confirmed = _whole(self._stage(f"confirm-{norm}", f"Trying each epsilon ({norm})", confirm_batch))
-        pairs = [(first, second) for first, second in zip(clean_pieces, confirmed, strict=True) if first and second]
-        if not pairs:
+        if not any(confirmed):
             return None
-        clean_error = joined([first for first, _ in pairs], "error")[None]
-        found = [second["error"] for _, second in pairs]
-        # The unperturbed input is in every ball.
-        error = np.concatenate([clean_error, np.maximum(np.concatenate(found, axis=1), clean_error)])
-        curve = error_curve(norm, grid, error, total("forwards", confirmed), all(confirmed))
-        outcome = scattered(error, reached(subject, confirmed), len(subject.samples))
-        return Measured(curve, outcome, {"confirm": confirmed})
+        tried = self._earlier(norm, grid, confirmed)
+        parts = zip(clean_pieces, confirmed, tried, strict=True)
+        found = [worst_errors(first["error"], second, third) for first, second, third in parts if first and second]
+        error, by = (np.concatenate(values, axis=1) for values in zip(*found, strict=True))
+        curve = error_curve(norm, grid, error, total("forwards", (*confirmed, *tried)), all(confirmed))
+        where, count = reached(subject, confirmed), len(subject.samples)
+        stages = {"confirm": confirmed, **({"also_try": tried} if any(tried) else {})}
+        return Measured(curve, scattered(error, where, count), stages, scattered(by, where, count))
 
     def _stronger(
         self, by_norm: Mapping[str, Measured], findings: tuple[Finding, ...]
@@ -273,10 +296,13 @@ class Run:
             attacks[norm] = {"the solvers": before.outcome} | {name: joined(pieces, name) for name in STRONGER}
             curve = accuracy_curve(
                 norm, grid, distance, joined(before.stages["search"], "distance"), subject.targets,
-                class_names(subject), by_solvers=before.outcome, confirmed=before.curve.confirmed,
+                class_names(subject), by_earlier=after_earlier(before.stages), by_solvers=before.outcome,
+                confirmed=before.curve.confirmed,
                 forwards=total("forwards", pieces) + before.curve.forwards_per_sample * len(distance),
             )  # fmt: skip
-            lower[norm] = Measured(curve, distance, {**before.stages, "stronger": pieces}, before.outcome)
+            found_by = joined(pieces, "by")
+            by = np.where(found_by != "", found_by, before.by)
+            lower[norm] = Measured(curve, distance, {**before.stages, "stronger": pieces}, by, before.outcome)
         return lower, judged(findings, attacks, grids)
 
     def _checks(self, by_norm: Mapping[str, Measured], clean_pieces: Pieces) -> tuple[Finding, ...]:
