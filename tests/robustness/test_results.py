@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_a_time_limit_leaves_a_partial_result_that_says_so(small_net, digits, tm
         if "(l2)" in stage:
             monkeypatch.setattr(time, "monotonic", lambda: math.inf)
 
-    options = {"batch_size": 5, "folder": tmp_path, "epsilons": [0.5], "steps": 2, "restarts": 1}
+    options: dict[str, Any] = {"batch_size": 5, "folder": tmp_path, "epsilons": [0.5], "steps": 2, "restarts": 1}
     result = evaluate(small_net, data, **options, time_limit=100, progress=end)
     monkeypatch.undo()
     assert not result.complete
@@ -102,7 +103,7 @@ def test_a_time_limit_leaves_a_partial_result_that_says_so(small_net, digits, tm
     assert Evaluation.load(tmp_path).to_dict() == result.to_dict()
     rest = evaluate(small_net, data, **options, resume=True)
     assert rest.complete
-    assert figures(rest) == figures(evaluate(small_net, data, **options | {"folder": None}))
+    assert figures(rest) == figures(evaluate(small_net, data, **{**options, "folder": None}))
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from rai_toolbox.robustness.attack._subject import EarlierPoints
 from rai_toolbox.robustness.data._rows import ArrayRows
 from rai_toolbox.robustness.run._preparation import prepare
 
-LONG = {"steps": 15, "restarts": 2, "diagnostics": False, "average": 0}
-SHORT = {"steps": 1, "restarts": 1, "diagnostics": False, "average": 0}
+LONG: dict[str, Any] = {"steps": 15, "restarts": 2, "diagnostics": False, "average": 0}
+SHORT: dict[str, Any] = {"steps": 1, "restarts": 1, "diagnostics": False, "average": 0}
 
 
 class Reversed(torch.autograd.Function):
@@ -55,6 +56,7 @@ def test_a_rerun_with_fewer_steps_is_nowhere_above_the_earlier_one(small_net, di
     assert helped.any()
     assert (after.distance[norm][helped] < alone.distance[norm][helped]).all()
     for point in after.curves[norm].points:
+        assert point.by_minimum_norm is not None
         broken = round((point.by_minimum_norm - point.value) * 16)
         assert broken == point.also_by_earlier_points + point.also_by_fixed_budget
     assert sum(point.also_by_earlier_points for point in after.curves[norm].points) > 0
@@ -172,7 +174,7 @@ def test_a_run_goes_on_with_the_points_that_it_began_with(half_plane, blobs, ear
         if "earlier" in stage:
             monkeypatch.setattr(time, "monotonic", lambda: math.inf)
 
-    options = {**SHORT, "epsilons": [0.2], "batch_size": 10, "also_try": earlier}
+    options: dict[str, Any] = {**SHORT, "epsilons": [0.2], "batch_size": 10, "also_try": earlier}
     folder = tmp_path / "run"
     part = evaluate(half_plane, blobs, **options, folder=folder, time_limit=1000, progress=end)
     monkeypatch.undo()
@@ -180,7 +182,7 @@ def test_a_run_goes_on_with_the_points_that_it_began_with(half_plane, blobs, ear
     assert part.save(tmp_path / "part")
     others = evaluate(half_plane, blobs, epsilons=[0.5], keep_points=True, **LONG)
     with pytest.raises(InputError, match="had another also try"):
-        evaluate(half_plane, blobs, **options | {"also_try": others}, folder=folder, resume=True)
+        evaluate(half_plane, blobs, **{**options, "also_try": others}, folder=folder, resume=True)
     rest = evaluate(half_plane, blobs, **options, folder=folder, resume=True)
     whole = evaluate(half_plane, blobs, **options)
     assert rest.complete
@@ -204,7 +206,7 @@ def test_the_command_keeps_points_and_tries_several_folders(tmp_path, monkeypatc
 
 
 def test_the_attack_that_found_each_error_is_told(misleading, half_plane, blobs, tmp_path):
-    result = evaluate(half_plane, blobs, epsilons=[0.5], **LONG | {"average": 3})
+    result = evaluate(half_plane, blobs, epsilons=[0.5], **{**LONG, "average": 3})
     found = result.found_by["l2"]
     assert ((found == "") == ~(np.isfinite(result.distance["l2"]) & (result.distance["l2"] > 0))).all()
     assert set(found) <= {"", "minimum_norm", "worst_case", "random point"}
@@ -218,7 +220,7 @@ def test_the_attack_that_found_each_error_is_told(misleading, half_plane, blobs,
         lambda x: Reversed.apply(x) @ torch.tensor([1.0, 0.0]),
         blobs,
         epsilons=[0.5],
-        **SHORT | {"average": 9},
+        **{**SHORT, "average": 9},
         adaptive=False,
     )
     assert "random point" in random.found_by["l2"]
