@@ -23,11 +23,7 @@ from rai_toolbox.functional._projections import (
     project_linf_ball,
     project_linf_ball_,
 )
-from rai_toolbox.functional._sampling import (
-    uniform_like_l1_n_ball_,
-    uniform_like_l2_n_ball_,
-    uniform_like_linf_n_ball_,
-)
+from rai_toolbox.functional._sampling import uniform_like_l1_n_ball_, uniform_like_l2_n_ball_, uniform_like_linf_n_ball_
 from rai_toolbox.functional._scaling import normalize_
 from rai_toolbox.functional._selection import signed_top_q, signed_top_q_, top_q, top_q_
 from rai_toolbox.functional._spectral_ball import (

@@ -15,13 +15,7 @@ from rai_toolbox.functional import _by_kernels
 from rai_toolbox.functional._docs import documented, twin_of
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._norms import normalize
-from rai_toolbox.functional._per_datum import (
-    RowFunction,
-    checked_float,
-    map_rows,
-    map_rows_,
-    per_datum,
-)
+from rai_toolbox.functional._per_datum import RowFunction, checked_float, map_rows, map_rows_, per_datum
 from rai_toolbox.functional._scaling import normalize_
 from rai_toolbox.functional._selection import count_of, signed_rows
 from rai_toolbox.kernels._large_selection import l1_vertex_, signs_of_largest_

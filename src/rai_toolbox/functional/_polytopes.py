@@ -13,13 +13,7 @@ from rai_toolbox.functional import _by_kernels
 from rai_toolbox.functional._docs import documented, twin_of
 from rai_toolbox.functional._layout import blocks, datum_ndim
 from rai_toolbox.functional._nearest import Bound, Number, clip, nearest_on_simplex
-from rai_toolbox.functional._per_datum import (
-    checked_float,
-    map_rows,
-    map_rows_,
-    per_datum,
-    per_entry,
-)
+from rai_toolbox.functional._per_datum import checked_float, map_rows, map_rows_, per_datum, per_entry
 from rai_toolbox.kernels._large_projection import put_large_on_simplex_
 from rai_toolbox.kernels._machine import seen
 from rai_toolbox.kernels._scratch import WORK_NUMEL, is_large, scratch

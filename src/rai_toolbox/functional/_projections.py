@@ -15,21 +15,9 @@ from torch import Tensor
 from rai_toolbox.functional import _by_kernels
 from rai_toolbox.functional._docs import documented, twin_of
 from rai_toolbox.functional._layout import datum_ndim, is_integer
-from rai_toolbox.functional._nearest import (
-    Bound,
-    Number,
-    clip,
-    column,
-    nearest_in_ball,
-    nearest_sparse,
-)
+from rai_toolbox.functional._nearest import Bound, Number, clip, column, nearest_in_ball, nearest_sparse
 from rai_toolbox.functional._norms import scaled_norms
-from rai_toolbox.functional._per_datum import (
-    checked_float,
-    map_rows,
-    map_rows_,
-    per_datum,
-)
+from rai_toolbox.functional._per_datum import checked_float, map_rows, map_rows_, per_datum
 from rai_toolbox.functional._polytopes import checked_bounds
 from rai_toolbox.kernels._factors import slack
 from rai_toolbox.kernels._large_projection import project_large_

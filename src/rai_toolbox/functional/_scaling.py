@@ -20,11 +20,7 @@ from rai_toolbox.functional import _by_kernels
 from rai_toolbox.functional._docs import documented
 from rai_toolbox.functional._large_scaling import large_norm, multiply_large_, redo_, scale_large_datum_, scaled_exactly
 from rai_toolbox.functional._layout import BLOCK_NUMEL, as_rows, block_indices, blocks, datum_ndim, write_through
-from rai_toolbox.functional._norms import (
-    TINY,
-    check_floating,
-    check_order,
-)
+from rai_toolbox.functional._norms import TINY, check_floating, check_order
 from rai_toolbox.kernels._factors import NormFactor
 from rai_toolbox.kernels._machine import is_on_cpu
 from rai_toolbox.kernels._norms import (

@@ -11,12 +11,7 @@ from torch import Tensor
 from rai_toolbox.functional import _by_kernels
 from rai_toolbox.functional._docs import documented, twin_of
 from rai_toolbox.functional._layout import datum_ndim, is_number
-from rai_toolbox.functional._per_datum import (
-    checked_float,
-    map_rows,
-    map_rows_,
-    map_rows_of_all_,
-)
+from rai_toolbox.functional._per_datum import checked_float, map_rows, map_rows_, map_rows_of_all_
 from rai_toolbox.kernels._large_selection import keep_largest_, signs_of_largest_
 from rai_toolbox.kernels._scratch import is_large, scratch
 from rai_toolbox.kernels._selection import guess, is_searched, kept, magnitudes, search

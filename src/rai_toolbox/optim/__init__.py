@@ -3,12 +3,7 @@
 from rai_toolbox.optim._averaged import AveragedGradientOptim
 from rai_toolbox.optim._chain import ChainedParamTransformingOptimizer
 from rai_toolbox.optim._clamped import ClampedGradientOptimizer, ClampedParameterOptimizer
-from rai_toolbox.optim._frank_wolfe import (
-    L1FrankWolfe,
-    L1qFrankWolfe,
-    L2FrankWolfe,
-    LinfFrankWolfe,
-)
+from rai_toolbox.optim._frank_wolfe import L1FrankWolfe, L1qFrankWolfe, L2FrankWolfe, LinfFrankWolfe
 from rai_toolbox.optim._frank_wolfe_step import FrankWolfe
 from rai_toolbox.optim._joint import JointOptimizer
 from rai_toolbox.optim._normed import (

@@ -16,13 +16,7 @@ from rai_toolbox.optim._options import qualified_keys
 from rai_toolbox.optim._tensors import scale_and_shift_
 from rai_toolbox.optim._torch_private import has_step_hooks
 from rai_toolbox.optim._transforms import Stage
-from rai_toolbox.optim._wrapper import (
-    InnerOptimizer,
-    OptimGroup,
-    OptimParams,
-    ParamTransformingOptimizer,
-    _declared,
-)
+from rai_toolbox.optim._wrapper import InnerOptimizer, OptimGroup, OptimParams, ParamTransformingOptimizer, _declared
 
 _UNSCALED = {"grad_scale": 1.0, "grad_bias": 0.0}
 _SHARED = {"param_ndim", *_UNSCALED}

@@ -17,15 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rai_toolbox.functional._layout import batch_shape
-from rai_toolbox.optim._shards import (
-    Layout,
-    Ranges,
-    covers_the_world,
-    exchange,
-    local_part,
-    part_of,
-    put_part_,
-)
+from rai_toolbox.optim._shards import Layout, Ranges, covers_the_world, exchange, local_part, part_of, put_part_
 from rai_toolbox.optim._tensors import is_sharded
 from rai_toolbox.optim._torch_private import foreach_copy_
 from rai_toolbox.optim._transforms import PerDatum

@@ -36,11 +36,7 @@ from rai_toolbox.optim._memory import First
 from rai_toolbox.optim._options import plain
 from rai_toolbox.optim._random import Draws
 from rai_toolbox.optim._running import Remembering
-from rai_toolbox.optim._torch_private import (
-    foreach_clamp_max_,
-    foreach_clamp_min_,
-    foreach_sign_,
-)
+from rai_toolbox.optim._torch_private import foreach_clamp_max_, foreach_clamp_min_, foreach_sign_
 
 # From so many tensors on, the calls cost more than the memory traffic does.
 _MANY = 64

@@ -1,10 +1,6 @@
 """Models of a perturbation, random initializers, and solvers that find the worst perturbation."""
 
-from rai_toolbox.perturbations.init import (
-    uniform_like_l1_n_ball_,
-    uniform_like_l2_n_ball_,
-    uniform_like_linf_n_ball_,
-)
+from rai_toolbox.perturbations.init import uniform_like_l1_n_ball_, uniform_like_l2_n_ball_, uniform_like_linf_n_ball_
 from rai_toolbox.perturbations.models import (
     AdditivePerturbation,
     MultiplicativePerturbation,
