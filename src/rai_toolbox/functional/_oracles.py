@@ -15,7 +15,7 @@ from rai_toolbox.functional import _by_kernels
 from rai_toolbox.functional._docs import documented, twin_of
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._norms import normalize
-from rai_toolbox.functional._per_datum import RowFunction, checked_float, map_rows, map_rows_, per_datum
+from rai_toolbox.functional._per_datum import RowFunction, checked_float, map_rows, per_datum
 from rai_toolbox.functional._scaling import normalize_
 from rai_toolbox.functional._selection import count_of, signed_rows
 from rai_toolbox.kernels._large_selection import l1_vertex_, signs_of_largest_
@@ -44,7 +44,7 @@ def lmo_l1_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) -> T
     tensor([[ 0.0000,  0.5000],
             [-0.5000,  0.0000]])
     """
-    return _oracle(map_rows, _l1_vertex, g.detach(), epsilon, param_ndim, -1.0)
+    return _oracle(_l1_vertex, g.detach(), epsilon, param_ndim, -1.0)
 
 
 @twin_of(lmo_l1_ball)
@@ -58,7 +58,7 @@ def lmo_l1_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, neg
     >>> lmo_l1_ball_(torch.tensor([[1.0, -3.0]]), epsilon=0.5, negated=True)
     tensor([[ 0.0000, -0.5000]])
     """
-    return _oracle(map_rows_, _l1_vertex, g, epsilon, param_ndim, 1.0 if negated else -1.0, l1_vertex_)
+    return _oracle(_l1_vertex, g, epsilon, param_ndim, 1.0 if negated else -1.0, l1_vertex_, in_place=True)
 
 
 @documented
@@ -77,7 +77,7 @@ def lmo_l2_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) -> T
     >>> lmo_l2_ball(torch.tensor([[3.0, -4.0]]), epsilon=0.5)
     tensor([[-0.3000,  0.4000]])
     """
-    return _oracle(map_rows, _l2_direction, g, epsilon, param_ndim, -1.0)
+    return _oracle(_l2_direction, g, epsilon, param_ndim, -1.0)
 
 
 @twin_of(lmo_l2_ball)
@@ -97,7 +97,7 @@ def lmo_l2_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, neg
         normalize_(row, 2, param_ndim=1, eps=0.0, scale=1.0 if known is None else known)
         return row.mul_(scale) if known is None else row  # rounded twice
 
-    return _oracle(map_rows_, _l2_direction, g, epsilon, param_ndim, 1.0 if negated else -1.0, large_)
+    return _oracle(_l2_direction, g, epsilon, param_ndim, 1.0 if negated else -1.0, large_, in_place=True)
 
 
 @documented
@@ -116,7 +116,7 @@ def lmo_linf_ball(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1) ->
     >>> lmo_linf_ball(torch.tensor([[3.0, -4.0]]), epsilon=0.5)
     tensor([[-0.5000,  0.5000]])
     """
-    return _oracle(map_rows, _linf_corner, g.detach(), epsilon, param_ndim, -1.0)
+    return _oracle(_linf_corner, g.detach(), epsilon, param_ndim, -1.0)
 
 
 @twin_of(lmo_linf_ball)
@@ -131,7 +131,9 @@ def lmo_linf_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, n
     tensor([[ 0.5000, -0.5000]])
     """
     sign = 1.0 if negated else -1.0
-    return _oracle(map_rows_, _linf_corner, g, epsilon, param_ndim, sign, lambda row, scale: row.sign_().mul_(scale))
+    return _oracle(
+        _linf_corner, g, epsilon, param_ndim, sign, lambda row, scale: row.sign_().mul_(scale), in_place=True
+    )
 
 
 @documented
@@ -158,7 +160,7 @@ def lmo_l1q_ball(g: Tensor, epsilon: Number, q: float, *, param_ndim: int | None
     tensor([[ 0.0000,  0.5000, -0.5000,  0.0000]])
     """
     count = count_of(g, q, param_ndim)
-    return _oracle(map_rows, lambda rows: signed_rows(rows, count), g.detach(), epsilon, param_ndim, -1.0)
+    return _oracle(lambda rows: signed_rows(rows, count), g.detach(), epsilon, param_ndim, -1.0)
 
 
 @twin_of(lmo_l1q_ball)
@@ -186,17 +188,18 @@ def lmo_l1q_ball_(
     eps = per_datum("epsilon", epsilon, g, k)
     if _by_kernels.signs_of_largest_([g], [k], [count], eps * sign):
         return g
-    return _oracle(map_rows_, lambda rows: signed_rows(rows, count), g, epsilon, param_ndim, sign, large_)
+    return _oracle(lambda rows: signed_rows(rows, count), g, epsilon, param_ndim, sign, large_, in_place=True)
 
 
 def _oracle(
-    mapper: Callable[..., Tensor],
     unit: RowFunction,
     g: Tensor,
     epsilon: Number,
     param_ndim: int | None,
     sign: float,
     large_: Callable[[Tensor, Number], Tensor] | None = None,
+    *,
+    in_place: bool = False,
 ) -> Tensor:
     """Multiply `unit`, the oracle of -g in the ball of radius 1, by the radius; + 0.0 leaves no negative zero.
 
@@ -209,7 +212,7 @@ def _oracle(
             return large_(rows, eps * sign).add_(0.0)
         return unit(rows) * (eps * sign) + 0.0
 
-    return mapper(scaled, g, param_ndim, (per_datum("epsilon", epsilon, g, k),))
+    return map_rows(scaled, g, param_ndim, (per_datum("epsilon", epsilon, g, k),), in_place=in_place)
 
 
 def _wide(rows: Tensor) -> Tensor:

@@ -99,16 +99,19 @@ def map_rows(
     columns: Sequence[float | Tensor] = (),
     entries: Sequence[float | Tensor | None] = (),
     *,
+    in_place: bool = False,
     any_order: bool = False,
 ) -> Tensor:
-    """`function(rows, *columns, *entries)` out of place.
+    """`function(rows, *columns, *entries)` of the data of a tensor, in place by `map_rows_`.
 
     function: takes a matrix with one datum per row, then the columns and entries in that layout; returns a new matrix.
     x, param_ndim: what is mapped, and how many trailing dimensions of it are a datum.
     columns: from `per_datum`: numbers, or tensors of shape (N, 1).
     entries: from `per_entry`: None, numbers, or tensors of the shape of `x`.
-    any_order: nothing here; see `map_rows_`.
+    in_place, any_order: see `map_rows_`.
     """
+    if in_place:
+        return map_rows_(function, x, param_ndim, columns, entries, any_order=any_order)
     k = datum_ndim(x.ndim, param_ndim)
     if x.numel() == 0:
         return x.clone()

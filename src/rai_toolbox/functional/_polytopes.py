@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -74,7 +73,7 @@ def project_simplex(x: Tensor, total: Number = 1.0, *, param_ndim: int | None = 
     >>> project_simplex(torch.tensor([[0.75, 0.5, -1.0]]))
     tensor([[0.6250, 0.3750, 0.0000]])
     """
-    return _on_simplex(map_rows, x, total, param_ndim)
+    return _on_simplex(x, total, param_ndim)
 
 
 @twin_of(project_simplex)
@@ -88,25 +87,25 @@ def project_simplex_(x: Tensor, total: Number = 1.0, *, param_ndim: int | None =
     >>> project_simplex_(torch.tensor([[0.75, 0.5, -1.0]]), total=0.25)
     tensor([[0.2500, 0.0000, 0.0000]])
     """
-    return _on_simplex(map_rows_, x, total, param_ndim)
+    return _on_simplex(x, total, param_ndim, in_place=True)
 
 
-def _on_simplex(mapper: Callable[..., Tensor], x: Tensor, total: Number, param_ndim: int | None) -> Tensor:
+def _on_simplex(x: Tensor, total: Number, param_ndim: int | None, *, in_place: bool = False) -> Tensor:
     k = datum_ndim(checked_float("x", x).ndim, param_ndim)
     column_ = per_datum("total", total, x, k)
-    if mapper is map_rows_ and _by_kernels.put_on_simplex_(x, k, column_):
+    if in_place and _by_kernels.put_on_simplex_(x, k, column_):
         return x
-    if mapper is map_rows and _by_kernels.has_kernels(x) and not _by_kernels.is_differentiated(x, column_):
+    if not in_place and _by_kernels.has_kernels(x) and not _by_kernels.is_differentiated(x, column_):
         z = x.clone(memory_format=torch.contiguous_format)
         if _by_kernels.put_on_simplex_(z, k, column_):
             return z
 
     def rows_function(rows: Tensor, s: Number) -> Tensor:
-        if mapper is map_rows_ and is_large(rows) and put_large_on_simplex_(rows, s):
+        if in_place and is_large(rows) and put_large_on_simplex_(rows, s):
             return rows
         return nearest_on_simplex(rows, s)
 
-    return mapper(rows_function, x, param_ndim, (column_,), any_order=True)
+    return map_rows(rows_function, x, param_ndim, (column_,), in_place=in_place, any_order=True)
 
 
 def checked_bounds(x: Tensor, lower: Bound, upper: Bound) -> tuple[Bound, Bound]:

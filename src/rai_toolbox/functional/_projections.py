@@ -7,8 +7,6 @@ that grow at the same pace; NaN never leaves its datum.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,7 @@ from rai_toolbox.functional._docs import documented, twin_of
 from rai_toolbox.functional._layout import datum_ndim, is_integer
 from rai_toolbox.functional._nearest import Bound, Number, clip, column, nearest_in_ball, nearest_sparse
 from rai_toolbox.functional._norms import scaled_norms
-from rai_toolbox.functional._per_datum import checked_float, map_rows, map_rows_, per_datum
+from rai_toolbox.functional._per_datum import checked_float, map_rows, per_datum
 from rai_toolbox.functional._polytopes import checked_bounds
 from rai_toolbox.kernels._factors import slack
 from rai_toolbox.kernels._large_projection import project_large_
@@ -58,7 +56,7 @@ def project_l1_ball(
     >>> project_l1_ball(torch.tensor([[3.0, -2.0, 0.5]]), epsilon=2.0, upper=1.0)
     tensor([[ 1., -1.,  0.]])
     """
-    return _on_ball(map_rows, x, epsilon, param_ndim, lower, upper, 1)
+    return _on_ball(x, epsilon, param_ndim, lower, upper, 1)
 
 
 @twin_of(project_l1_ball)
@@ -75,7 +73,7 @@ def project_l1_ball_(
     tensor([[ 1.5000, -0.5000],
             [ 0.5000,  0.2500]])
     """
-    return _on_ball(map_rows_, x, epsilon, param_ndim, lower, upper, 1)
+    return _on_ball(x, epsilon, param_ndim, lower, upper, 1, in_place=True)
 
 
 @documented
@@ -103,7 +101,7 @@ def project_l2_ball(
     >>> project_l2_ball(torch.tensor([[3.0, -4.0]]), epsilon=1.0, lower=-0.6)
     tensor([[ 0.8000, -0.6000]])
     """
-    return _on_ball(map_rows, x, epsilon, param_ndim, lower, upper, 2)
+    return _on_ball(x, epsilon, param_ndim, lower, upper, 2)
 
 
 @twin_of(project_l2_ball)
@@ -119,7 +117,7 @@ def project_l2_ball_(
     >>> project_l2_ball_(torch.tensor([3e20, -4e20]), epsilon=1.0, param_ndim=1)
     tensor([ 0.6000, -0.8000])
     """
-    return _on_ball(map_rows_, x, epsilon, param_ndim, lower, upper, 2)
+    return _on_ball(x, epsilon, param_ndim, lower, upper, 2, in_place=True)
 
 
 @documented
@@ -146,7 +144,7 @@ def project_linf_ball(
     >>> project_linf_ball(torch.tensor([[3.0, -4.0]]), epsilon=1.0, lower=-0.5)
     tensor([[ 1.0000, -0.5000]])
     """
-    return _on_ball(map_rows, x, epsilon, param_ndim, lower, upper, torch.inf)
+    return _on_ball(x, epsilon, param_ndim, lower, upper, torch.inf)
 
 
 @twin_of(project_linf_ball)
@@ -162,7 +160,7 @@ def project_linf_ball_(
     >>> project_linf_ball_(torch.tensor([[3.0, -0.5]]), epsilon=1.0)
     tensor([[ 1.0000, -0.5000]])
     """
-    return _on_ball(map_rows_, x, epsilon, param_ndim, lower, upper, torch.inf)
+    return _on_ball(x, epsilon, param_ndim, lower, upper, torch.inf, in_place=True)
 
 
 @documented
@@ -196,7 +194,7 @@ def project_l0_ball(
     >>> project_l0_ball(torch.tensor([[3.0, -2.0, 2.5]]), k=1, upper=0.5)
     tensor([[ 0., -2.,  0.]])
     """
-    return _on_sparse(map_rows, x, k, param_ndim, lower, upper)
+    return _on_sparse(x, k, param_ndim, lower, upper)
 
 
 @twin_of(project_l0_ball)
@@ -212,17 +210,18 @@ def project_l0_ball_(
     >>> project_l0_ball_(torch.tensor([[3.0, -2.0, 2.5]]), k=2)
     tensor([[3.0000, 0.0000, 2.5000]])
     """
-    return _on_sparse(map_rows_, x, k, param_ndim, lower, upper)
+    return _on_sparse(x, k, param_ndim, lower, upper, in_place=True)
 
 
 def _on_ball(
-    mapper: Callable[..., Tensor],
     x: Tensor,
     epsilon: Number,
     param_ndim: int | None,
     lower: Bound,
     upper: Bound,
     p: float,
+    *,
+    in_place: bool = False,
 ) -> Tensor:
     k = datum_ndim(checked_float("x", x).ndim, param_ndim)
     eps = per_datum("epsilon", epsilon, x, k)
@@ -230,7 +229,6 @@ def _on_ball(
     if x.numel():
         seen(lambda: _check_common_point(x, k, eps, low, high, p), x)
 
-    in_place = mapper is map_rows_
     if p != torch.inf:
         if in_place and _by_kernels.project_(x, k, eps, low, high, int(p)):
             return x
@@ -247,11 +245,11 @@ def _on_ball(
         return nearest_in_ball(rows, e, lo, hi, int(p))
 
     boxed = low is not None or high is not None
-    return mapper(rows_function, x, param_ndim, (eps,), (low, high), any_order=not boxed)
+    return map_rows(rows_function, x, param_ndim, (eps,), (low, high), in_place=in_place, any_order=not boxed)
 
 
 def _on_sparse(
-    mapper: Callable[..., Tensor], x: Tensor, k: int, param_ndim: int | None, lower: Bound, upper: Bound
+    x: Tensor, k: int, param_ndim: int | None, lower: Bound, upper: Bound, *, in_place: bool = False
 ) -> Tensor:
     if not is_integer(k):
         raise TypeError(f"`k` must be an int, got {k!r}")
@@ -261,7 +259,9 @@ def _on_sparse(
     low, high = checked_bounds(x, lower, upper)
     if x.numel():
         seen(lambda: _check_sparse_point(x, ndim, k, low, high), x)
-    return mapper(lambda rows, lo, hi: nearest_sparse(rows, k, lo, hi), x, param_ndim, (), (low, high))
+    return map_rows(
+        lambda rows, lo, hi: nearest_sparse(rows, k, lo, hi), x, param_ndim, (), (low, high), in_place=in_place
+    )
 
 
 def _check_sparse_point(x: Tensor, ndim: int, k: int, low: Bound, high: Bound) -> None:

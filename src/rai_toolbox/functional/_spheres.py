@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from rai_toolbox.functional._docs import documented, twin_of
 from rai_toolbox.functional._layout import datum_ndim
 from rai_toolbox.functional._nearest import Number, slack
 from rai_toolbox.functional._norms import lp_norm, normalize
-from rai_toolbox.functional._per_datum import checked_float, map_rows, map_rows_, per_datum
+from rai_toolbox.functional._per_datum import checked_float, map_rows, per_datum
 from rai_toolbox.kernels._machine import wide_dtype
 from rai_toolbox.kernels._scratch import is_large, pieces
 
@@ -35,7 +34,7 @@ def project_l2_sphere(x: Tensor, epsilon: Number = 1.0, *, param_ndim: int | Non
     tensor([[ 1.2000, -1.6000],
             [ 2.0000,  0.0000]])
     """
-    return _on_sphere(map_rows, x, epsilon, param_ndim)
+    return _on_sphere(x, epsilon, param_ndim)
 
 
 @twin_of(project_l2_sphere)
@@ -49,13 +48,14 @@ def project_l2_sphere_(x: Tensor, epsilon: Number = 1.0, *, param_ndim: int | No
     >>> project_l2_sphere_(torch.tensor([[0.3, -0.4]]))
     tensor([[ 0.6000, -0.8000]])
     """
-    return _on_sphere(map_rows_, x, epsilon, param_ndim)
+    return _on_sphere(x, epsilon, param_ndim, in_place=True)
 
 
-def _on_sphere(mapper: Callable[..., Tensor], x: Tensor, epsilon: Number, param_ndim: int | None) -> Tensor:
+def _on_sphere(x: Tensor, epsilon: Number, param_ndim: int | None, *, in_place: bool = False) -> Tensor:
     k = datum_ndim(checked_float("x", x).ndim, param_ndim)
     column = per_datum("epsilon", epsilon, x, k)
-    return mapper(functools.partial(_rows_on_sphere, in_place=mapper is map_rows_), x, param_ndim, (column,))
+    project = functools.partial(_rows_on_sphere, in_place=in_place)
+    return map_rows(project, x, param_ndim, (column,), in_place=in_place)
 
 
 def _rows_on_sphere(rows: Tensor, epsilon: Number, *, in_place: bool) -> Tensor:

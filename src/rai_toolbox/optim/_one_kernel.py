@@ -17,11 +17,10 @@ from rai_toolbox.kernels._machine import all_have_kernels, has_kernels
 from rai_toolbox.optim._frank_wolfe_step import shares, takes_bare_steps
 from rai_toolbox.optim._one_pass import is_plain_sgd
 from rai_toolbox.optim._plans import GroupPlan
-from rai_toolbox.optim._running import Remembering
 from rai_toolbox.optim._separate import SEPARATE
 from rai_toolbox.optim._tensors import scale_and_shift_
 from rai_toolbox.optim._torch_private import is_flattened, not_traced, note_step
-from rai_toolbox.optim._transforms import ByNorm, Entrywise, Hook, PerDatum, Stage
+from rai_toolbox.optim._transforms import ByNorm, Entrywise, Stage
 
 
 class OneKernel:
@@ -72,7 +71,7 @@ def _alike(plan: GroupPlan, which: Iterable[int]) -> list[list[int]]:
 def _fits(plan: GroupPlan) -> bool:
     tensors = [*plan.params, *plan.grads]
     return (
-        all(map(_is_stage_of_data, (*plan.before, *plan.after)))
+        all(stage.works_on_any_part for stage in (*plan.before, *plan.after))
         and not any(map(is_flattened, plan.params))
         and all(p.dtype == g.dtype and p.shape == g.shape for p, g in zip(plan.params, plan.grads, strict=True))
         and all(
@@ -82,11 +81,6 @@ def _fits(plan: GroupPlan) -> bool:
         )
         and len({x.untyped_storage()._cdata for x in tensors if x.numel()}) == sum(x.numel() > 0 for x in tensors)
     )
-
-
-def _is_stage_of_data(stage: Stage) -> bool:
-    t = stage.transform
-    return not isinstance(t, Remembering | Hook) and (not isinstance(t, PerDatum) or t.alike)
 
 
 def _change_of(stage: Stage) -> Change | None:

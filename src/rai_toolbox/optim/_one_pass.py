@@ -26,11 +26,10 @@ from rai_toolbox.kernels._machine import is_on_cpu
 from rai_toolbox.kernels._norms import piece_length, safe_factors, safe_range
 from rai_toolbox.kernels._threads import share_out
 from rai_toolbox.optim._plans import GroupPlan
-from rai_toolbox.optim._running import Remembering
 from rai_toolbox.optim._separate import SEPARATE
 from rai_toolbox.optim._tensors import scale_and_shift_
 from rai_toolbox.optim._torch_private import bare_step, foreach_add_, is_flattened, is_unobserved, not_traced, note_step
-from rai_toolbox.optim._transforms import ByNorm, Entrywise, Hook, PerDatum, Stage, Transform
+from rai_toolbox.optim._transforms import ByNorm, Entrywise, PerDatum, Stage, Transform
 
 
 class OnePass:
@@ -85,7 +84,7 @@ class Blocks:
     def __init__(self, plan: GroupPlan) -> None:
         params, stages = plan.params, [*plan.before, *plan.after]
         self._possible = all(_has_blocks(p, g) for p, g in zip(params, plan.grads, strict=True)) and all(
-            _works_by_block(stage.transform) for stage in stages
+            stage.works_on_any_part for stage in stages
         )
         bundles, self._cuts = _bundles(params, stages) if self._possible else ([], {})
         self._is_cut = len(bundles) > 1
@@ -155,10 +154,6 @@ def _has_blocks(p: Tensor, grad: Tensor) -> bool:
         and p.shape == grad.shape
         and not is_flattened(p)
     )
-
-
-def _works_by_block(transform: Transform | None) -> bool:
-    return not isinstance(transform, Remembering | Hook) and (not isinstance(transform, PerDatum) or transform.alike)
 
 
 class _Cut:

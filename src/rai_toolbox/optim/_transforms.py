@@ -198,6 +198,12 @@ class Stage:
     # remembered of a parameter under a name, at first `first(p)`.
     memory: Callable[[], Callable[[Tensor, str, First], Tensor] | None] | None = None
 
+    @property
+    def works_on_any_part(self) -> bool:
+        """Whether parts of a list of tensors may be changed apart, in any order: it remembers and draws nothing."""
+        t = self.transform
+        return not isinstance(t, Remembering | Hook) and (not isinstance(t, PerDatum) or t.alike)
+
     def remembered(self, params: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         """Return what the transform remembers of parameters, by name."""
         memory = None if self.memory is None else self.memory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import itertools
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rai_toolbox.robustness._files import claimed, write_together
-from rai_toolbox.robustness._results import Results
+from rai_toolbox.robustness._results import Point, Results
 from rai_toolbox.robustness._text import shortened
 from rai_toolbox.robustness.report._card import render_card
 from rai_toolbox.robustness.report._pictures import curve_png
@@ -44,36 +45,12 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[T], bytes | str | 
 def _curve_csv(evaluation: Results) -> str:
     """Return every point of every curve as CSV."""
     measure = evaluation.measure.replace(" ", "_")
-    rows = [
-        [
-            "norm",
-            "epsilon",
-            measure,
-            "low",
-            "high",
-            "samples",
-            "by_minimum_norm",
-            "also_by_fixed_budget",
-            "also_by_stronger_attacks",
-            "also_by_earlier_points",
-            "average_error",
-            "average_low",
-            "average_high",
-            "average_points",
-        ]
-    ]
+    names = [measure if field.name == "value" else field.name for field in dataclasses.fields(Point)]
+    rows = [["norm", *names, "average_error", "average_low", "average_high", "average_points"]]
     rows += [
         [
             norm,
-            p.epsilon,
-            p.value,
-            p.low,
-            p.high,
-            p.samples,
-            p.by_minimum_norm,
-            p.also_by_fixed_budget,
-            p.also_by_stronger_attacks,
-            p.also_by_earlier_points,
+            *vars(p).values(),
             *((mean.error, mean.low, mean.high, mean.points) if mean is not None else (None,) * 4),
         ]
         for norm, curve in evaluation.curves.items()
