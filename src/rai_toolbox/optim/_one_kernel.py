@@ -30,8 +30,9 @@ class OneKernel:
         """Return whether `inner` is plain SGD or Frank-Wolfe and there are kernels for all tensors."""
         for plan in plans:
             if plan.params:
-                takes = is_plain_sgd(inner) or takes_bare_steps(inner)
-                return has_kernels(plan.params[0]) and takes and all(map(_fits, plans))
+                if not has_kernels(plan.params[0]):  # asked first: on a CPU it is the only question
+                    return False
+                return (is_plain_sgd(inner) or takes_bare_steps(inner)) and all(map(_fits, plans))
         return False
 
     @not_traced
