@@ -31,7 +31,7 @@ def test_results_come_back_from_disk_as_they_were(small_net, digits, tmp_path):
     text = (tmp_path / "results.json").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
-    assert json.loads(text)["schema_version"] == 2
+    assert json.loads(text)["schema_version"] == 3
     frame = result.to_pandas()
     assert list(frame.columns) == ["label", "prediction", "correct", "distance_l2", "found_by_l2"]
     assert len(frame) == 20

@@ -82,9 +82,9 @@ DAMAGES = {
     "class names null": lambda c: c.update(class_names=None),
     "a class name a number": lambda c: c.update(class_names=[1, 2]),
     "timings null": lambda c: c.update(timings=None),
-    "findings that are none": lambda c: c.update(diagnostics=["fine"]),
+    "findings that are none": lambda c: c.update(findings=["fine"]),
     "a verdict of its own": lambda c: c.update(
-        diagnostics=[{"check": "a", "title": "b", "verdict": "fine", "summary": "c", "evidence": {}}]
+        findings=[{"check": "a", "title": "b", "verdict": "fine", "summary": "c", "evidence": {}}]
     ),
     "an index of 400 digits": lambda c: samples(c)["index"].__setitem__(0, 10**400),
     "no samples": lambda c: [samples(c)[name].clear() for name in ("index", "label", "prediction", "correct")]
@@ -133,18 +133,29 @@ def test_a_file_of_the_older_version_is_read(task, tmp_path):
     assert [evidence.kind for evidence in result.evidence] == ["attack"]
     result.save(tmp_path)  # every file can be made of it
     newer = json.loads((tmp_path / "results.json").read_text())
-    assert newer["schema_version"] == 2
+    assert newer["schema_version"] == 3
+    assert newer["findings"] == content["diagnostics"]
+    assert "diagnostics" not in newer
     assert newer["samples"] == content["samples"] | {"id": None}
     assert Evaluation.load(tmp_path).to_json() == result.to_json()
     if task == "classification":
         assert main(["compare", str(older), str(tmp_path), "--out", str(tmp_path / "both")]) == 0
 
 
-@pytest.mark.parametrize("version", [0, 3, "2", True, None, 1.5])
+def test_findings_that_version_2_called_diagnostics_are_read(half_plane, blobs, tmp_path):
+    result = evaluate(half_plane, blobs, budget="quick")
+    content = json.loads(result.to_json())
+    older = {{"findings": "diagnostics"}.get(name, name): value for name, value in content.items()}
+    (tmp_path / "results.json").write_text(json.dumps(older | {"schema_version": 2}))
+    assert len(result.findings) > 1
+    assert Evaluation.load(tmp_path).findings == Evaluation.load(result.save(tmp_path / "now")).findings
+
+
+@pytest.mark.parametrize("version", [0, 4, "2", True, None, 1.5])
 def test_a_file_of_another_version_is_told(sound, tmp_path, version):
     content = sound[1] | {"schema_version": version}
     (tmp_path / "results.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"has schema version .*, this release reads 1 and 2"):
+    with pytest.raises(InputError, match=r"has schema version .*, this release reads 1 to 3"):
         Evaluation.load(tmp_path)
 
 

@@ -109,7 +109,7 @@ class _File(msgspec.Struct):
     data: _Data
     environment: dict[str, Any]
     curves: Annotated[dict[Literal["l1", "l2", "linf", "l0"], _Curve], msgspec.Meta(min_length=1)]
-    diagnostics: list[_Finding]
+    findings: list[_Finding]
     class_names: list[Text]
     feature_names: list[Text] | None
     samples: _Samples

@@ -16,9 +16,9 @@ from rai_toolbox.robustness._results import ClassRow, Curve, Finding, Point, Res
 from rai_toolbox.robustness.report._form import check_form
 
 SCHEMA = "rai-toolbox/evaluation"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: The versions that are read.
-_READ = (1, 2)
+_READ = (1, 2, SCHEMA_VERSION)
 
 
 def to_dict(results: Results) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def to_dict(results: Results) -> dict[str, Any]:
                 name: {"name": name, "points": [vars(point) for point in corruption.points]}
                 for name, corruption in results.corruptions.items()
             },
-            "diagnostics": [vars(finding) for finding in results.findings],
+            "findings": [vars(finding) for finding in results.findings],
             "class_names": results.class_names,
             "feature_names": results.feature_names,
             "samples": samples,
@@ -80,8 +80,11 @@ def read(path: Path) -> Results:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f"{str(path)!r} is not a results.json of rai-toolbox evaluate")
     if (version := content.get("schema_version")) not in _READ or isinstance(version, bool):
-        read = " and ".join(map(str, _READ))
-        raise InputError(f"{str(path)!r} has schema version {version!r}, this release reads {read}")
+        raise InputError(
+            f"{str(path)!r} has schema version {version!r}, this release reads {_READ[0]} to {SCHEMA_VERSION}"
+        )
+    if version < 3 and "diagnostics" in content:
+        content["findings"] = content.pop("diagnostics")  # their name until then
     check_form(content, str(path))
     try:
         return _from_dict(content)
@@ -138,7 +141,7 @@ def _from_dict(content: dict[str, Any]) -> Results:
         task=content["task"],
         complete=content["complete"],
         curves=curves,
-        findings=tuple(Finding(**finding) for finding in content["diagnostics"]),
+        findings=tuple(Finding(**finding) for finding in content["findings"]),
         index=np.array(samples["index"], dtype=np.int64),
         label=np.array(samples["label"]),
         prediction=np.array(samples["prediction"]),
