@@ -17,10 +17,7 @@ class NormFactor:
     "normalize": f(n) = scale / max(n, bound). "ball": f(n) = scale · min(1, bound / n), and exactly `scale` for a norm
     that is outside the ball by rounding alone (see `slack`).
 
-    Raises
-    ------
-    ValueError
-        `kind` is another.
+    Raises ValueError: `kind` is another.
     """
 
     kind: Literal["normalize", "ball"]

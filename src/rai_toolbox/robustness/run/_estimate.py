@@ -42,30 +42,18 @@ class _Costs:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of an evaluation, without the attacks that only doubtful checks ask for.
+    """The cost of an evaluation, without the attacks that only doubtful checks ask for."""
 
-    Attributes
-    ----------
-    attacks, checks : float
-        Seconds.
-    low, high : float
-        Of both together, the least and the most that is likely: how many samples stand at a radius is not known yet,
-        and neither is what else the machine will have to do.
-    samples : int
-        That the solvers work on: those that the model gets right.
-    passes : float
-        Of each, forward and backward, in the attacks.
-    seconds_per_pass : float
-        For one sample.
-    """
-
+    # attacks, checks: seconds
     attacks: float
     checks: float
+    # low, high: of both together, the least and the most that is likely: how many samples stand at a radius is not
+    # known yet, and neither is what else the machine will have to do
     low: float
     high: float
-    samples: int
-    passes: float
-    seconds_per_pass: float
+    samples: int  # that the solvers work on: those that the model gets right
+    passes: float  # of each, forward and backward, in the attacks
+    seconds_per_pass: float  # for one sample
 
     def __str__(self) -> str:
         total = self.attacks + self.checks
