@@ -1,4 +1,4 @@
-"""What becomes of the entries of a datum in one pass, as numbers that an operator of torch can be given."""
+"""How one pass changes the entries of a datum, as numbers that an operator of torch can take."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Kind(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What becomes of an entry: a change, then a scale, then a bias."""
+    """How an entry changes: by a change, then a scale, then a bias."""
 
     kind: Kind = Kind.NOTHING
     order: int = 2  # of the norm, 1 or 2; 2 where there is none
@@ -60,7 +60,7 @@ NOTHING = Change()
 
 
 def by_factor(factor: NormFactor, scale: float = 1.0, bias: float = 0.0) -> Change | None:
-    """The change that multiplies by a factor of the norm, or None where the kernels have it not."""
+    """The change that multiplies by a factor of the norm, or None if the kernels do not have it."""
     if factor.p not in (1, 2) or not isinstance(factor.bound, (int, float)):
         return None
     if not isinstance(factor.scale, (int, float)):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.kernels._factors import slack
-from rai_toolbox.kernels._machine import may_look
+from rai_toolbox.kernels._machine import can_branch_on_values
 from rai_toolbox.kernels._multipliers import Shift, scale_for_square_sum, shift_for_sum
 from rai_toolbox.kernels._norms import plain_norm
 from rai_toolbox.kernels._portable import Bound, Number, clip, column, folded
@@ -108,4 +108,4 @@ def _largest(row: Tensor) -> Tensor:
 
 def _is_ordinary(row: Tensor, radius: Tensor) -> bool:
     """Whether squares and sums of the entries, and of the radius, are within the range of float64."""
-    return may_look(row) and float(_largest(row)) < 1e140 and 1e-140 < float(radius) < 1e140
+    return can_branch_on_values(row) and float(_largest(row)) < 1e140 and 1e-140 < float(radius) < 1e140

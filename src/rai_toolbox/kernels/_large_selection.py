@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from rai_toolbox.kernels._machine import may_look
+from rai_toolbox.kernels._machine import can_branch_on_values
 from rai_toolbox.kernels._scratch import PIECE_NUMEL, pieces
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -64,7 +64,7 @@ def _kth_largest(row: Tensor, count: int) -> tuple[Tensor, Tensor]:
         tried = found | (1 << bit)
         reached = _at_least(row, tried.view(row.dtype))
         found = torch.where((reached >= count) & (tried <= infinity), tried, found)
-        if may_look(row) and reached == count and found == tried:
+        if can_branch_on_values(row) and reached == count and found == tried:
             break
     above = _at_least(row, (found + 1).view(row.dtype))
     return found.view(row.dtype), torch.where(found < infinity, above, torch.zeros_like(above))

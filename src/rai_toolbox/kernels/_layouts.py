@@ -95,7 +95,7 @@ def _made(make: Any, key: Any, device: torch.device, stream: int) -> list[Launch
 
 
 def _stream(device: torch.device) -> int:
-    """What marks the stream: what one has copied, another might read too soon."""
+    """The number of the current stream: a table that one stream copies could be read too soon by another."""
     if device.type == "cpu":
         return 0
     stream = torch.get_device_module(device).current_stream(device)
@@ -107,7 +107,7 @@ def _is_captured(device: torch.device) -> bool:
 
 
 def _on_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy that nobody waits for."""
+    """A copy on the device; the host does not wait for it."""
     if device.type == "cpu":
         return values
     if torch.get_device_module(device).is_available():

@@ -26,7 +26,7 @@ _forced: str | None = None
 _unusable: set[str] = set()  # devices whose kernels did not compile
 
 
-def may_look(x: Tensor) -> bool:
+def can_branch_on_values(x: Tensor) -> bool:
     """Whether a branch on the values of `x` is free: an ordinary CPU tensor, neither traced nor vmapped."""
     return (
         x.device.type == "cpu"
@@ -38,8 +38,8 @@ def may_look(x: Tensor) -> bool:
 
 
 def seen(look: Callable[[], Seen], *at: object) -> Seen | None:
-    """What a look at these tensors tells, or None where it would not be free: then it is not looked."""
-    return look() if all(may_look(x) for x in at if isinstance(x, Tensor)) else None
+    """Return what `look` returns; None, without calling it, where reading values of `at` would wait or be traced."""
+    return look() if all(can_branch_on_values(x) for x in at if isinstance(x, Tensor)) else None
 
 
 def is_on_cpu(*xs: Tensor) -> bool:
@@ -53,7 +53,7 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 
 
 def has_values(x: Tensor) -> bool:
-    """Whether there is anything to look at: not on a meta device, and not in a tensor that only stands for one."""
+    """Whether the tensor holds values: one on a meta device, or a fake one, does not."""
     return x.device.type != "meta" and (type(x) in (Tensor, Parameter) or not _is_plain(x))
 
 
@@ -63,17 +63,17 @@ def is_captured(x: Tensor) -> bool:
 
 
 def kind_of(device: torch.device) -> str:
-    """What torch calls a device of this kind."""
+    """The type of a device, as torch names it."""
     return device.type
 
 
 def name_of(device: torch.device) -> str:
-    """What its maker calls a CUDA device; of any other, the processor's kind."""
+    """The name of a CUDA device; of any other, the kind of the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
 def own_generators(device: torch.device) -> list[torch.device]:
-    """For `torch.random.fork_rng`: the device, if it is one with random numbers of its own."""
+    """The device, if it has random numbers of its own: what `torch.random.fork_rng` takes."""
     return [device] if device.type == "cuda" else []
 
 
@@ -121,7 +121,7 @@ def _is_plain(x: Tensor) -> bool:
 
 
 def give_up(device: torch.device, error: Exception) -> None:
-    """Take the portable form on such devices from now on, and say so once."""
+    """Use the portable form on such devices from now on, and warn once."""
     if device.type not in _unusable:
         _unusable.add(device.type)
         reason = str(error).strip().split("\n")[0][:300]
@@ -135,7 +135,7 @@ def give_up(device: torch.device, error: Exception) -> None:
 
 @contextlib.contextmanager
 def forced(form: str | None) -> Iterator[None]:
-    """For tests: take this form, "triton" (in its interpreter) or "portable", also of tensors on a CPU."""
+    """For tests: use this form, "triton" (in its interpreter) or "portable", also for tensors on a CPU."""
     global _forced
     before, _forced = _forced, form
     try:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.kernels import _portable
-from rai_toolbox.kernels._machine import may_look
+from rai_toolbox.kernels._machine import can_branch_on_values
 from rai_toolbox.kernels._norms import divisor_near, row_sums
 from rai_toolbox.kernels._scratch import scratch
 from rai_toolbox.kernels._selection import erfinv
@@ -42,7 +42,7 @@ def level_for_sum(depth: Tensor, total: Tensor) -> Tensor:
 
     Returns (N, 1): in [0, total].
     """
-    if not may_look(depth):
+    if not can_branch_on_values(depth):
         return _portable.level_for_sum(depth, total)
     return _descended(depth, total, _first_level(depth, total))[0]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.kernels._factors import slack
-from rai_toolbox.kernels._machine import may_look
+from rai_toolbox.kernels._machine import can_branch_on_values
 from rai_toolbox.kernels._multipliers import level_for_sum, poured, scale_for_square_sum, shift_for_sum
 from rai_toolbox.kernels._norms import direct_norms_of_rows, is_summed, scaled_norms, scratch_dtype, summed_norms
 from rai_toolbox.kernels._portable import Bound, Number, clip, column, l2_scaled, on_simplex, with_sum
@@ -25,7 +25,7 @@ _SINGLE_RANGE = 1e-12, 1e12
 
 def nearest_in_ball(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: int) -> Tensor | None:
     """The nearest point of {‖z‖_p ≤ epsilon} ∩ [low, high] to each row, p 1 or 2; without a gradient."""
-    if not may_look(rows):
+    if not can_branch_on_values(rows):
         return None
     clipped = clip(rows, low, high)
     eps = column(epsilon, rows, torch.float64)
@@ -57,7 +57,7 @@ def nearest_in_ball(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: i
 
 def nearest_on_simplex(rows: Tensor, total: Number) -> Tensor | None:
     """The nearest point of {z ≥ 0, Σz = total} to each row; without a gradient."""
-    if not may_look(rows):
+    if not can_branch_on_values(rows):
         return None
     if rows.dtype != torch.float64:
         moved = _clearly_off_simplex(rows, column(total, rows, torch.float32))

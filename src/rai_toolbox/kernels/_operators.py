@@ -364,7 +364,7 @@ def by_norm_or_entry_(
 
 
 def mark_as_changed(*lists: Sequence[Tensor]) -> None:
-    """Let autograd know, as torch's own operators do."""
+    """Tell autograd that the tensors have changed, as torch's own operators do."""
     for xs in lists:
         ordinary = [x for x in xs if not x.is_inference()]
         if ordinary and not torch.compiler.is_compiling():

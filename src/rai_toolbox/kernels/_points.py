@@ -24,7 +24,7 @@ _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def is_time_to_look(step: int, x: Tensor, every: int = 1) -> bool:
     """Whether to look now for rows that are done: `every` so many steps where that is free, more seldom elsewhere."""
-    return step % every == 0 if _machine.may_look(x) else step % _LOOK_EVERY == _LOOK_EVERY - 1
+    return step % every == 0 if _machine.can_branch_on_values(x) else step % _LOOK_EVERY == _LOOK_EVERY - 1
 
 
 def distances(points: Tensor, data: Tensor, norm: str) -> Tensor:
@@ -102,7 +102,7 @@ def signs_of_largest(x: Tensor, counts: Tensor) -> Tensor:
 
 
 def unit_l2(x: Tensor) -> Tensor:
-    """x / ‖x‖₂ of each row, zero for zero, with the range of the dtype made use of."""
+    """x / ‖x‖₂ of each row, zero for zero, right over the range of the dtype."""
     if x.numel() and _machine.all_have_kernels([x]):
         unit = x.clone()
         _rows.scale_by_norm_([unit], [x.shape[1]], NormFactor("normalize", 2, 0.0))

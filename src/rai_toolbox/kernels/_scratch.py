@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rai_toolbox.kernels._machine import may_look
+from rai_toolbox.kernels._machine import can_branch_on_values
 
 # How many entries are worked on together at most, where several temporaries of that size are needed.
 WORK_NUMEL = 2**20
@@ -27,7 +27,7 @@ def scratch(like: Tensor, slot: int, dtype: torch.dtype | None = None) -> Tensor
     to 4 MB of float32 each). A function of rows may return it; what reaches a caller must have memory of its own.
     """
     dtype = dtype or like.dtype
-    if like.numel() > WORK_NUMEL or not may_look(like):
+    if like.numel() > WORK_NUMEL or not can_branch_on_values(like):
         return torch.empty(like.shape, dtype=dtype, device=like.device)
     return kept_memory(like.shape, slot, dtype)
 
@@ -47,7 +47,7 @@ def kept_memory(shape: Sequence[int], slot: int | str, dtype: torch.dtype) -> Te
 
 
 def is_kept(x: Tensor) -> bool:
-    if not may_look(x):
+    if not can_branch_on_values(x):
         return False
     address = x.untyped_storage().data_ptr()
     return any(address == m.untyped_storage().data_ptr() for m in getattr(_kept_memory, "slots", {}).values())
@@ -55,7 +55,7 @@ def is_kept(x: Tensor) -> bool:
 
 def is_shared_out(x: Tensor) -> bool:
     """Whether blocks of a tensor are shared out among threads, and small tensors put together."""
-    return may_look(x)
+    return can_branch_on_values(x)
 
 
 def is_large(rows: Tensor) -> bool:

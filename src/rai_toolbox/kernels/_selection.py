@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.kernels import _portable
-from rai_toolbox.kernels._machine import may_look
+from rai_toolbox.kernels._machine import can_branch_on_values
 from rai_toolbox.kernels._scratch import scratch
 
 # How many entries a threshold may be off to be corrected by picking, and how many passes are made at most before.
@@ -26,7 +26,7 @@ _PASSES = 8
 
 def kept(rows: Tensor, count: int) -> Tensor:
     """Mask of the `count` entries of largest magnitude of each row, the first among equals; any device, no sync."""
-    if count == 0 or count == rows.shape[1] or not may_look(rows):
+    if count == 0 or count == rows.shape[1] or not can_branch_on_values(rows):
         return _portable.kept(rows, count)
     a = rows.abs()
     a = torch.where(a.isnan(), torch.inf, a)
@@ -40,7 +40,7 @@ def kept(rows: Tensor, count: int) -> Tensor:
 
 def is_searched(rows: Tensor, count: int) -> bool:
     """Whether a threshold is searched for: on a CPU, in rows of some length."""
-    return 0 < count < rows.shape[1] and rows.shape[1] > 16 and may_look(rows)
+    return 0 < count < rows.shape[1] and rows.shape[1] > 16 and can_branch_on_values(rows)
 
 
 def search(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

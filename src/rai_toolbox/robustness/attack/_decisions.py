@@ -110,7 +110,7 @@ class _Walk:
         noise = torch.randn(draws, *here.shape, generator=self._generator).to(here)
         noise = noise / torch.linalg.vector_norm(noise, dim=2, keepdim=True)
         size = length * (0.3, 0.15, 0.08)[number % 3]
-        around = self._inside_all(here + size * noise, rows)
+        around = self._inside(here + size * noise, rows)
         wrong = self._wrong(around.flatten(0, 1), rows.repeat(draws)).reshape(draws, -1, 1).to(here.dtype)
         normal = ((wrong - wrong.mean(dim=0)) * (around - here) / size.clamp_min(1e-12)).mean(dim=0)
         normal = normal / torch.linalg.vector_norm(normal, dim=1, keepdim=True).clamp_min(1e-12)
@@ -126,11 +126,6 @@ class _Walk:
                 wrong = self._wrong(tried, rows)
                 if wrong.any():
                     self._take(self._towards(tried[wrong], rows[wrong]), rows[wrong])
-
-    def _inside_all(self, points: Tensor, rows: Tensor) -> Tensor:
-        if self._low is None or self._high is None:
-            return points
-        return torch.minimum(torch.maximum(points, self._low[rows]), self._high[rows])
 
     def _plane(self, x: Tensor, normal: Tensor, rise: Tensor, rows: Tensor) -> Tensor:
         """Return the point nearest to `x` at which `normal` has risen by `rise`, in the norm and the box."""
