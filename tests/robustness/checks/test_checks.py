@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from rai_toolbox.perturbations import Solution
+from rai_toolbox.perturbations import Solution, minimum_norm, worst_case
 from rai_toolbox.robustness import evaluate
 from rai_toolbox.robustness.attack import _solver
 
@@ -139,25 +139,38 @@ def test_masked_gradients_are_beaten_by_blind_search(small_net, digits):
     assert found["gradient-masking"].verdict == "distrust"
 
 
-def test_too_few_steps_are_noticed(small_net, digits, monkeypatch):
-    from rai_toolbox.perturbations import minimum_norm
-    from rai_toolbox.robustness.attack import _solver
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_search_that_is_cut_short_is_noticed(small_net, digits, norm):
+    epsilons = {"l2": [0.3, 0.5, 0.7, 0.9], "linf": [0.05, 0.1, 0.15]}[norm]
+    found = verdicts(small_net, digits, norms=norm, epsilons=epsilons, steps=2, restarts=1)["convergence"]
+    assert found.verdict in ("warning", "distrust")
+    evidence = found.evidence
+    assert (evidence["steps_used"], evidence["restarts_used"]) == (2, 1)
+    assert evidence["samples_broken_nearer"] >= 2
+    assert evidence["median_distance_of_the_longer_search"] < evidence["median_distance_found"]
+    assert f"breaks {evidence['samples_broken_nearer']} of {evidence['samples']} samples" in found.summary
+    assert " 0 " not in found.summary
 
-    def hasty(model, x, target, **options):
+
+def test_a_search_that_missed_much_is_not_to_be_trusted(small_net, digits, monkeypatch):
+    def overshot(model, x, target, **options):
         # As a solver does that has not arrived: errors, but farther away than they need to be.
         solution = minimum_norm(model, x, target, **options)
         if options["steps"] > 10:
             return solution
-        overshot = (x + 1.5 * (solution.perturbed - x)).clamp(0, 1)
-        return type(solution)(overshot, solution.losses, solution.success, solution.distances)
+        points = (x + 1.5 * (solution.perturbed - x)).clamp(0, 1)
+        return Solution(points, solution.losses, solution.success, solution.distances)
 
-    monkeypatch.setattr(_solver, "minimum_norm", hasty)
-    monkeypatch.setattr(
-        _solver, "worst_case", lambda model, x, target, **options: hasty(model, x, target, steps=1, norm="l2")
-    )
-    found = verdicts(small_net, digits, epsilons=[0.3, 0.5, 0.7, 0.9], steps=4)
-    assert found["convergence"].verdict == "distrust"
-    assert found["convergence"].evidence["steps_used"] == 4
+    def nothing(model, x, target, **options):
+        if options["steps"] > 10:
+            return worst_case(model, x, target, **options)
+        return Solution(x, torch.zeros(len(x)), torch.zeros(len(x), dtype=torch.bool), torch.full((len(x),), np.inf))
+
+    monkeypatch.setattr(_solver, "minimum_norm", overshot)
+    monkeypatch.setattr(_solver, "worst_case", nothing)
+    found = verdicts(small_net, digits, epsilons=[0.3, 0.5, 0.7, 0.9], steps=4)["convergence"]
+    assert found.verdict == "distrust"
+    assert found.evidence["samples_broken_nearer"] == found.evidence["samples"] == 16
 
 
 def test_an_accuracy_that_never_falls_is_noticed(digits):

@@ -20,6 +20,7 @@ class Budget:
     steps: int = USUAL_STEPS
     restarts: int = USUAL_RESTARTS
     radii: int = 8  # how many a default grid has, about
+    rounds: int = 8  # in how many rounds samples are tried between the reported radii, at most
     # The share of the usual samples that a check looks at, and of the random points and directions that it tries.
     checked: float = 1.0
     adaptive: bool = True  # whether attacks without the gradient follow where a check doubts it
@@ -33,8 +34,21 @@ class Budget:
 #: By the names that `evaluate` takes. The usual one is that of the solvers' defaults.
 BUDGETS: Mapping[str, Budget] = {
     "quick": Budget(
-        steps=10, restarts=2, radii=4, checked=0.125, adaptive=False, without=("finite-differences", "transfer")
+        steps=10,
+        restarts=2,
+        radii=4,
+        rounds=2,
+        checked=0.125,
+        adaptive=False,
+        without=("finite-differences", "transfer"),
     ),
     "standard": Budget(),
-    "thorough": Budget(steps=100, restarts=27),
+    "thorough": Budget(steps=100, restarts=27, rounds=12),
 }
+
+
+def longer_search(sizes: Budget) -> tuple[int, int]:
+    """Return the steps and restarts of a search that those of an evaluation are judged by."""
+    if sizes.checked < 1:  # the budget has no room for the usual ones
+        return 4 * sizes.steps, sizes.restarts
+    return max(sizes.steps, USUAL_STEPS), max(sizes.restarts, USUAL_RESTARTS)

@@ -1,4 +1,5 @@
-"""The stages of a run, for one batch: the unperturbed outputs, the search for the nearest error, a try at each radius.
+"""The stages of a run, for one batch: the unperturbed outputs, the search for the nearest error, a try at each radius,
+a try between the radii.
 
 Each function returns arrays, which the journal keeps.
 """
@@ -98,6 +99,36 @@ def confirm(
         subject.begin(standing * subject.settings.sizes.steps * subject.settings.sizes.restarts)
         results = _nearer_errors(subject, norm, grid, open_below, kept)
     return results | {
+        "forwards": subject.model.forwards - subject.begun,
+        "seconds": time.perf_counter() - begun,
+        **kept.arrays(),
+    }
+
+
+def between(subject: Subject, norm: Norm, batch: int, number: int, known: NDArray, radius: NDArray) -> dict[str, Any]:
+    """Return the distances after the fixed-budget solver has tried each sample of a batch at a radius of its own.
+
+    number: of the round.
+    known: the distance at which each sample is known to be broken.
+    radius: where to try it, below that; NaN: nowhere.
+    """
+    begun = time.perf_counter()
+    start, stop = subject.span(batch)
+    rows = np.flatnonzero(radius < known)
+    subject.begin(len(rows) * subject.settings.sizes.steps * subject.settings.sizes.restarts)
+    distance, by, rejected, kept = known.copy(), np.full(stop - start, "", NAME), 0, Kept(subject, batch)
+    if len(rows):
+        x, target = (part[torch.from_numpy(rows)] for part in subject.batch(start, stop))
+        epsilon = torch.from_numpy(radius[rows]).to(subject.device)
+        found = run_solver(subject, x, target, norm=norm, epsilon=epsilon, purpose=("between", norm, number))
+        nearer = found.distance < known[rows]
+        distance[rows[nearer]], by[rows[nearer]] = found.distance[nearer], found.by[nearer]
+        rejected = found.rejected
+        kept.take(rows, found, nearer)
+    return {
+        "distance": distance,
+        "by": by,
+        "rejected": rejected,
         "forwards": subject.model.forwards - subject.begun,
         "seconds": time.perf_counter() - begun,
         **kept.arrays(),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from rai_toolbox.robustness.attack._budget import USUAL_RESTARTS, USUAL_STEPS
+from rai_toolbox.robustness.attack._budget import longer_search
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._subject import Subject
 
@@ -21,6 +21,8 @@ _STANDING_ASKED = 0.5
 # At what share of the radii some sample of a batch stands, and of the runs there, how many some sample needs.
 _TRIED = 0.6
 _NEEDED = 0.9
+# What part of the samples is tried again between the radii, and in how many rounds some sample of a batch is.
+_AGAIN, _AGAIN_IN = 0.55, 2
 # Of the steps of runs that go through the classes: a run that does not get across ends after half.
 _OF_A_LOOK = 0.6
 _MOST_CLASSES = 9
@@ -92,6 +94,15 @@ def _attacks(subject: Subject, norm: Norm, right: float, outputs: int) -> Iterat
     one = _try(norm, sizes.steps, sizes.restarts, outputs).on(right)
     most = _NEEDED * sizes.steps * sizes.restarts / one.both_calls
     yield "confirm", one.times(radii * (_STANDING_ASKED if asked else _STANDING), radii * _TRIED * most)
+    # The grids of L0 leave few whole numbers between.
+    if radii > 1 and subject.has_gradient and norm != "l0":
+        inside = norm != "l1" and sizes.restarts < outputs
+        # A little below the nearest error known no run is given up, and a walk along the boundary follows.
+        runs = (
+            Passes(3, sizes.steps * sizes.restarts) if inside else _search(norm, sizes.steps, sizes.restarts, outputs)
+        )
+        again = _AGAIN * (1 - _STANDING_ASKED if asked else 1)
+        yield "between", runs.on(right).times(again, _AGAIN_IN)
 
 
 def _search(norm: Norm, steps: int, restarts: int, outputs: int) -> Passes:
@@ -136,14 +147,9 @@ def _checks_in(subject: Subject, norm: Norm, right: int, outputs: int) -> Passes
     directions = 2 * sizes.of_usual(64, least=16) + 1
     total = Passes(directions * of(24), 0, 2 + directions * of(24) / 4096, 0) + Passes(2, 10).on(of(64))
     if not subject.classifies:
-        return total + Passes(8, 5 * steps * restarts).on(of(16)) + Passes(4, steps * restarts).on(of(48))
-    # As the check of convergence has it.
-    more = (
-        (4 * steps, restarts)
-        if sizes.checked < 1
-        else (max(4 * steps, USUAL_STEPS), 1 if restarts >= 4 else USUAL_RESTARTS)
-    )
-    total += _search(norm, *more, outputs).on(of(16)) + _blind(subject).on(of(16))
+        return total + Passes(4, 4 * steps).on(of(16)) + Passes(4, steps * restarts).on(of(48))
+    more, runs = longer_search(sizes)
+    total += _search(norm, more, runs, outputs).on(of(6)) + _blind(subject).on(of(16))
     if "finite-differences" not in sizes.without:
         looked, ascents = 1 + 2 * min(32, prod(subject.samples.shape)), 2 * 8 * _WALKED.get(norm, 1.0)
         total += Passes(ascents * looked * of(16), 0, 2 * ascents, 0)
