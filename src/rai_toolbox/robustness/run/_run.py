@@ -212,12 +212,11 @@ class Run:
 
         confirmed = self._stage(f"confirm-{norm}", f"Trying each epsilon ({norm})", confirm_batch)
         distance = joined([second or first for first, second in zip(known, confirmed, strict=True)], "distance")
-        rounds: list[Pieces] = []
-        if all(_whole(confirmed)) and len(grid) > 1 and subject.has_gradient:
-            distance, rounds = self._between(norm, grid, distance)
+        goes_on = all(_whole(confirmed)) and len(grid) > 1 and subject.has_gradient
+        distance, rounds = self._between(norm, grid, distance) if goes_on else (distance, [])
         where = reached(subject, searched)
         stages = {"search": searched, **({"also_try": tried} if any(tried) else {}), "confirm": confirmed}
-        stages |= {"between": [piece for pieces in rounds for piece in pieces]} if rounds else {}
+        stages |= {"between": [piece for pieces in rounds for piece in pieces]} if goes_on else {}
         curve = accuracy_curve(
             norm, grid, distance, nearest, subject.targets[where], class_names(subject),
             by_earlier=after_earlier(stages), forwards=sum(total("forwards", pieces) for pieces in stages.values()),
