@@ -8,6 +8,7 @@ import os
 import socket
 import tempfile
 import threading
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
@@ -21,6 +22,20 @@ _LOCK = ".lock"
 _HOLDER = ".lock-holder"
 
 _held = threading.local()
+
+# What an archive may unpack to: this, or so many times its own size. Arrays hardly shrink as much; a bomb does more.
+_UNPACKED = 256 * 2**20
+_RATIO = 100
+
+
+def check_unpacked_size(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise InputError where an archive unpacks to far more than it takes on the disk."""
+    unpacked, packed = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+    if unpacked > max(_UNPACKED, _RATIO * packed):
+        raise InputError(
+            f"{str(path)!r} has {packed} bytes and unpacks to {unpacked}, more than {_RATIO} times as many, so it"
+            " is not read; write it again without compression"
+        )
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from rai_toolbox.robustness._errors import InputError
+from rai_toolbox.robustness._files import check_unpacked_size
 from rai_toolbox.robustness.data._rows import ArrayRows, FileRows, Rows, Spool
 
 _CHUNK = 16 * 2**20
@@ -30,7 +31,10 @@ class NpzArchive:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
+            check_unpacked_size(self._zip, path)
             self._members = {name.removesuffix(".npy"): name for name in self._zip.namelist()}
+        except InputError:
+            raise
         except OSError as error:
             raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
         except Exception:  # hostile archives raise nearly anything

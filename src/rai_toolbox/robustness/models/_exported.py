@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from rai_toolbox.robustness._errors import InputError, arg
+from rai_toolbox.robustness._files import check_unpacked_size
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.models._fixed_batch import FixedBatch
 
@@ -94,6 +95,7 @@ def _module_of(program: torch.export.ExportedProgram) -> nn.Module:
 def _refuse_code(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
+            check_unpacked_size(archive, path)
             # By entry, not by name: of two entries of one name, another reader may take the other.
             for entry in archive.infolist():
                 name = entry.filename

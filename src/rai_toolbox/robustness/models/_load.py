@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rai_toolbox.robustness._errors import InputError, arg
+from rai_toolbox.robustness._files import check_unpacked_size
 from rai_toolbox.robustness._imports import call_named, guarded, import_named, names_function
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.models._digits import digits_model
@@ -255,6 +256,7 @@ def _about_pickle(path: Path) -> str:
 def _archive_kind(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
+            check_unpacked_size(archive, path)
             names = archive.namelist()
     except (OSError, zipfile.BadZipFile):
         return "other"

@@ -180,12 +180,11 @@ def _section(evaluation: Results, norm: str) -> dict[str, Any]:
     return {
         "norm": norm,
         "curve": curve,
+        "columns": _columns(evaluation, curve),
         "drawing": curve_drawing({"": evaluation}, norm),
         "sentence": _sentence(evaluation, curve),
         "concerned": _concerned(evaluation, norm),
         "found_by": _found_by(evaluation, norm),
-        "earlier": any(point.also_by_earlier_points for point in curve.points),
-        "stronger": any(point.also_by_stronger_attacks for point in curve.points),
         "gallery": _gallery(evaluation, norm) if norm in evaluation.examples else [],
         "legend": _LEGENDS[kind_of(evaluation.data["shape"], evaluation.feature_names)],
     }
@@ -201,6 +200,26 @@ def _found_by(evaluation: Results, norm: str) -> str:
     found = ", ".join(f"{count} by {name}" for name, count in counts.most_common()) or "none"
     what = "The nearest error of a sample was found" if accuracy else "At the largest ε the worst change was found"
     return f"{what}: {found}."
+
+
+def _columns(evaluation: Results, curve: Curve) -> list[tuple[str, list[str]]]:
+    """Return the columns of the table below a curve, beside that of the radii: heading and cells."""
+    points, accuracy = curve.points, evaluation.task == "classification"
+    shown = percent if accuracy else figure
+    columns = [
+        (evaluation.measure.capitalize(), [shown(point.value) for point in points]),
+        ("95 % interval", [f"{shown(point.low)} to {shown(point.high)}" for point in points]),
+    ]
+    if accuracy:
+        columns.append(("Minimum-norm search alone", [percent(point.by_minimum_norm or 0.0) for point in points]))
+        for what in ("earlier_points", "fixed_budget", "stronger_attacks"):
+            counts = [getattr(point, f"also_by_{what}") for point in points]
+            if any(counts) or what == "fixed_budget":
+                columns.append((f"Broken by {what.replace('_', ' ')} only", list(map(str, counts))))
+    if curve.average:
+        cells = [f"{shown(mean.error)} ({shown(mean.low)} to {shown(mean.high)})" for mean in curve.average]
+        columns.append(("Error at random points", cells))
+    return columns
 
 
 def _concerned(evaluation: Results, norm: str) -> tuple[str, str] | None:

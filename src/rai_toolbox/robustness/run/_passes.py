@@ -92,8 +92,10 @@ def _attacks(subject: Subject, norm: Norm, right: float, outputs: int) -> Iterat
         return
     yield "search", _search(norm, sizes.steps, sizes.restarts, outputs).on(right)
     one = _try(norm, sizes.steps, sizes.restarts, outputs).on(right)
+    # In L0 a default grid is of whole numbers, and few.
+    standing = _STANDING_ASKED if asked else 0.9 / radii if norm == "l0" else _STANDING
     most = _NEEDED * sizes.steps * sizes.restarts / one.both_calls
-    yield "confirm", one.times(radii * (_STANDING_ASKED if asked else _STANDING), radii * _TRIED * most)
+    yield "confirm", one.times(radii * standing, radii * _TRIED * most)
     # The grids of L0 leave few whole numbers between.
     if radii > 1 and subject.has_gradient and norm != "l0":
         inside = norm != "l1" and sizes.restarts < outputs
