@@ -112,6 +112,25 @@ def exactly_k_entries_are_kept_the_first_among_equals(dtype: torch.dtype) -> Non
 
 
 @claim
+def the_oracle_of_the_l1_ball_is_a_vertex_with_the_sign_of_the_first_largest_entry(dtype: torch.dtype) -> None:
+    radii = torch.tensor([0.5, 2.0, 0.0])
+    for seed, magnitude in enumerate(MAGNITUDES):
+        for shape in ((3, 7), (3, 300)):
+            x = values(shape, dtype, magnitude, seed)
+            x[1] = 0
+            for epsilon in (0.5, radii):
+                exact = torch.zeros(shape)
+                where = x.float().abs().argmax(1)
+                sign = torch.where(x[range(3), where] < 0, -1.0, 1.0)
+                exact[range(3), where] = sign * torch.as_tensor(epsilon)
+                assert torch.equal(F.lmo_l1_ball_(x.clone(), epsilon, negated=True).float(), exact), magnitude
+                assert torch.equal(F.lmo_l1_ball_(x.clone(), epsilon).float(), 0.0 - exact), magnitude
+    x = values((3, 7), dtype, "normal", 0)
+    x[0, 3], x[0, 5] = INF, math.nan  # a NaN shows, wherever it is
+    assert F.lmo_l1_ball_(x, 0.5).isnan().sum(1).tolist() == [1, 0, 0]
+
+
+@claim
 def projections_are_nearest_at_rest_and_in_the_set_over_the_range(dtype: torch.dtype) -> None:
     info = torch.finfo(dtype)
     for p, project in PROJECTIONS.items():

@@ -44,7 +44,11 @@ def launches() -> Iterator[tuple[str, _layouts.Launch, dict[str, Any]]]:
         yield "step_parts", launch, {"BLOCK": launch.columns, **constants}
     for length in (ODD, LONG):
         (launch,) = _layouts.data(((4, length),), (2,), 4, CPU)
-        yield "keep_largest", launch, {"BLOCK": launch.columns, "SIGNED": True, "RADII": -1, "COUNTS": False}
+        yield (
+            "keep_largest",
+            launch,
+            {"BLOCK": launch.columns, "SIGNED": True, "RADII": -1, "COUNTS": False, "VERTEX": False},
+        )
         (launch,) = _layouts.data(((4, length),), (0,), 2, CPU)
         yield "l1_or_simplex", launch, {"BLOCK": launch.columns, "SIMPLEX": False, "RADII": 1}
         for p in (1, 2):

@@ -44,6 +44,7 @@ ROWS = {
     "L1Ball+box, images": (ro.L1BallOptim, BOX, IMAGES, 8, 5.0),
     "L2FrankWolfe, images": (ro.L2FrankWolfe, BALL, IMAGES, 2, 1.7),
     "LinfFrankWolfe, images": (ro.LinfFrankWolfe, BALL, IMAGES, 1, 1.34),
+    "L1FrankWolfe, images": (ro.L1FrankWolfe, BALL, IMAGES, 2, 2.1),
     "L1qFrankWolfe, images": (ro.L1qFrankWolfe, {**BALL, "q": 0.9}, IMAGES, 2, 2.1),
     "L2FrankWolfe, cifar": (ro.L2FrankWolfe, BALL, CIFAR, 1, 1.34),
     "L2Normed, cifar": (ro.L2NormedGradientOptim, {}, CIFAR, 1, 1.34),
@@ -54,6 +55,14 @@ ROWS = {
     "L2Projected, resnet50": (ro.L2ProjectedOptim, {"epsilon": 1.0}, resnet50(), 10, 2.4),
     "L2Normed, 400 small": (ro.L2NormedGradientOptim, {}, SMALL, 10, 1.7),
 }
+
+
+@pytest.mark.parametrize("shapes", [[(256, 256)] * 12, [(256, 128)] * 6 + [(128, 256)] * 6], ids=["squares", "others"])
+def test_a_newton_schulz_step_is_three_calls_for_all_matrices_of_a_shape(shapes: list[tuple[int, ...]]) -> None:
+    def calls(steps: int) -> int:
+        return fake_cost.step(lambda ps: ro.OrthogonalizedGradientOptim(ps, lr=0.1, steps=steps), shapes).calls
+
+    assert calls(5) - calls(1) == 4 * 3 * len(set(shapes))
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import rai_toolbox
 
-ASKS = re.compile(r"\bmay_look\b|\bdevice\.type\b|\.is_(cuda|cpu|mps|xpu)\b")
+ASKS = re.compile(r"\bcan_branch_on_values\b|\bdevice\.type\b|\.is_(cuda|cpu|mps|xpu)\b")
 
 
 def test_only_the_kernels_ask_which_machine_a_tensor_is_on() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tests.kernels import solver_cost
 
+from rai_toolbox import optim as ro
 from rai_toolbox.kernels import _points
-from rai_toolbox.perturbations import minimum_norm, worst_case
+from rai_toolbox.perturbations import gradient_ascent, minimum_norm, worst_case
 from rai_toolbox.perturbations._ball import Norm
 
 EPSILON: dict[Norm, float] = {"linf": 0.02, "l2": 0.3, "l1": 2.0, "l0": 3}
@@ -33,6 +36,34 @@ def test_the_worst_case_is_searched_in_few_calls_and_looks(norm: Norm, monkeypat
     )
     assert found.calls <= MOST_CALLS, found.counter.calls.most_common(12)
     assert found.looks <= MOST_LOOKS, found.counter.looks
+
+
+ASCENTS: dict[str, tuple[int, dict[str, Any]]] = {  # calls for each step at most
+    "Linf": (5, {"optimizer": ro.LinfProjectedOptim, "epsilon": 0.03, "lr": 0.01}),
+    "L2": (5, {"optimizer": ro.L2ProjectedOptim, "epsilon": 0.5, "lr": 0.1}),
+    "L1Ball": (6, {"optimizer": ro.L1BallOptim, "epsilon": 0.5, "lr": 0.1}),
+    "L2, the best in bounds": (
+        11,
+        {"optimizer": ro.L2ProjectedOptim, "epsilon": 0.5, "lr": 0.1, "bounds": (0, 1), "use_best": True},
+    ),
+    "L2, stopping": (
+        17,
+        {"optimizer": ro.L2ProjectedOptim, "epsilon": 0.5, "lr": 0.1, "stop_when": lambda out, y: out.argmax(1) != y},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ASCENTS)
+def test_a_step_of_gradient_ascent_makes_few_calls_and_hardly_ever_looks(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, options = ASCENTS[name]
+    found = solver_cost.per_question(
+        lambda model, x, y: gradient_ascent(model=model, data=x, target=y, steps=40, **options), monkeypatch
+    )
+    assert found.calls <= calls, found.counter.calls
+    # bounds are looked at once, and every eighth step whether all have stopped
+    assert found.counter.looks.total() <= (5 if "stop_when" in options else 2 if "bounds" in options else 0)
 
 
 @pytest.mark.parametrize("norm", EPSILON)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import shutil
 import warnings
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -30,6 +32,7 @@ from rai_toolbox.optim import (
     SphereOptim,
     TopQGradientOptimizer,
 )
+from rai_toolbox.optim._torch_private import foreach_copy_
 
 pytestmark = [
     # raised by torch's compiler when it is imported
@@ -124,7 +127,7 @@ def test_a_compiled_step_is_the_ordinary_step(name: str, dtype: torch.dtype):
 
 @pytest.mark.parametrize("inner", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.SGD])
 def test_the_update_of_the_inner_optimizer_is_in_the_graph(inner: type):
-    keywords = {"momentum": 0.9, "weight_decay": 0.1} if inner is torch.optim.SGD else {}
+    keywords: Any = {"momentum": 0.9, "weight_decay": 0.1} if inner is torch.optim.SGD else {}
     _, params, _ = stepped(L2NormedGradientOptim, InnerOpt=inner, **keywords)
     backend = Counting()
     optim, compiled, _ = stepped(L2NormedGradientOptim, backend, InnerOpt=inner, **keywords)
@@ -208,7 +211,7 @@ def test_extreme_entries_give_what_they_give_in_the_ordinary_step(name: str):
     for which in (0, 1):  # in a parameter, in a gradient
         for value in (0.0, 1e-45, 3e38, torch.inf, torch.nan):
             for params, grads in (ordinary, compiled):
-                torch._foreach_copy_([*params, *grads], [*start[0], *start[1]])
+                foreach_copy_([*params, *grads], [*start[0], *start[1]])
                 (params, grads)[which][0][1].fill_(value)
             plain.step()
             optim.step()
@@ -332,7 +335,16 @@ def test_tensors_that_change_at_every_step_are_given_up_and_it_says_so():
     assert backend.graphs == graphs
 
 
-@pytest.mark.parametrize("inner", [torch.optim.SGD, torch.optim.Adam, partial(torch.optim.SGD, momentum=0.9)])
+INNER = {
+    "SGD": torch.optim.SGD,
+    "momentum": partial(torch.optim.SGD, momentum=0.9),
+    "Adam": torch.optim.Adam,
+    "AdamW": torch.optim.AdamW,
+    "RMSprop": torch.optim.RMSprop,
+}
+
+
+@pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
 def test_schedules_of_lr_and_of_our_own_numbers_compile_nothing_again(inner: Any):
     def run(backend: Any) -> tuple[Tensor, int]:
         x = torch.linspace(-1, 1, 12).view(3, 4).requires_grad_()
@@ -362,6 +374,26 @@ def test_schedules_of_lr_and_of_our_own_numbers_compile_nothing_again(inner: Any
         return x.detach(), graphs
 
     torch.testing.assert_close(run(Counting())[0], run(None)[0])
+
+
+@pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
+def test_what_it_was_made_for_is_freed_with_it(inner: Any):
+    def used() -> Any:
+        x = torch.ones(2, 3, requires_grad=True)
+        optim = L2ProjectedOptim([x], inner, lr=0.1, epsilon=1.0)
+        optim.compile(backend="eager")
+        for _ in range(3):
+            x.grad = torch.ones_like(x)
+            optim.step()
+        return weakref.ref(optim.inner_opt)
+
+    used()  # what torch keeps when its compiler is first imported
+    gc.collect()
+    gc.disable()
+    try:
+        assert used()() is None
+    finally:
+        gc.enable()
 
 
 def test_a_compiler_that_refuses_another_compilation_leaves_ordinary_steps_and_says_so():

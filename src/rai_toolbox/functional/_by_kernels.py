@@ -71,6 +71,12 @@ def signs_of_largest_(xs: Sequence[Tensor], ks: Sequence[int], counts: Sequence[
 
 
 @torch.no_grad()
+def put_l1_vertices_(x: Tensor, k: int, scale: Number) -> bool:
+    """Put the scale by its sign, + for zero, in the place of the largest entry of each datum, and zero elsewhere."""
+    return bool(x.numel()) and _rows.put_l1_vertices_(x, length_of(x, k), scale)
+
+
+@torch.no_grad()
 def project_(x: Tensor, k: int, radius: Number, low: Bound, high: Bound, p: int) -> bool:
     """Replace each datum by the nearest point of the ball of order 1 or 2, and of a box."""
     boxed = low is not None or high is not None

@@ -20,6 +20,7 @@ from rai_toolbox.functional._scaling import normalize_
 from rai_toolbox.functional._selection import count_of, signed_rows
 from rai_toolbox.kernels._large_selection import l1_vertex_, signs_of_largest_
 from rai_toolbox.kernels._machine import seen
+from rai_toolbox.kernels._portable import l1_vertices
 from rai_toolbox.kernels._scratch import is_large
 
 Number: TypeAlias = float | Tensor
@@ -58,7 +59,11 @@ def lmo_l1_ball_(g: Tensor, epsilon: Number, *, param_ndim: int | None = -1, neg
     >>> lmo_l1_ball_(torch.tensor([[1.0, -3.0]]), epsilon=0.5, negated=True)
     tensor([[ 0.0000, -0.5000]])
     """
-    return _oracle(_l1_vertex, g, epsilon, param_ndim, 1.0 if negated else -1.0, l1_vertex_, in_place=True)
+    sign = 1.0 if negated else -1.0
+    k = datum_ndim(checked_float("g", g).ndim, param_ndim)
+    if _by_kernels.put_l1_vertices_(g, k, per_datum("epsilon", epsilon, g, k) * sign):
+        return g
+    return _oracle(_l1_vertex, g, epsilon, param_ndim, sign, l1_vertex_, in_place=True)
 
 
 @documented
@@ -220,11 +225,7 @@ def _wide(rows: Tensor) -> Tensor:
 
 
 def _l1_vertex(rows: Tensor) -> Tensor:
-    # argmax takes the first among equals, and a NaN before any number
-    where = rows.abs().argmax(1, keepdim=True)
-    value = _wide(rows.gather(1, where))
-    sign = torch.where(value < 0, -torch.ones_like(value), torch.ones_like(value))
-    return torch.zeros_like(_wide(rows)).scatter(1, where, torch.where(value.isnan(), value, sign))
+    return l1_vertices(_wide(rows))
 
 
 def _l2_direction(rows: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from rai_toolbox.kernels._changes import NOTHING, Change, Kind, slack_of
 # Which module has which kernel. They import Triton, so that the first launch imports them.
 _MODULES = {
     **dict.fromkeys(("step_rows", "sums_of_parts", "step_parts"), "_device_scaling"),
-    **dict.fromkeys(("keep_largest", "l1_or_simplex", "nearest_in_box"), "_device_rows"),
+    **dict.fromkeys(("keep_largest", "l1_or_simplex"), "_device_rows"),
+    "nearest_in_box": "_device_box",
     **dict.fromkeys(("row_distances", "land_rows", "usable_gradients", "put_rows", "random_rows"), "_device_points"),
 }
 # Left to itself, the assembler of NVIDIA gives `l1_or_simplex` so few registers that some are spilled.
@@ -213,7 +214,7 @@ def step_parts_(
 
 
 @operator(
-    "keep_largest_(Tensor(a!)[] xs, int[] lengths, int[] counts, bool signed, float scale, Tensor? radii, "
+    "keep_largest_(Tensor(a!)[] xs, int[] lengths, int[] counts, bool signed, bool vertex, float scale, Tensor? radii, "
     "Tensor? own_counts) -> ()",
     _nothing,
 )
@@ -222,13 +223,15 @@ def keep_largest_(
     lengths: list[int],
     counts: list[int],
     signed: bool,
+    vertex: bool,
     scale: float,
     radii: Tensor | None,
     own_counts: Tensor | None,
 ) -> None:
     """Zero all but the `counts` entries of largest magnitude of each datum, or make these signs.
 
-    `own_counts`, int64: one of at least 1 for each datum, in place of those.
+    `own_counts`, int64: one of at least 1 for each datum, in place of those. `vertex`: one is kept, and becomes ±1 by
+    its sign, 1 for zero, times the scale.
     """
     device = xs[0].device
     places, aligned = _layouts.addresses(xs, device)
@@ -237,11 +240,14 @@ def keep_largest_(
         done = _run(
             "keep_largest", launch, device, places, scale, column, places if own_counts is None else own_counts,
             T=xs[0].dtype, BLOCK=launch.columns, ALIGNED=launch.aligned and aligned, SIGNED=signed, RADII=stride,
-            COUNTS=own_counts is not None,
+            COUNTS=own_counts is not None, VERTEX=vertex,
         )  # fmt: skip
         if not done:
             for i in launch.tensors:
                 own = _own(radii, xs, lengths, i)
+                if vertex:
+                    _portable.put_l1_vertices_(xs[i], lengths[i], scale, own)
+                    continue
                 each = _own(own_counts, xs, lengths, i)
                 _portable.keep_largest_(xs[i], lengths[i], counts[i] if each is None else each, signed, scale, own)
 

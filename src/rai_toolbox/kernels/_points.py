@@ -96,7 +96,7 @@ def signs_of_largest(x: Tensor, counts: Tensor) -> Tensor:
     """± 1/k on the k = `counts` (int64, ≥ 1) entries of each row that are largest; zero for a row of zeros."""
     if x.numel() and _machine.all_have_kernels([x]):
         signs = x.clone()
-        torch.ops.rai_toolbox.keep_largest_([signs], [x.shape[1]], [1], True, 1.0, None, counts)
+        torch.ops.rai_toolbox.keep_largest_([signs], [x.shape[1]], [1], True, False, 1.0, None, counts)
         return signs
     return _portable.signs_of_largest(x, counts)
 

@@ -265,6 +265,20 @@ def keep_largest_(
             rows.copy_(torch.where(kept(rows, count), rows, torch.zeros_like(rows)))
 
 
+def l1_vertices(rows: Tensor) -> Tensor:
+    """±1, by its sign (1 for a row of zeros), in the place of each row's entry of largest magnitude; zero elsewhere."""
+    i = rows.abs().argmax(1, keepdim=True)  # the first among equals, and a NaN before any number
+    value = rows.gather(1, i)
+    sign = torch.where(value < 0, -torch.ones_like(value), torch.ones_like(value))
+    return torch.zeros_like(rows).scatter(1, i, torch.where(value.isnan(), value, sign))
+
+
+def put_l1_vertices_(x: Tensor, length: int, scale: float, radii: Tensor | None) -> None:
+    """Replace data by `l1_vertices`, times the scale."""
+    for rows, each in _blocks(x, length, _as_column(radii)):
+        rows.copy_(l1_vertices(rows.to(wide_dtype(rows))) * (scale if each is None else each) + 0.0)
+
+
 def project_on_l1_or_simplex_(x: Tensor, length: int, total: float, radii: Tensor | None, simplex: bool) -> None:
     """Replace data by the nearest points of the L1 ball, or of the simplex."""
     for rows, radius in _blocks(x, length, _as_column(radii)):

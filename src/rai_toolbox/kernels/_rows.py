@@ -48,7 +48,7 @@ def keep_largest_(xs: Sequence[Tensor], lengths: Sequence[int], counts: Sequence
     """Zero all but the `counts` entries of largest magnitude of each datum, 0 < count, the first among equals."""
     if not all_have_kernels(xs):
         return False
-    _operators.keep_largest_(list(xs), list(lengths), list(counts), False, 1.0, None, None)
+    _operators.keep_largest_(list(xs), list(lengths), list(counts), False, False, 1.0, None, None)
     _operators.mark_as_changed(xs)
     return True
 
@@ -58,8 +58,18 @@ def signs_of_largest_(xs: Sequence[Tensor], lengths: Sequence[int], counts: Sequ
     if not all_have_kernels(xs):
         return False
     each, radii = _split(scale)
-    _operators.keep_largest_(list(xs), list(lengths), list(counts), True, each, radii, None)
+    _operators.keep_largest_(list(xs), list(lengths), list(counts), True, False, each, radii, None)
     _operators.mark_as_changed(xs)
+    return True
+
+
+def put_l1_vertices_(x: Tensor, length: int, scale: Number) -> bool:
+    """Put the scale by its sign, + for zero, in the place of the largest entry of each datum, and zero elsewhere."""
+    if not all_have_kernels([x]):
+        return False
+    each, radii = _split(scale)
+    _operators.keep_largest_([x], [length], [1], True, True, each, radii, None)
+    _operators.mark_as_changed([x])
     return True
 
 

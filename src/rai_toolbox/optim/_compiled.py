@@ -117,7 +117,10 @@ class CompiledStep:
             self._at_update = len(plans[0].before)
             self._line.insert(self._at_update, None)
             edges = [0, *(i for i, op in enumerate(self._line) if i and _is_by_norm(op)), len(self._line)]
-            self._parts = [(start, self._part(start, stop, options)) for start, stop in itertools.pairwise(edges)]
+            self._parts = [
+                (start, _part(inner, self._line[start:stop], start <= self._at_update, self._params, options))
+                for start, stop in itertools.pairwise(edges)
+            ]
 
     def holds_for(self, inner: Optimizer, plans: Sequence[GroupPlan]) -> bool:
         """Return whether it was made for these parameters, with the memory that they have, and such stages."""
@@ -161,43 +164,6 @@ class CompiledStep:
         finally:
             self._inner.param_groups = groups
 
-    def _part(self, start: int, stop: int, options: dict[str, Any]) -> Callable[[list[Any]], bool]:
-        """The operations from `start` to `stop`; False, and nothing is done, where norms are not finite."""
-        inner, line = self._inner, self._line[start:stop]
-        update: Any = bare_step(inner)
-        begins_with_norm = _is_by_norm(line[0])
-
-        def measure(xs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-            norms = [_norms(x, stage) for x, stage in zip(xs, line[0] or (), strict=True)]
-            factors = [_factors(n, x, stage) for n, x, stage in zip(norms, xs, line[0] or (), strict=True)]
-            return factors, torch.stack([n.sum() for n in norms]).sum()
-
-        def change(grads: list[Tensor], params: list[Tensor], factors: list[Tensor] | None) -> None:
-            old = new = grads if start <= self._at_update else params
-            for i, stages in enumerate(line):
-                if stages is None:
-                    _write(old, new)
-                    update(inner)
-                    old = new = params
-                elif i == 0 and factors is not None:
-                    new = [_shifted((x * f).to(x.dtype), s) for x, f, s in zip(new, factors, stages, strict=True)]
-                else:
-                    new = [_shifted(_changed(x, s), s) for x, s in zip(new, stages, strict=True)]
-            _write(old, new)
-
-        measure_, change_ = compiled(measure, options), compiled(change, options)
-
-        def run(grads: list[Any]) -> bool:
-            factors = None
-            if begins_with_norm:
-                factors, total = measure_(grads if start < self._at_update else self._params)
-                if seen(lambda total=total: not math.isfinite(total.item()), total):
-                    return False
-            change_(grads, self._params, factors)
-            return True
-
-        return run
-
     def _finish(self, start: int, grads: list[Any], plans: Sequence[GroupPlan]) -> None:
         """Take the rest of the step without a compiler."""
         for i in range(start, len(self._line)):
@@ -211,6 +177,53 @@ class CompiledStep:
                     if stage.transform is not None:
                         stage.transform.change_([x], [datum_ndim(x.ndim, stage.param_ndim)])
                     scale_and_shift_([x], stage.scale, stage.bias)
+
+
+def _part(
+    inner: Optimizer,
+    line: Sequence[tuple[Stage, ...] | None],
+    begins_before_update: bool,
+    params: list[Tensor],
+    options: dict[str, Any],
+) -> Callable[[list[Any]], bool]:
+    """The operations of a line, on gradients; False, and nothing is done, where norms are not finite.
+
+    It holds no step, which holds it: a circle would keep the inner optimizer alive.
+    """
+    update: Any = bare_step(inner)
+    begins_with_norm = _is_by_norm(line[0])
+    looks = bool(seen(lambda: True, params[0]))
+
+    def measure(xs: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        norms = [_norms(x, stage) for x, stage in zip(xs, line[0] or (), strict=True)]
+        total = torch.stack([n.sum() for n in norms]).sum() if looks else None
+        return [_factors(n, x, stage) for n, x, stage in zip(norms, xs, line[0] or (), strict=True)], total
+
+    def change(grads: list[Tensor], params: list[Tensor], factors: list[Tensor] | None) -> None:
+        old = new = grads if begins_before_update else params
+        for i, stages in enumerate(line):
+            if stages is None:
+                _write(old, new)
+                update(inner)
+                old = new = params
+            elif i == 0 and factors is not None:
+                new = [_shifted((x * f).to(x.dtype), s) for x, f, s in zip(new, factors, stages, strict=True)]
+            else:
+                new = [_shifted(_changed(x, s), s) for x, s in zip(new, stages, strict=True)]
+        _write(old, new)
+
+    measure_, change_ = compiled(measure, options), compiled(change, options)
+
+    def run(grads: list[Any]) -> bool:
+        factors = None
+        if begins_with_norm:
+            factors, total = measure_(grads if begins_before_update else params)
+            if total is not None and not math.isfinite(total.item()):
+                return False
+        change_(grads, params, factors)
+        return True
+
+    return run
 
 
 class Numbers:
