@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
 import shutil
+import types
+import unittest.mock
 import warnings
 import weakref
 from collections.abc import Callable
@@ -374,6 +377,39 @@ def test_schedules_of_lr_and_of_our_own_numbers_compile_nothing_again(inner: Any
         return x.detach(), graphs
 
     torch.testing.assert_close(run(Counting())[0], run(None)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("inner", "most"), [("momentum", 1), ("Adam", 2)])  # Adam: one more, for its step count
+def test_signs_the_update_and_a_clamp_become_one_loop(inner: str, most: int):
+    metrics, graph, compile_fx = (
+        importlib.import_module(f"torch._inductor.{m}") for m in ("metrics", "graph", "compile_fx")
+    )
+    kernels: list[int] = []
+
+    def generated(lowered: Any) -> Any:
+        lowered.codegen()
+        return types.SimpleNamespace(call=lambda args: None, __file__="none", value="", runner=None)
+
+    def count(traced: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        metrics.reset()
+        with (
+            unittest.mock.patch.object(graph.GraphLowering, "compile_to_module", generated),  # no C++ compiler
+            importlib.import_module("torch._inductor.config").patch(fx_graph_cache=False),
+        ):
+            compile_fx.compile_fx(traced, inputs)
+        kernels.append(metrics.generated_kernel_count)
+        return traced.forward
+
+    x = torch.ones(64, 300, requires_grad=True)
+    optim = LinfProjectedOptim([x], INNER[inner], lr=0.1, epsilon=0.5)
+    optim.compile(backend=count)
+    for _ in range(4):
+        x.grad = torch.ones_like(x)
+        optim.step()
+        optim.param_groups[0]["epsilon"] *= 0.9
+    assert len(kernels) == 1
+    assert 1 <= kernels[0] <= most
 
 
 @pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
