@@ -19,53 +19,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "robustness"))
 import zoo  # pyright: ignore[reportMissingImports]
+from counting import Counted, Stages, share_of_checks  # pyright: ignore[reportMissingImports]
 
 from rai_toolbox.robustness import evaluate
-from rai_toolbox.robustness.run._run import CHECKS
-
-NAMES = {check.name for check in CHECKS}
-CHECKING = "Checking the evaluation itself"
-
-
-class Counted(torch.nn.Module):
-    """A model that counts the rows that go through it forwards and back, its calls and the seconds, by stage."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.stage = "before"
-        self.rows: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
-        self.times: dict[str, float] = {}
-        self.since = time.perf_counter()
-
-    def at(self, stage: str) -> None:
-        """Say what comes next; what has passed belongs to what came before."""
-        now = time.perf_counter()
-        self.times[self.stage] = self.times.get(self.stage, 0.0) + now - self.since
-        self.stage, self.since = stage, now
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.model(x)
-        self.rows[self.stage] += len(x)
-        self.calls[self.stage] += 1
-        if out.requires_grad:
-            stage = self.stage
-            out.register_hook(lambda grad: self.rows.update({stage: len(grad)}))
-        return out
-
-
-class Stages:
-    """Told by the evaluation of each call of the model."""
-
-    def __init__(self, counted: Counted) -> None:
-        self.counted = counted
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        pass
-
-    def beat(self, stage: str, done: float, total: int) -> None:
-        self.counted.at(CHECKS[int(done)].name if stage == CHECKING else stage)
 
 
 def measured(name: str, case: Any, count: int, restarts: int | None) -> dict[str, Any]:
@@ -99,13 +55,6 @@ def measured(name: str, case: Any, count: int, restarts: int | None) -> dict[str
     return line
 
 
-def share(spent: dict[str, float]) -> float:
-    """Of the work, that of the checks beside that of the evaluation."""
-    checks = sum(value for stage, value in spent.items() if stage in NAMES)
-    stronger = sum(value for stage, value in spent.items() if stage.startswith("Attacking"))
-    return checks / max(1e-9, sum(spent.values()) - checks - stronger)
-
-
 def off(line: dict[str, Any], which: str) -> float | None:
     """By how much the accuracy that was found exceeds the truth, at the worst epsilon."""
     if "truth" not in line:
@@ -126,16 +75,18 @@ def evidence(line: dict[str, Any], check: str, word: str) -> Any:
 COLUMNS = {
     "solvers off": lambda line: off(line, "by_solvers"),
     "off": lambda line: off(line, "found"),
+    "lowered": lambda line: max(a - b for a, b in zip(line["by_solvers"], line["found"], strict=True)),
     "corr": lambda line: evidence(line, "gradient-agreement", "correlation_within_0.3"),
     "slope": lambda line: evidence(line, "gradient-agreement", "slope_within_0.3"),
     "jump": lambda line: evidence(line, "boundary-jump", "jump"),
     "rise": lambda line: evidence(line, "boundary-jump", "rise"),
+    "left": lambda line: evidence(line, "boundary-jump", "left"),
     "blind": lambda line: evidence(line, "gradient-masking", "broken_by"),
     "diff": lambda line: evidence(line, "finite-differences", "broken"),
     "bpda": lambda line: evidence(line, "bpda", "broken"),
     "twin": lambda line: evidence(line, "transfer", "broken"),
-    "rows": lambda line: share(line["rows"]),
-    "time": lambda line: share(line["times"]),
+    "rows": lambda line: share_of_checks(line["rows"]),
+    "time": lambda line: share_of_checks(line["times"]),
 }
 
 

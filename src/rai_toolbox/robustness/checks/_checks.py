@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.data._samples import Summary
 from rai_toolbox.robustness.session._journal import Journal
+
+Made = TypeVar("Made")
 
 _SUBSET = 64
 _TOO_LATE = "The time limit ended the run before it."
@@ -42,8 +44,10 @@ class CheckContext:
     error: Mapping[str, NDArray]
     clean: NDArray  # whether each sample is right unperturbed (classification), or its error (regression)
     rejected: int  # how many points of a solver failed the second look of `attack`
+    spent: float = math.inf  # how many samples went through the model, forwards or back, until the checks began
     # Indices and distances in norms that were not asked for, once a check has looked there.
     elsewhere: dict[str, tuple[NDArray, NDArray]] = field(default_factory=dict)
+    _known: dict[object, Any] = field(default_factory=dict)
 
     @property
     def sizes(self) -> Budget:
@@ -64,6 +68,14 @@ class CheckContext:
         if len(able) <= count:
             return able
         return able[np.linspace(0, len(able) - 1, count).round().astype(int)]
+
+    def once(self, name: object, make: Callable[[], Made]) -> Made:
+        """Return what several checks need, made by the first: the same whichever check and process that is."""
+        if name not in self._known:
+            torch.manual_seed(self.subject.settings.seed)
+            self._known[name] = make()
+            torch.manual_seed(self.subject.settings.seed)
+        return self._known[name]
 
     def batch(self, count: int = _SUBSET) -> tuple[torch.Tensor, torch.Tensor]:
         """Return their inputs and targets."""

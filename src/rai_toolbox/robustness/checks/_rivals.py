@@ -18,18 +18,22 @@ from rai_toolbox.robustness.attack._solver import run_solver
 from rai_toolbox.robustness.attack._substitutes import by_differences, length_of_steps, with_gradient_of
 from rai_toolbox.robustness.attack._twin import distill
 from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult, middle, nothing, per_norm, worst
+from rai_toolbox.robustness.checks._effort import (
+    ASCENT_STEPS,
+    BLIND,
+    DIFFERENCES,
+    ELSEWHERE,
+    ELSEWHERE_STEPS,
+    TRANSFER,
+    Effort,
+    Rival,
+)
+from rai_toolbox.robustness.checks._probes import in_doubt
 
-_SAMPLES = 16
-_DRAWS = 50
-_QUERIES = 400
-_EASY_QUERIES = 120
-_DIRECTIONS = 32
-_ASCENT_STEPS = 8
 # What the solvers did not reach, when nothing is reported in a norm or all of it is broken.
 _PART = 0.85
 # A blind search that is of use finds errors within so many times the distance at which the solvers do.
 _EASY = 2.0
-_ELSEWHERE_RESTARTS, _ELSEWHERE_STEPS = 3, 30
 # Of the distance that this quick search finds.
 _ELSEWHERE_PART = 0.75
 
@@ -44,12 +48,23 @@ class NearlyBroken:
     distance: Tensor  # shape (N,): at which they broke each, or infinity
 
 
-def nearly_broken(context: CheckContext, norm: Norm, count: int = _SAMPLES) -> NearlyBroken | None:
+def _effort(context: CheckContext, rival: Rival, norm: Norm) -> Effort:
+    spent = context.spent / max(1, len(context.curves))
+    return rival.effort(context.sizes, norm, spent, doubt=in_doubt(context))
+
+
+def _too_small() -> CheckResult:
+    return CheckResult(
+        "not run", "No probe leaves a doubt, and beside an evaluation as small as this one it would cost too much."
+    )
+
+
+def nearly_broken(context: CheckContext, norm: Norm, effort: Effort) -> NearlyBroken | None:
     """Return those samples that a somewhat better attack would break first; None if there are none."""
     subject = context.subject
+    count = effort.samples
     if norm not in context.distance:
-        return _nearly_broken_elsewhere(context, norm, count)
-    count = context.sizes.of_usual(count)
+        return _nearly_broken_elsewhere(context, norm, effort)
     distance = context.distance[norm]
     able = np.flatnonzero(distance > 0)
     if not len(able):
@@ -71,15 +86,14 @@ def nearly_broken(context: CheckContext, norm: Norm, count: int = _SAMPLES) -> N
     return _nearly_broken_of(x, target, stands[order], distance[chosen])
 
 
-def _nearly_broken_elsewhere(context: CheckContext, norm: Norm, count: int) -> NearlyBroken | None:
+def _nearly_broken_elsewhere(context: CheckContext, norm: Norm, effort: Effort) -> NearlyBroken | None:
     """Return samples with radii below what the solver needs in a norm that was not asked for."""
     subject = context.subject
     if norm not in context.elsewhere:
-        indices = context.subset_indices(count)
+        indices = context.subset_indices(effort.samples)
         x, target = subject.subset(indices.tolist())
         found = run_solver(
-            subject, x, target, norm=norm, purpose=("elsewhere", norm), steps=_ELSEWHERE_STEPS,
-            restarts=_ELSEWHERE_RESTARTS,
+            subject, x, target, norm=norm, purpose=("elsewhere", norm), steps=ELSEWHERE_STEPS, restarts=effort.restarts,
         )  # fmt: skip
         context.elsewhere[norm] = indices, found.distance
     indices, distance = context.elsewhere[norm]
@@ -113,19 +127,24 @@ def _masking(context: CheckContext) -> CheckResult:
     seen: dict[Norm, CheckResult] = {norm: _blind(context, norm) for norm in norms}
     if "linf" not in norms and context.sizes.checked == 1:
         # A blind search is strongest there, and a gradient that misleads in one norm does in another.
-        seen["linf"] = _blind(context, "linf")
+        elsewhere = _blind(context, "linf")
+        if elsewhere.verdict != "not run":
+            seen["linf"] = elsewhere
     return worst(seen)
 
 
 def _blind(context: CheckContext, norm: Norm) -> CheckResult:
-    near = nearly_broken(context, norm)
+    subject = context.subject
+    effort = _effort(context, BLIND if norm in context.distance else ELSEWHERE, norm)
+    if not effort.samples:
+        return _too_small()
+    near = nearly_broken(context, norm, effort)
     if near is None:
         return nothing()
-    subject = context.subject
-    queries = context.sizes.of_usual(_QUERIES)
-    draws = context.sizes.of_usual(_DRAWS)
-    by_noise = noise_breaks(subject, near.x, near.target, norm=norm, epsilon=near.epsilon, draws=draws)
-    by_search = random_search_breaks(subject, near.x, near.target, norm=norm, epsilon=near.epsilon, queries=queries)
+    by_noise = noise_breaks(subject, near.x, near.target, norm=norm, epsilon=near.epsilon, draws=effort.draws)
+    by_search = random_search_breaks(
+        subject, near.x, near.target, norm=norm, epsilon=near.epsilon, queries=effort.queries
+    )
     broken = by_noise | by_search
     if norm not in context.distance and broken.any():
         # How far the solver gets in this norm was looked at quickly: it may try again.
@@ -138,7 +157,7 @@ def _blind(context: CheckContext, norm: Norm) -> CheckResult:
     evidence: dict[str, Any] = {
         "samples": len(near.x),
         "broken_by_random_points": int(by_noise.sum()),
-        "queries": queries,
+        "queries": effort.queries,
         "broken_by_random_search": int(by_search.sum()),
     }
     if missed:
@@ -154,22 +173,25 @@ def _blind(context: CheckContext, norm: Norm) -> CheckResult:
         near.target[known],
         norm=norm,
         epsilon=easy,
-        queries=context.sizes.of_usual(_EASY_QUERIES),
+        queries=effort.easy_queries,
     )
     share = float(able.double().mean())
     evidence["share_broken_by_random_search_where_the_solvers_need_half"] = share
     if share < 0.1:
         return CheckResult(
             "not conclusive",
-            f"A random search of {queries} queries is too weak for this model: of samples that the solvers break with"
-            f" half of the radius it breaks {100 * share:.0f} %.",
+            f"A random search of {effort.queries} queries is too weak for this model: of samples that the solvers break"
+            f" with half of the radius it breaks {100 * share:.0f} %.",
             evidence,
         )
     return CheckResult("ok", "Random noise and a random search break no sample that the solvers did not.", evidence)
 
 
 def _differences(context: CheckContext, norm: Norm) -> CheckResult:
-    near = nearly_broken(context, norm)
+    effort = _effort(context, DIFFERENCES, norm)
+    if not effort.samples:
+        return _too_small()
+    near = nearly_broken(context, norm, effort)
     if near is None:
         return nothing()
     subject = context.subject
@@ -181,11 +203,11 @@ def _differences(context: CheckContext, norm: Norm) -> CheckResult:
         step = length_of_steps(norm, epsilon, size, context.width, single=single)
         through = by_differences(
             subject.model, step=step, generator=subject.generator("differences", norm, single), single=single,
-            count=_DIRECTIONS,
+            count=effort.directions,
         )  # fmt: skip
         found = run_solver(
             subject, near.x, near.target, norm=norm, epsilon=near.epsilon, purpose=("differences", norm, single),
-            steps=_ASCENT_STEPS, restarts=1, through=through,
+            steps=ASCENT_STEPS, restarts=1, through=through,
         )  # fmt: skip
         mine = torch.from_numpy(np.isfinite(found.distance))
         evidence[f"broken_along_{'single_entries' if single else 'random_directions'}"] = int(mine.sum())
@@ -197,7 +219,7 @@ def _differences(context: CheckContext, norm: Norm) -> CheckResult:
 
 
 def _backward_pass(context: CheckContext, norm: Norm) -> CheckResult:
-    near = nearly_broken(context, norm)
+    near = nearly_broken(context, norm, Effort.usual(context.sizes))
     if near is None:
         return nothing()
     subject = context.subject
@@ -207,7 +229,7 @@ def _backward_pass(context: CheckContext, norm: Norm) -> CheckResult:
         return CheckResult("ok", "Nothing that hides a gradient is seen inside the model.", {"samples": len(near.x)})
     found = run_solver(
         subject, near.x, near.target, norm=norm, epsilon=near.epsilon, purpose=("backward pass", norm),
-        steps=_ASCENT_STEPS, restarts=1, through=through,
+        steps=ASCENT_STEPS, restarts=1, through=through,
     )  # fmt: skip
     broken = int(np.isfinite(found.distance).sum())
     evidence = {"samples": len(near.x), "replaced": ", ".join(replaced), "broken_with_another_backward_pass": broken}
@@ -218,7 +240,10 @@ def _backward_pass(context: CheckContext, norm: Norm) -> CheckResult:
 
 
 def _transfer(context: CheckContext, norm: Norm) -> CheckResult:
-    near = nearly_broken(context, norm)
+    effort = _effort(context, TRANSFER, norm)
+    if not effort.samples:
+        return _too_small()
+    near = nearly_broken(context, norm, effort)
     if near is None:
         return nothing()
     subject = context.subject
@@ -231,7 +256,7 @@ def _transfer(context: CheckContext, norm: Norm) -> CheckResult:
         radius=radius,
         box=subject.box,
         generator=subject.generator("twin", norm),
-        points=2000,
+        points=effort.points,
         steps=150,
     )
     with torch.no_grad():

@@ -148,10 +148,12 @@ def report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
                 color = "red" if finding.verdict == "distrust" else "yellow"
                 word = "do not trust" if finding.verdict == "distrust" else "warning"
                 messages.print(f"[{color}]{word}[/]: {escape(finding.summary)} \\[{finding.check}]")
-        if evaluation.findings:
+        made = [finding for finding in evaluation.findings if finding.verdict != "not run"]
+        if made:
             messages.print(f"checks: {checks_made(evaluation)}")
         else:
-            messages.print("[yellow]not checked[/]: no check of the evaluation itself was made")
+            why = evaluation.findings[0].summary if evaluation.findings else "--no-diagnostics left them out."
+            messages.print(f"[yellow]not checked[/]: no check of the evaluation itself was made. {escape(why)}")
         if not evaluation.complete:
             messages.print("[yellow]partial[/]: the time limit ended the run; go on with --resume")
         where = escape(str(outcome.folder / "report.html"))

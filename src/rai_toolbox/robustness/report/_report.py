@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -124,15 +123,21 @@ def verdict_of(evaluation: Results) -> tuple[str, str]:
         )
     if "ok" not in verdicts:
         return "warning", "The evaluation itself was not checked."
-    return "ok", f"No check found a reason to distrust these results: {checks_made(evaluation)}."
+    made = checks_made(evaluation)
+    return "ok", f"{made[0].upper()}{made[1:]}."
 
 
 def checks_made(evaluation: Results) -> str:
-    """Return how many checks found nothing, could not tell, or were not made."""
-    counts = Counter(finding.verdict for finding in evaluation.findings)
-    parts = [f"{_times(counts['ok'], 'check')} found nothing"] if counts["ok"] else []
-    parts += [f"{counts[verdict]} {verdict}" for verdict in ("not conclusive", "not run") if counts[verdict]]
-    return ", ".join(parts) or "none was made"
+    """Return how many checks found no reason to doubt the figures, and which could not tell or were not made."""
+    names = {
+        verdict: [finding.check for finding in evaluation.findings if finding.verdict == verdict]
+        for verdict in ("ok", "not conclusive", "not run")
+    }
+    if evaluation.findings and len(names["not run"]) == len(evaluation.findings):
+        return "none was made"
+    parts = [f"{_times(len(names['ok']), 'check')} found no reason to doubt these figures"] if names["ok"] else []
+    parts += [f"{verdict}: {', '.join(names[verdict])}" for verdict in ("not conclusive", "not run") if names[verdict]]
+    return "; ".join(parts) or "each has raised something"
 
 
 def _times(count: int, word: str) -> str:

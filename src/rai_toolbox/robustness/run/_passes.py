@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 
 from rai_toolbox.robustness.attack._budget import longer_search
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._subject import Subject
+from rai_toolbox.robustness.checks._effort import BLIND, DIFFERENCES, ELSEWHERE, TRANSFER, Rival
 
 #: The stage that no other has to wait for, and that an earlier run has not begun.
 CHECKS = "checks"
@@ -29,8 +29,6 @@ _MOST_CLASSES = 9
 _MOST_RANKED = 18
 # How many runs at a radius are promising enough, in a norm.
 _PROMISING: Mapping[Norm, float] = {"l2": 0.9, "linf": 0.7, "l1": 1.35}
-# In L1 and L0 short ascents come from outside, and go on along the boundary: how many times as long they are then.
-_WALKED: Mapping[Norm, float] = {"l1": 2.2, "l0": 13.0}
 
 
 @dataclass(frozen=True)
@@ -69,17 +67,19 @@ def passes_by_stage(subject: Subject, right: int, outputs: int) -> Iterator[tupl
     settings, count = subject.settings, len(subject.samples)
     # Batches differ by little: each is one of the mean size.
     batches, each = subject.batches, right / subject.batches
+    spent = 0.0
     for norm in settings.norms:
         for name, passes in _attacks(subject, norm, each, outputs):
             yield name, norm, passes.times(batches * settings.draws)
+            spent += 2 * passes.samples * batches / len(settings.norms)
         radii = len(settings.grid(norm)) or _OF_A_GRID * settings.sizes.radii
         yield "average", norm, Passes(settings.average * radii).on(count / batches).times(batches)
-        if settings.diagnostics:
-            yield CHECKS, norm, _checks_in(subject, norm, right, outputs)
     corrupted = Passes(len(settings.corruptions) * len(settings.severities))
     yield "corruptions", settings.norms[0], corrupted.on(count / batches).times(batches)
     if settings.diagnostics:
-        yield CHECKS, settings.norms[0], _checks_of_the_model(subject, right)
+        yield CHECKS, settings.norms[0], _checks_of_the_model(subject, right, spent)
+        for norm in settings.norms:
+            yield CHECKS, norm, _checks_in(subject, norm, right, outputs, spent)
 
 
 def _attacks(subject: Subject, norm: Norm, right: float, outputs: int) -> Iterator[tuple[str, Passes]]:
@@ -125,42 +125,37 @@ def _try(norm: Norm, steps: int, restarts: int, outputs: int) -> Passes:
     return Passes(3, _PROMISING[norm] * (steps / 2 + ranked + classes * _OF_A_LOOK * steps))
 
 
-def _checks_of_the_model(subject: Subject, right: int) -> Passes:
-    """Return what the checks take that are made once, whatever the norms."""
+def _checks_of_the_model(subject: Subject, right: int, spent: float) -> Passes:
+    """Return what the checks take that are made once, whatever the norms; spent: by the attacks in a norm."""
     settings, sizes = subject.settings, subject.settings.sizes
 
     def of(count: int) -> int:
         return min(right, sizes.of_usual(count))
 
-    total = Passes(4, 1).on(of(64)) + Passes(4).on(of(16)) + Passes(39 * subject.classifies).on(of(24))
+    total = Passes(4, 1).on(of(64)) + Passes(4).on(of(16)) + Passes(40 * subject.classifies).on(of(8))
     if subject.classifies and sizes.checked == 1 and "linf" not in settings.norms:
-        total += _blind(subject).on(of(16)) + _search("linf", 30, 3, 2).on(of(16))
+        total += _of_rival(subject, ELSEWHERE, "linf", spent)
     return total
 
 
-def _checks_in(subject: Subject, norm: Norm, right: int, outputs: int) -> Passes:
-    """Return what the checks of a norm take."""
+def _checks_in(subject: Subject, norm: Norm, right: int, outputs: int, spent: float) -> Passes:
+    """Return what the checks of a norm take where no probe leaves a doubt."""
     sizes = subject.settings.sizes
     steps, restarts = sizes.steps, sizes.restarts
 
     def of(count: int) -> int:
         return min(right, sizes.of_usual(count))
 
-    directions = 2 * sizes.of_usual(64, least=16) + 1
-    total = Passes(directions * of(24), 0, 2 + directions * of(24) / 4096, 0) + Passes(2, 10).on(of(64))
+    total = Passes(65 * of(8), 2 * of(8), 5, 2) + Passes(2, 10).on(of(12))
     if not subject.classifies:
-        return total + Passes(4, 4 * steps).on(of(16)) + Passes(4, steps * restarts).on(of(48))
+        return total + Passes(4, 4 * steps).on(of(16)) + Passes(4, steps).on(of(48))
     more, runs = longer_search(sizes)
-    total += _search(norm, more, runs, outputs).on(of(6)) + _blind(subject).on(of(16))
-    if "finite-differences" not in sizes.without:
-        looked, ascents = 1 + 2 * min(32, prod(subject.samples.shape)), 2 * 8 * _WALKED.get(norm, 1.0)
-        total += Passes(ascents * looked * of(16), 0, 2 * ascents, 0)
-    if "transfer" not in sizes.without:
-        total += Passes(2000 + of(256), 0, 3, 0) + Passes(40 * min(3.0, _WALKED.get(norm, 1.0))).on(of(16))
+    total += _search(norm, more, runs, outputs).on(of(6))
+    for check, rival in (("gradient-masking", BLIND), ("finite-differences", DIFFERENCES), ("transfer", TRANSFER)):
+        total += _of_rival(subject, rival, norm, spent) if check not in sizes.without else Passes()
     return total
 
 
-def _blind(subject: Subject) -> Passes:
-    """Return what the attacks without a gradient take: points at random, and searches of four at a time."""
-    draws, *queries = map(subject.settings.sizes.of_usual, (50, 400, 120))
-    return Passes(draws + sum(queries), 0, draws / 25 + sum(queries) / 4, 0)
+def _of_rival(subject: Subject, rival: Rival, norm: Norm, spent: float) -> Passes:
+    effort = rival.effort(subject.settings.sizes, norm, spent, doubt=False)
+    return Passes(rival.cost(effort, norm), 0, rival.cost(effort, norm) / max(1, effort.samples), 0)

@@ -348,6 +348,9 @@ class Run:
             rejected=int(
                 sum(total("rejected", pieces) for measured in by_norm.values() for pieces in measured.stages.values())
             ),
+            # Each forward pass of a solver goes back as well.
+            spent=2
+            * sum(total("forwards", pieces) for measured in by_norm.values() for pieces in measured.stages.values()),
         )
         mine = self.team.mine(len(CHECKS))
         findings: dict[str, Finding] = {}
