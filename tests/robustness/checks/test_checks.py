@@ -75,10 +75,9 @@ def test_a_sound_model_raises_no_alarm(small_net, digits, norm):
     grid = {"l2": [0.3, 0.6, 1.2], "linf": [0.05, 0.1, 0.2], "l1": [1.0, 2.0, 4.0], "l0": [1, 2, 4]}[norm]
     found = verdicts(small_net, digits, norms=norm, epsilons=grid, steps=40, restarts=3)
     seen = {check: finding.verdict for check, finding in found.items()}
-    if (
-        norm == "l1"
-    ):  # the blind search may say that it is too weak there: it breaks less than a tenth of what it should
-        assert seen.pop("gradient-masking") in ("ok", "not conclusive")
+    # In an evaluation this small some are left out where no probe leaves a doubt.
+    for rival in ("gradient-masking", "finite-differences", "transfer"):
+        assert seen.pop(rival) in ("ok", "not run")
     assert seen == dict.fromkeys(seen, "ok")
 
 
@@ -90,7 +89,7 @@ def test_a_sound_model_of_a_table_without_bounds_raises_no_alarm():
         model = nn.Linear(6, 3)
     y = model(torch.from_numpy(x)).argmax(dim=1).numpy()
     result = evaluate(model, (x, y), norms=["l0", "l1", "linf"], steps=20, restarts=2)
-    assert {finding.check: finding.verdict for finding in result.findings if finding.verdict != "ok"} == {}
+    assert {finding.verdict for finding in result.findings} <= {"ok", "not run"}
 
 
 def test_a_random_model_is_noticed(small_net, digits):
