@@ -20,6 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "robustness"))
 import zoo  # pyright: ignore[reportMissingImports]
 from counting import Counted, Stages, share_of_checks  # pyright: ignore[reportMissingImports]
+from zoo_others import HONEST, MISLED  # pyright: ignore[reportMissingImports]
 
 from rai_toolbox.robustness import evaluate
 
@@ -36,7 +37,7 @@ def measured(name: str, case: Any, count: int, restarts: int | None) -> dict[str
     points = result.curves[case.norm].points[1:]
     line: dict[str, Any] = {
         "name": name,
-        "kind": "misled" if name in zoo.MISLED else "honest",
+        "kind": "misled" if name in MISLED else "honest",
         "norm": case.norm,
         "samples": count,
         "seconds": round(time.perf_counter() - begun, 1),
@@ -128,6 +129,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=30)
     parser.add_argument("--restarts", type=int, default=4, help="0 for the default of the evaluation")
     parser.add_argument("--only", default="", help="names that hold this")
+    parser.add_argument("--part", default="1/1", help="2/3: the second third of them")
     parser.add_argument("--kind", choices=("misled", "honest"), help="of these alone")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
@@ -137,10 +139,11 @@ def main() -> None:
     if args.table:
         table(list(there.values()))
         return
-    kinds = {"honest": zoo.HONEST, "misled": zoo.MISLED}
-    for kind, cases in kinds.items():
-        for name, case in cases.items():
-            if name in there or args.only not in name or args.kind not in (None, kind):
+    which, parts = map(int, args.part.split("/"))
+    for kind, cases in {"honest": HONEST, "misled": MISLED}.items():
+        for number, (name, case) in enumerate(cases.items()):
+            chosen = args.only in name and args.kind in (None, kind) and number % parts == which - 1
+            if name in there or not chosen:
                 continue
             line = measured(name, case, args.samples, args.restarts or None)
             with args.out.open("a", encoding="utf-8") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import zoo
+from zoo_others import HONEST, MISLED
 
 from rai_toolbox.robustness import evaluate
 
@@ -24,7 +25,7 @@ def evaluated(case, **options):
     return evaluate(case.build(), zoo.data_of(case, COUNT), **options)
 
 
-@pytest.mark.parametrize("case", cases(zoo.MISLED))
+@pytest.mark.parametrize("case", cases(MISLED))
 def test_a_gradient_that_misleads_is_noticed_or_the_figures_are_right_without_it(case):
     result = evaluated(case)
     if result.trusted:
@@ -34,7 +35,7 @@ def test_a_gradient_that_misleads_is_noticed_or_the_figures_are_right_without_it
         assert all(value <= true + 0.05 for value, true in zip(found, truth, strict=True)), (found, truth)
 
 
-@pytest.mark.parametrize("case", cases(zoo.HONEST))
+@pytest.mark.parametrize("case", cases(HONEST))
 def test_an_honest_model_is_trusted(case):
     result = evaluated(case)
     assert {f.check: f.summary for f in result.findings if f.verdict == "distrust"} == {}
