@@ -1,4 +1,4 @@
-"""More models of the zoo, of other constructions: defences mixed with each other, and honest networks of other kinds."""
+"""More models of the zoo, of other constructions: defences mixed with each other, honest networks of other kinds."""
 
 from __future__ import annotations
 
