@@ -35,7 +35,7 @@ _CORRELATION = 0.95, 0.8
 _SLOPE = (0.8, 1.25), (0.7, 1.4)
 _JUMP = 0.5, 1.0
 _RISE = 1.5, 2.0
-_LEFT = 0.6
+_LEFT = 0.6, 0.95
 _CLEAR_JUMP, _CLEAR_RISE, _CLEAR_LEFT = 0.1, 1.1, 0.4
 _GRADES: tuple[Verdict, ...] = ("ok", "warning", "distrust")
 
@@ -240,8 +240,8 @@ def _boundary(context: CheckContext) -> CheckResult:
         "median_left_at_nine_tenths_of_the_way": path.left,
     }
     grade = _grade(
-        path.jump < _JUMP[0] and path.rise < _RISE[0] and path.left < _LEFT,
-        path.jump < _JUMP[1] and path.rise < _RISE[1],
+        path.jump < _JUMP[0] and path.rise < _RISE[0] and path.left < _LEFT[0],
+        path.jump < _JUMP[1] and path.rise < _RISE[1] and path.left < _LEFT[1],
     )
     if grade == "ok":
         return CheckResult("ok", "On the way to another class the margin falls until it is zero.", evidence)
