@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class Stages:
         self.counted.at(CHECKS[int(done)].name if stage == _CHECKING else stage)
 
 
-def share_of_checks(spent: dict[str, float] | Counter[str]) -> float:
+def share_of_checks(spent: Mapping[str, float]) -> float:
     """Of the work, that of the checks beside that of the evaluation."""
     checks = sum(value for stage, value in spent.items() if stage in CHECK_NAMES)
     stronger = sum(value for stage, value in spent.items() if stage.startswith("Attacking"))
