@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from zoo import moat
 
 from rai_toolbox.perturbations import Solution, minimum_norm, worst_case
 from rai_toolbox.robustness import evaluate
@@ -122,6 +123,27 @@ def test_gradients_that_vanish_are_noticed(small_net, digits):
 
     found = verdicts(Wrapped(small_net, before=flat_steps), digits)
     assert found["zero-gradients"].evidence["share_vanishing"] > 0.9
+
+
+def test_a_gradient_that_is_honest_at_the_samples_alone_is_noticed(small_net, digits):
+    images = torch.from_numpy(digits[0]).flatten(1)
+
+    def hidden(x):
+        near = (torch.cdist(x.detach().flatten(1), images).amin(dim=1) < 0.65).reshape(-1, 1, 1, 1)
+        return torch.where(near, x, x.detach() + 0.1 * (x - x.detach()).flip(-2))
+
+    found = verdicts(Wrapped(small_net, before=hidden), digits, epsilons=[1.0, 2.0], steps=5, adaptive=False)
+    found = found["gradient-agreement"]
+    assert found.evidence["correlation_within_0.3_epsilon"] > 0.97
+    assert found.verdict == "distrust"
+    assert found.evidence["correlation_within_0.3_epsilon_after_a_step"] < 0.8
+
+
+def test_a_margin_that_falls_only_just_before_the_boundary_is_noticed(small_net, digits):
+    found = verdicts(Wrapped(small_net, after=moat), digits, steps=5, adaptive=False)
+    assert found["boundary-jump"].verdict == "distrust"
+    assert found["boundary-jump"].evidence["median_left_at_nine_tenths_of_the_way"] > 0.95
+    assert found["gradient-agreement"].verdict == "ok"
 
 
 def test_a_backward_pass_that_points_downhill_is_noticed(small_net, digits):
