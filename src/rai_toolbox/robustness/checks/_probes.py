@@ -41,10 +41,10 @@ _GRADES: tuple[Verdict, ...] = ("ok", "warning", "distrust")
 
 
 def in_doubt(context: CheckContext) -> bool:
-    """Say whether a first look at gradient and margin leaves a doubt, in any norm."""
+    """Say whether a first look at gradient and margin leaves a doubt, in any norm, or cannot be had."""
     norms: list[Norm] = [norm for norm in context.subject.settings.norms if norm in context.curves]
     looks = [_first_slopes(context, norm) for norm in norms]
-    return not (all(look is None or look.clear for look in looks) and _first_path(context).clear)
+    return not (all(look is not None and look.clear for look in looks) and _first_path(context).clear)
 
 
 @dataclass(frozen=True)

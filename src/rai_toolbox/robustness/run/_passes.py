@@ -141,7 +141,7 @@ def _checks_of_the_model(subject: Subject, right: int, spent: float) -> Passes:
 def _checks_in(subject: Subject, norm: Norm, right: int, outputs: int, spent: float) -> Passes:
     """Return what the checks of a norm take where no probe leaves a doubt."""
     sizes = subject.settings.sizes
-    steps, restarts = sizes.steps, sizes.restarts
+    steps = sizes.steps
 
     def of(count: int) -> int:
         return min(right, sizes.of_usual(count))
