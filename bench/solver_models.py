@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ class Case:
     data: Tensor
     target: Tensor
     bounds: tuple[float, float] | None
-    epsilons: dict[str, float]
+    epsilons: dict[Any, float]
 
 
 # Where about half of the digits are robust.
@@ -97,7 +98,7 @@ def _cnn(width: int = 16, classes: int = 10) -> nn.Module:
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x_train, y_train, x_test, y_test: images (N, 1, 8, 8) in [0, 1]."""
-    raw = load_digits()
+    raw: Any = load_digits()
     x = torch.tensor(raw.images / 16, dtype=torch.float32)[:, None]
     y = torch.tensor(raw.target)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
@@ -126,10 +127,10 @@ _DIGITS28_RADII = {
 }
 
 
-def _cnn28() -> nn.Module:
+def _cnn28(length: int = 800, classes: int = 10) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 16, 4, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2), nn.ReLU(), nn.Flatten(),
-        nn.Linear(800, 100), nn.ReLU(), nn.Linear(100, 10),
+        nn.Linear(length, 100), nn.ReLU(), nn.Linear(100, classes),
     )  # fmt: skip
 
 
@@ -158,6 +159,21 @@ def digits28_case(kind: str, n: int = 100, seed: int = 0) -> Case:
         for epsilon, epochs in ((1.0, 1), (2.0, 5)):
             _fit(model, x, y, epochs=epochs, attack=_pgd(epsilon, kind, 6))
     return Case(f"digits 28 x 28 {kind}", model, x_test[:n], y_test[:n], (0.0, 1.0), _DIGITS28_RADII[kind])
+
+
+def pairs_case(n: int = 100) -> Case:
+    """A hundred classes: two of the 28 x 28 digits side by side."""
+    torch.manual_seed(0)
+
+    def paired(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        other = torch.randperm(len(x), generator=torch.Generator().manual_seed(2))
+        return torch.cat((x, x[other]), dim=3), 10 * y + y[other]
+
+    x, y, x_test, y_test = digits28()
+    (x, y), (x_test, y_test) = paired(x, y), paired(x_test, y_test)
+    model = _cnn28(length=32 * 5 * 12, classes=100)
+    _fit(model, x, y, epochs=6)
+    return Case("pairs of digits", model, x_test[:n], y_test[:n], (0.0, 1.0), {"linf": 0.08, "l2": 1.0})
 
 
 def moons_case(logits: int = 2) -> Case:
@@ -195,7 +211,7 @@ def series_case(n: int = 150) -> Case:
 def diabetes_case() -> Case:
     """A regression: ten features, the target standardized."""
     torch.manual_seed(0)
-    raw = load_diabetes()
+    raw: Any = load_diabetes()
     x = torch.tensor(raw.data, dtype=torch.float32) * 20
     y = torch.tensor((raw.target - raw.target.mean()) / raw.target.std(), dtype=torch.float32)
     model = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 1))

@@ -25,7 +25,7 @@ from typing import Any
 
 import solver_peers
 import torch
-from solver_models import DIGITS28, NORM_ORDER, Case, digits28_case, digits_case, moons_case, series_case
+from solver_models import DIGITS28, NORM_ORDER, Case, digits28_case, digits_case, moons_case, pairs_case, series_case
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -35,6 +35,7 @@ from rai_toolbox.perturbations import gradient_ascent, minimum_norm, worst_case
 CASES: dict[str, Callable[[int], Case]] = {
     **{kind: partial(digits_case, kind) for kind in ("standard", "linf", "l2", "mlp")},
     **{f"{kind}-28": partial(digits28_case, kind) for kind in ("standard", "linf", "l2")},
+    "pairs": pairs_case,
     "moons1": lambda n: moons_case(1),
     "moons2": lambda n: moons_case(2),
     "series": series_case,
@@ -62,7 +63,7 @@ class Passes:
     def _forward(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.forward += len(args[0])
 
-    def _backward(self, module: nn.Module, grad_input: object, grad_output: tuple[Tensor, ...]) -> None:
+    def _backward(self, module: nn.Module, grad_input: object, grad_output: Any) -> None:
         self.backward += len(grad_output[0])
 
     def close(self) -> None:
@@ -124,7 +125,7 @@ def plain_pgd(case: Case, norm: str, epsilon: float, steps: int = 100) -> Tensor
     )[0]  # fmt: skip
 
 
-def bisected(case: Case, norm: str) -> Tensor:
+def bisected(case: Case, norm: Any) -> Tensor:
     """Nine bisections of epsilon, each by one run of 100 steps."""
     far = 1.0 if norm == "linf" else 12.0 * case.epsilons[norm]
     low = torch.zeros(len(case.data), dtype=torch.float64)
@@ -181,6 +182,7 @@ class Bench:
             nearest = partial(minimum_norm, model, x, y, norm=norm, bounds=case.bounds)
             solvers: dict[str, Solve] = {
                 "`worst_case`": lambda solve=solve: solve().perturbed,
+                "`worst_case`, nine runs": lambda solve=solve: solve(restarts=9).perturbed,
                 "`worst_case`, one run of 100": lambda solve=solve: solve(steps=100, restarts=1).perturbed,
                 "`minimum_norm`, cut at the radius": lambda nearest=nearest: nearest().perturbed,
             }

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from rai_toolbox.perturbations import minimum_norm, worst_case
 
 BATCH = (8, 3, 224, 224)
+MOST = {"linf": 13, "l2": 13, "l1": 14, "l0": 20}
 
 
 class Held(TorchDispatchMode):
@@ -46,16 +47,15 @@ class Held(TorchDispatchMode):
         self.now -= size
 
 
-@pytest.mark.parametrize(
-    ("solve", "norm"), [(minimum_norm, "l1"), (minimum_norm, "l0"), (worst_case, "linf"), (worst_case, "l2")]
-)
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
+@pytest.mark.parametrize("solve", [minimum_norm, worst_case])
 def test_a_batch_of_large_images_takes_a_bounded_multiple_of_its_size(solve, norm):
     torch.manual_seed(0)
     x = torch.rand(BATCH)
     model = nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(147, 4))
     y = model(x).argmax(1).detach()
-    options = {"epsilon": 1e-3} if solve is worst_case else {}
+    options = {"epsilon": 1e-3 if norm != "l0" else 2} if solve is worst_case else {}
     gc.collect()
     with Held() as held:
         solve(model, x, y, norm=norm, bounds=(0, 1), steps=2, restarts=3, **options)
-    assert x.nbytes < held.peak < 36 * x.nbytes, held.peak / x.nbytes
+    assert x.nbytes < held.peak < MOST[norm] * x.nbytes, held.peak / x.nbytes

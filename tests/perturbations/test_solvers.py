@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from rai_toolbox.perturbations import Solution, minimum_norm, worst_case
 from rai_toolbox.perturbations.losses import cross_entropy, rescaled_cross_entropy
 
-NORMS = ["l1", "l2", "linf", "l0"]
+NORMS: list[Any] = ["l1", "l2", "linf", "l0"]
 RADII = {"l1": 1.5, "l2": 0.5, "linf": 0.1, "l0": 3}
 quick_worst = partial(worst_case, steps=15, restarts=4)
 quick_minimum = partial(minimum_norm, steps=15, restarts=4)
@@ -451,3 +452,30 @@ def test_a_callback_that_returns_true_ends_the_solve_with_what_was_found(solve):
     found = solve(model, data, target, norm="l2", restarts=8, steps=5, callback=stop)
     assert told == [0, 1]
     assert found.perturbed.shape == data.shape
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("solver", ["worst_case", "minimum_norm"])
+def test_no_datum_gets_more_than_a_thousand_passes_each_way(digits, norm, solver):
+    model, x, y = digits
+    # An entry that cannot move tells the data apart.
+    name = torch.arange(8.0)[:, None]
+    x, lower, upper = (torch.cat((name, part), 1) for part in (x[:8], torch.zeros(8, 64), torch.ones(8, 64)))
+    forward, backward = torch.zeros(8, dtype=torch.long), torch.zeros(8, dtype=torch.long)
+
+    def counted(points: torch.Tensor) -> torch.Tensor:
+        number = points.detach()[:, 0].round().long()
+        forward.add_(number.bincount(minlength=8))
+        if points.requires_grad:
+            points.register_hook(partial(went_back, number))
+        return model(points[:, 1:])
+
+    def went_back(number: torch.Tensor, grad: torch.Tensor) -> None:
+        backward.add_(number.bincount(minlength=8))
+
+    if solver == "worst_case":
+        worst_case(counted, x, y[:8], norm=norm, epsilon=RADII[norm] / 3, bounds=(lower, upper))
+    else:
+        minimum_norm(counted, x, y[:8], norm=norm, bounds=(lower, upper))
+    assert 100 < forward.max() <= 1000
+    assert 100 < backward.max() <= 1000

@@ -5,7 +5,7 @@ Shapes: points and data (N, D), radii (N, 1) in float64, bounds None or broadcas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from rai_toolbox.kernels._operators import operator, run
 # How many steps of a search rows that are done stay at most, where looking for them would wait for the device.
 _LOOK_EVERY = 8
 
+# How many entries are worked on together on a CPU: what lies between, in float64, is many times as large as they are.
+_BLOCK = 2**18
+
 _ORDERS = {"l1": 1, "l2": 2, "linf": -1, "l0": 0}
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -27,11 +30,32 @@ def is_time_to_look(step: int, x: Tensor, every: int = 1) -> bool:
     return step % every == 0 if _machine.can_branch_on_values(x) else step % _LOOK_EVERY == _LOOK_EVERY - 1
 
 
+def blocks(x: Tensor) -> Iterator[slice]:
+    """Rows to work on together: all, but a few at a time of a large matrix on a CPU."""
+    several = max(1, _BLOCK // max(1, x.shape[1])) if _machine.is_on_cpu(x) else len(x)
+    for begin in range(0, len(x), max(1, several)):
+        yield slice(begin, begin + several)
+
+
+def by_blocks(work: Callable[[slice], Tensor], x: Tensor) -> Tensor:
+    """What `work` returns of the rows of a matrix, one block after the other."""
+    parts = list(blocks(x))
+    if len(parts) < 2:
+        return work(slice(None))
+    first = work(parts[0])
+    result = first.new_empty(len(x), *first.shape[1:])
+    result[parts[0]] = first
+    del first
+    for part in parts[1:]:
+        result[part] = work(part)
+    return result
+
+
 def distances(points: Tensor, data: Tensor, norm: str) -> Tensor:
     """The norm of each row of `points - data`, in float64, where the difference of stored values is exact."""
     if points.numel() and _machine.all_have_kernels([points, data]):
         return _row_distances(points, data, _ORDERS[norm])
-    return _distances(points, data, norm)
+    return by_blocks(lambda part: _distances(points[part], data[part], norm), points)
 
 
 def land(delta: Tensor, data: Tensor, epsilon: Tensor, lower: Tensor | None, upper: Tensor | None, norm: str) -> Tensor:
@@ -47,7 +71,13 @@ def land(delta: Tensor, data: Tensor, epsilon: Tensor, lower: Tensor | None, upp
         and len(bounds) != 1
     ):
         return _land_rows(delta, data, epsilon, lower, upper, _ORDERS[norm])
-    return _land(delta, data, epsilon, lower, upper, norm)
+    return by_blocks(
+        lambda part: _land(delta[part], data[part], epsilon[part], _of(lower, part), _of(upper, part), norm), data
+    )
+
+
+def _of(bound: Tensor | None, part: slice) -> Tensor | None:
+    return bound[part] if bound is not None and len(bound) > 1 else bound
 
 
 def usable_gradients(grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,8 +86,9 @@ def usable_gradients(grad: Tensor) -> tuple[Tensor, Tensor]:
         result, dead = _usable_gradients(grad, None, None, 0)
         return result, dead.view(torch.bool)
     grad = grad.float() if grad.element_size() == 2 else grad
-    grad = grad.nan_to_num(nan=0.0)
-    return grad, grad.abs().amax(dim=1) == 0
+    if not _machine.seen(lambda: all(bool(grad[part].isfinite().all()) for part in blocks(grad)), grad):
+        grad = grad.nan_to_num(nan=0.0)
+    return grad, torch.linalg.vector_norm(grad, ord=torch.inf, dim=1) == 0
 
 
 def directions(grad: Tensor, keys: Tensor, rows: Tensor, stream: int) -> tuple[Tensor, Tensor]:
@@ -85,7 +116,10 @@ def normals(keys: Tensor, rows: Tensor, stream: int, length: int) -> Tensor:
 def _random(keys: Tensor, rows: Tensor, stream: int, length: int, uniform: bool) -> Tensor:
     if rows.numel() and length and _machine.has_kernels(keys.new_empty(0, dtype=torch.float32)):
         return _random_rows(keys, rows, _hashing.draw_of(stream), length, uniform)
-    return _hashed(keys, rows, _hashing.draw_of(stream), length, uniform)
+    return by_blocks(
+        lambda part: _hashed(keys, rows[part], _hashing.draw_of(stream), length, uniform),
+        rows[:, None].expand(-1, length),
+    )
 
 
 def _hashed(keys: Tensor, rows: Tensor, draw: int, length: int, uniform: bool) -> Tensor:

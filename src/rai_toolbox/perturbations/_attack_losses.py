@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from rai_toolbox.perturbations import losses as L
 from rai_toolbox.perturbations._problem import Problem
-from rai_toolbox.perturbations._query import Loss
+from rai_toolbox.perturbations._query import Answer, Loss
 
 MOST_CLASSES = 9
 # Of more classes than a search has runs for, so many are looked at for the nearest.
 _CANDIDATES = 18
+
+_DUAL = {"l2": 2.0, "linf": 1.0, "l1": math.inf, "l0": math.inf}
 
 LossOfRows = Callable[[Tensor], Loss]
 """From row numbers of a problem to the loss of these rows."""
@@ -48,12 +51,21 @@ class ClassLosses:
         """How many of the likeliest classes are candidates: their distances are estimated."""
         return 1 if self.ranked is None else min(self.ranked.shape[1], _CANDIDATES)
 
-    def nearest_first(self, distance: Tensor) -> ClassLosses:
-        """The candidates in the order of their distances, shape (N, candidates)."""
+    def nearest_first(self, rows: Tensor, norm: str) -> ClassLosses:
+        """The candidates in the order of their distances in a linear model, which takes a question for each.
+
+        That is the margin over the dual norm of the gradients' difference.
+        """
         if self.ranked is None:
             return self
+        problem, count = self.problem, self.candidates()
+        distance = self.ranked.new_full((len(problem.data), count), torch.inf, dtype=torch.float64)
+        for number in range(count):
+            loss = self.of(rows, torch.full_like(rows, number))
+            answer = problem.query.ask(problem.data[rows], problem.target_of(rows), loss(rows))
+            distance[rows, number] = torch.where(answer.dead, torch.inf, linearized_distance(answer, norm))
         order = distance.argsort(dim=1, stable=True)
-        return ClassLosses(self.problem, self.ranked.gather(1, order))
+        return ClassLosses(problem, self.ranked.gather(1, order))
 
     @property
     def count(self) -> int:
@@ -96,3 +108,9 @@ def logit_difference(classes: Tensor, targets: Tensor) -> Loss:
         return mine - true
 
     return loss
+
+
+def linearized_distance(answer: Answer, norm: str) -> Tensor:
+    """The distance of the boundary if the loss were linear: |loss| over the dual norm of its gradient."""
+    slope = torch.linalg.vector_norm(answer.grad, ord=_DUAL[norm], dim=1, dtype=torch.float64)
+    return answer.loss.abs() / slope.clamp_min_(1e-300)

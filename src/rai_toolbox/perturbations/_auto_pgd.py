@@ -9,7 +9,6 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -109,7 +108,6 @@ def auto_pgd(
     losses: LossOfRows,
     stop: bool,
     stream: int,
-    tick: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Maximize a loss over the ball for `rows`; `best` is updated with every point evaluated.
 
@@ -121,17 +119,15 @@ def auto_pgd(
     stop: leave a row as it is once its decision has changed.
     stream: numbers the random draws.
 
-    Returns (N, D): the point of the largest loss of each row in `rows`, if they do not stop; other rows are the
-    problem's data.
+    Returns (n, D): the point of the largest loss of each row, if they do not stop; of those that have not, if they do.
     """
-    result = problem.data.clone()
     if not len(rows) or not steps:
-        return result
-    ball_here = ball[rows]
+        return start
+    ball_here = problem.ball_of(rows, ball.epsilon[rows, 0])
     loss_fn = losses(rows)
     answer = _ask(problem, best, rows, start, loss_fn, stream)
-    tick()
     state = _State.at_start(problem, ball_here, rows, start, answer)
+    del start, answer
     sparse = problem.norm == "l1"
     checks = set(range(k, steps, k) if sparse and (k := max(1, int(0.04 * steps))) else checkpoints(steps))
     last_check = 0
@@ -143,12 +139,12 @@ def auto_pgd(
                 state.dead.zero_()
                 state.keep(going)
                 if not len(state.rows):
-                    return result
-                ball_here, loss_fn = ball[state.rows], losses(state.rows)
+                    return state.best_x
+                ball_here, loss_fn = problem.ball_of(state.rows, ball.epsilon[state.rows, 0]), losses(state.rows)
         x = _propose(ball_here, state, problem, step)
         answer = _ask(problem, best, state.rows, x, loss_fn, stream + step)
-        tick()
         state.move_to(x, answer)
+        del x, answer
         if step in checks:
             if sparse:
                 _check_sparse(ball_here, state)
@@ -156,8 +152,7 @@ def auto_pgd(
                 _check(state, step - last_check)
             last_check = step
     best.dead[state.rows] += state.dead
-    result[state.rows] = state.best_x
-    return result
+    return state.best_x
 
 
 def _ask(problem: Problem, best: Best, rows: Tensor, x: Tensor, loss_fn: Loss, stream: int) -> Answer:
@@ -167,14 +162,18 @@ def _ask(problem: Problem, best: Best, rows: Tensor, x: Tensor, loss_fn: Loss, s
 
 
 def _propose(ball: Ball, state: _State, problem: Problem, step: int) -> Tensor:
-    delta = ball.delta(state.x)
-    if problem.norm == "l1":
-        return ball.land(ball.project_(delta + state.step * signs_of_largest(state.grad, state.active)))
-    aim = ball.project_(delta + state.step * ball.steepest(state.grad))
-    if step > 1:
-        step_back = delta - ball.delta(state.before)
-        aim = ball.project_(delta.add(aim - delta, alpha=MOMENTUM).add(step_back, alpha=1 - MOMENTUM))
-    return ball.land(aim)
+    def moved(ball: Ball, part: slice) -> Tensor:
+        grad, length, delta = state.grad[part], state.step[part], ball.delta(state.x[part])
+        if problem.norm == "l1":
+            free = ball.free(grad, state.x[part])
+            return ball.project_(delta + length * signs_of_largest(free, state.active[part]))
+        aim = ball.project_(delta + length * ball.steepest(grad))
+        if step > 1:
+            step_back = delta - ball.delta(state.before[part])
+            aim = ball.project_(delta.add(aim - delta, alpha=MOMENTUM).add(step_back, alpha=1 - MOMENTUM))
+        return aim
+
+    return ball.by_blocks(moved)
 
 
 def _check(state: _State, taken: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional._projections import project_l1_ball_, project_l2_ball_
-from rai_toolbox.kernels._points import land, unit_l2
+from rai_toolbox.kernels._points import blocks, by_blocks, land, unit_l2
 
 NORMS = ("l1", "l2", "linf", "l0")
 
@@ -51,10 +51,10 @@ class Ball:
         """The dtype of the arithmetic: half precision is for storing points only."""
         return torch.float32 if self.data.element_size() == 2 else self.data.dtype
 
-    def __getitem__(self, rows: Tensor) -> Ball:
+    def __getitem__(self, rows: Tensor | slice) -> Ball:
         return replace(
             self,
-            data=self.data[rows],
+            data=some_of(self.data, rows),
             epsilon=self.epsilon[rows],
             lower=rows_of(self.lower, rows, len(self.data)),
             upper=rows_of(self.upper, rows, len(self.data)),
@@ -62,8 +62,20 @@ class Ball:
 
     def with_epsilon(self, epsilon: Tensor) -> Ball:
         ball = replace(self, epsilon=epsilon)
-        ball.__dict__["_box"] = self._box  # computed once
+        if len(list(blocks(self.data))) < 2:
+            ball.__dict__["_box"] = self._box  # computed once
         return ball
+
+    def by_blocks(self, moved: Callable[[Ball, slice], Tensor]) -> Tensor:
+        """The stored points for what `moved`, asked about a ball of some rows and these rows, returns: projected."""
+        if len(list(blocks(self.data))) < 2:
+            return self.land(moved(self, slice(None)))
+
+        def work(part: slice) -> Tensor:
+            ball = self[part]
+            return ball.land(moved(ball, part))
+
+        return by_blocks(work, self.data)
 
     @cached_property
     def _box(self) -> tuple[Tensor | None, Tensor | None]:
@@ -75,7 +87,7 @@ class Ball:
     @cached_property
     def _cube(self) -> tuple[Tensor, Tensor]:
         """The bounds of perturbations of an Linf ball; zero lies in both, the ball's and the box's."""
-        radius = self._radius
+        radius = self.radius
         low, high = self._box
         return (
             -radius if low is None else torch.maximum(low, -radius),
@@ -83,7 +95,7 @@ class Ball:
         )
 
     @cached_property
-    def _radius(self) -> Tensor:
+    def radius(self) -> Tensor:
         return self.epsilon.to(self.dtype)
 
     def delta(self, x: Tensor) -> Tensor:
@@ -93,7 +105,7 @@ class Ball:
         """The point of ball ∩ box that is nearest to data + delta, as a perturbation; delta may be overwritten."""
         if self.norm == "linf":
             return delta.clamp_(*self._cube)
-        return _PROJECTIONS[self.norm](delta, self._radius, *self._box)
+        return _PROJECTIONS[self.norm](delta, self.radius, *self._box)
 
     def land(self, delta: Tensor) -> Tensor:
         """The stored point for a projected perturbation; in its own dtype it lies in ball and box."""
@@ -109,8 +121,17 @@ class Ball:
             return grad.sign()
         return unit_l2(grad)
 
-    def random(self, noise: Callable[[str], Tensor]) -> Tensor:
-        """A random point; `noise` is called with "uniform" or "normal"."""
+    def free(self, grad: Tensor, x: Tensor) -> Tensor:
+        """The gradient, zero where an entry has no room in its direction: for steps that few entries take."""
+        if self.lower is None or self.upper is None:
+            return grad
+        return grad.masked_fill(x == torch.where(grad > 0, self.upper, self.lower), 0.0)
+
+    def random(self, noise: Callable[[str, slice], Tensor]) -> Tensor:
+        """A random point; `noise` is called with "uniform" or "normal", and some rows."""
+        return self.by_blocks(lambda ball, part: ball.project_(ball._random(lambda kind: noise(kind, part))))
+
+    def _random(self, noise: Callable[[str], Tensor]) -> Tensor:
         if self.norm == "linf":
             delta = (noise("uniform") * 2 - 1) * self.epsilon
         elif self.norm == "l2":
@@ -122,10 +143,15 @@ class Ball:
             # No radius bounds an entry here: use the size of the data.
             size = self.data.double().abs().amax(dim=1, keepdim=True)
             delta = (noise("uniform") * 2 - 1) * torch.where(size > 0, size, 1.0)
-        return self.land(self.project_(delta.to(self.dtype)))
+        return delta.to(self.dtype)
 
 
-def rows_of(bound: Tensor | None, rows: Tensor, n: int) -> Tensor | None:
+def some_of(data: Tensor, rows: Tensor | slice) -> Tensor:
+    """The rows of a matrix with these numbers, which increase; not a copy where these are all."""
+    return data if isinstance(rows, Tensor) and len(rows) == len(data) else data[rows]
+
+
+def rows_of(bound: Tensor | None, rows: Tensor | slice, n: int) -> Tensor | None:
     return bound[rows] if bound is not None and bound.shape[0] == n and n != 1 else bound
 
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from rai_toolbox.kernels._points import is_time_to_look, signs_of_largest
-from rai_toolbox.perturbations._attack_losses import LossOfRows
+from rai_toolbox.kernels._points import by_blocks, is_time_to_look, signs_of_largest
+from rai_toolbox.perturbations._attack_losses import LossOfRows, linearized_distance
 from rai_toolbox.perturbations._ball import Ball
 from rai_toolbox.perturbations._nearest_found import NearestFound
 from rai_toolbox.perturbations._problem import Problem
@@ -29,7 +29,6 @@ from rai_toolbox.perturbations._query import Answer
 
 # A step that aims at the linearized boundary itself stops just short of it, for ever.
 OVERSHOOT = 1.01
-_DUAL = {"l2": 2.0, "linf": 1.0, "l1": math.inf, "l0": math.inf}
 # First and last length of a step, as a share of the radius. A step in Linf changes every entry alike.
 _STEP = {"l2": (1.0, 0.005), "linf": (2.0, 0.005), "l1": (0.5, 0.005)}
 _CHANGE = (0.05, 0.001)
@@ -46,7 +45,6 @@ class _Walk:
     rows: Tensor
     at: Tensor
     x: Tensor
-    data: Tensor
     found: Tensor
     epsilon: Tensor
     farthest: Tensor
@@ -94,10 +92,11 @@ def descend(
     """
     found = torch.full_like(nearest.distance[rows], torch.inf)
     walk = _Walk(
-        rows=rows, at=torch.arange(len(rows), device=rows.device), x=start, data=problem.data_of(rows),
+        rows=rows, at=torch.arange(len(rows), device=rows.device), x=start,
         found=found.clone(), epsilon=found.clone() if radius is None else radius, farthest=farthest, limit=limit,
     )  # fmt: skip
-    loss_fn, around = losses(rows), problem.ball(nearest.distance)[rows]
+    del start
+    loss_fn, around = losses(rows), problem.ball_of(rows, walk.epsilon)
     counted = 0
     for step in range(steps):
         leave = _leaving(walk, step, patience, done)
@@ -110,11 +109,12 @@ def descend(
             walk.keep(going)
             if not len(walk.rows):
                 return found
-            loss_fn, around = losses(walk.rows), problem.ball(nearest.distance)[walk.rows]
+            loss_fn, around = losses(walk.rows), problem.ball_of(walk.rows, walk.epsilon)
         answer = problem.ask(walk.rows, walk.x, loss_fn, stream + step)
         here = nearest.update(walk.rows, walk.x, answer.score, answer.achieved)
         wide = max(1.0, widen * (1 - _NARROWING * step / steps))
         _step(problem.norm, nearest, around, walk, answer, here, step / steps, radius is None, wide, scale, sparse)
+        del answer
     if spent is not None:
         spent[walk.rows] += steps - counted
     found[walk.at] = walk.found
@@ -146,18 +146,64 @@ def _step(
     most = most if wide == 1 else most * wide
     walk.epsilon = torch.minimum(torch.minimum(epsilon, walk.farthest), most)
     ball = around.with_epsilon(walk.epsilon[:, None])
-    length = scale * walk.epsilon * (last + (first - last) * shrink)
-    move = _sparsely(answer.grad, walk.x != walk.data) if sparse else ball.steepest(answer.grad)
-    walk.x = ball.land(ball.project_(ball.delta(walk.x) + move * length[:, None].to(ball.dtype)))
+    length = scale * (last + (first - last) * shrink)
 
+    def moved(ball: Ball, part: slice) -> Tensor:
+        x, grad = walk.x[part], answer.grad[part]
+        move = _sparsely(ball.free(grad, x), x != ball.data) if sparse else ball.steepest(grad)
+        return ball.project_(ball.delta(x) + move * (ball.radius * length))
 
-def linearized_distance(answer: Answer, norm: str) -> Tensor:
-    """The distance of the boundary if the loss were linear: |loss| over the dual norm of its gradient."""
-    slope = torch.linalg.vector_norm(answer.grad, ord=_DUAL[norm], dim=1, dtype=torch.float64)
-    return answer.loss.abs() / slope.clamp_min_(1e-300)
+    walk.x = ball.by_blocks(moved)
 
 
 def _sparsely(grad: Tensor, changed: Tensor) -> Tensor:
-    count = changed.sum(dim=1)
-    share = torch.where(count > 0, (count + count + 2) // 3, math.ceil(0.2 * grad.shape[1]))  # 2/3 of those, or a fifth
-    return signs_of_largest(grad, share)
+    # Of about 2/3 as many entries as are changed.
+    return signs_of_largest(grad, ((changed.sum(dim=1) * 2 + 2) // 3).clamp_min_(1))
+
+
+def to_fewest(
+    problem: Problem, nearest: NearestFound, rows: Tensor, losses: LossOfRows, *, steps: int, stream: int
+) -> None:
+    """In L1, go from the nearest point known toward where the linearized loss is the same and the norm is least.
+
+    Projected gradients are slow there: along a face of the ball, which the boundary is almost parallel to.
+    """
+    rows = nearest.found(rows)
+    if not len(rows):
+        return
+    loss_fn, base = losses(rows), problem.data_of(rows)
+    low, high = problem.search_range(rows)
+    x, share = nearest.x[rows], torch.ones(len(rows), 1, dtype=torch.float64, device=rows.device)
+    aim = x
+
+    def between(part: slice) -> Tensor:
+        there = torch.lerp(x[part].double(), aim[part].double(), share[part]).to(x.dtype)
+        return torch.minimum(torch.maximum(there, low[part]), high[part])
+
+    def least(part: slice) -> Tensor:
+        here, least, most = base[part], low[part], high[part]
+        change = _least_sum(answer.grad[part], x[part] - here, least - here, most - here)
+        return torch.where(nearer[part], here + change.to(x.dtype), aim[part])
+
+    for step in range(steps):
+        trial = by_blocks(between, x) if step else x
+        answer = problem.ask(rows, trial, loss_fn, stream + step)
+        before = nearest.distance[rows]
+        nearer = ((nearest.update(rows, trial, answer.score, answer.achieved) < before) & answer.achieved)[:, None]
+        nearer |= step == 0
+        x = torch.where(nearer, trial, x)
+        aim = by_blocks(least, x)
+        share = torch.where(nearer, (2 * share).clamp_max_(1.0), share / 3)
+
+
+def _least_sum(grad: Tensor, delta: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Of all perturbations within [low, high] that gain what delta does, the one of the least L1 norm: a knapsack."""
+    grad, delta = grad.double(), delta.double()
+    worth, order = grad.abs().sort(dim=1, descending=True, stable=True)
+    goal = (grad * delta).sum(dim=1, keepdim=True).clamp_min_(0.0)
+    room = torch.where(grad > 0, high, -low).double().gather(1, order)
+    room = torch.minimum(room, goal / worth.clamp_min(1e-300))
+    gain = worth * room
+    left = (goal - (gain.cumsum(dim=1) - gain)).clamp_min_(0.0)
+    size = torch.minimum(left / worth.clamp_min(1e-300), room)
+    return torch.zeros_like(grad).scatter_(1, order, size) * grad.sign()

@@ -109,15 +109,16 @@ def minimum_norm(
     depend on the other data, as far as the model's own arithmetic does not.
 
     For L1, L2 and Linf the descents are in the spirit of FMN [1]_ and DDN [2]_, with exact projections on ball ∩ box;
-    for L0, σ-zero [3]_ after a greedy choice of entries, and exchanges of some entries for fewer others. What is found
-    is brought nearer along the segment to the datum (L0: by putting back entries).
+    for L0, walks in L1 from far away, which end at few entries, then a greedy choice of entries [3]_, and exchanges of
+    some entries for fewer others. What is found is brought nearer along the segment to the datum (L0: by putting back
+    entries).
 
     References
     ----------
     .. [1] M. Pintor et al., "Fast minimum-norm adversarial attacks through adaptive norm constraints", NeurIPS 2021.
     .. [2] J. Rony et al., "Decoupling direction and norm for efficient gradient-based L2 adversarial attacks and
        defenses", CVPR 2019.
-    .. [3] A. E. Cinà et al., "σ-zero: gradient-based optimization of l0-norm adversarial examples", ICLR 2025.
+    .. [3] N. Papernot et al., "The limitations of deep learning in adversarial settings", EuroS&P 2016.
 
     Examples
     --------
@@ -165,12 +166,12 @@ def _find(
     losses = ClassLosses.after(problem, output)
     search = Search(problem, nearest, losses, steps, restarts)
     search.rank(rows)
-    for number in count(resume(callback, nearest, search)):
+    for number in count(resume(callback, nearest, *search.parts)):
         left = search.left(rows, number)
         if not len(left):
             break
         search.run(left, number)
-        if tell(callback, number, nearest.distance.clone(), nearest, search):
+        if tell(callback, number, nearest.distance.clone(), nearest, *search.parts):
             return
     nearest.scatter(rows, _RANDOM_POINTS, restarts * MOST_STEPS)
     search.finish(rows)

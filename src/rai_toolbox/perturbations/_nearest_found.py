@@ -65,14 +65,15 @@ class NearestFound:
             low = torch.where(achieved[:, None], low, share)
             share = (low + high) / 2
 
-    def prune(self, rows: Tensor, times: int) -> None:
-        """Reset changed entries, the least changed first; several at once while the decision stays changed."""
-        rows = self.found(rows)
+    def prune(self, rows: Tensor, points: Tensor, times: int) -> None:
+        """Reset changed entries of points, (N, D), the least changed first; several at once while the decision stays.
+
+        A point where nothing is changed stays as it is.
+        """
         if not len(rows):
             return
         problem = self._problem
-        base = problem.data[rows]
-        x = self.x[rows]
+        base, x = problem.data[rows], points[rows]
         changed = x != base
         size = torch.where(changed, (x.double() - base.double()).abs(), torch.inf)
         # rank[i, j]: how many entries of row i are reset before its entry j.

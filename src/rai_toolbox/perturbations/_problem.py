@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from rai_toolbox._freezing import evaluating, frozen
-from rai_toolbox.kernels._points import distances, put_rows_
+from rai_toolbox.kernels._points import by_blocks, distances, put_rows_
 from rai_toolbox.perturbations import losses as L
-from rai_toolbox.perturbations._ball import Ball, Norm, check_norm, rows_of
+from rai_toolbox.perturbations._ball import Ball, Norm, check_norm, rows_of, some_of
 from rai_toolbox.perturbations._bounds import Bounds, check_bounds
 from rai_toolbox.perturbations._noise import Noise, draw_seed, seeded
 from rai_toolbox.perturbations._query import Answer, Loss, Objective, Query, make_objective, per_row
@@ -51,7 +51,7 @@ class Problem:
 
     def _of_last(self, rows: Tensor) -> dict[str, Any]:
         if self._last.get("rows") is not rows:
-            self._last.update(rows=rows, data=self.data[rows], target=self.target[rows], range=None)
+            self._last.update(rows=rows, data=some_of(self.data, rows), target=self.target[rows], range=None)
         return self._last
 
     def in_sweep(self, sweep: int) -> Problem:
@@ -65,6 +65,11 @@ class Problem:
     def ball(self, epsilon: Tensor) -> Ball:
         """The allowed perturbations for radii of shape (N,)."""
         return Ball(self.norm, self.data, epsilon.double()[:, None], self.lower, self.upper)
+
+    def ball_of(self, rows: Tensor, epsilon: Tensor) -> Ball:
+        """Those of some rows, for radii of shape (n,)."""
+        lower, upper = (rows_of(bound, rows, len(self.data)) for bound in (self.lower, self.upper))
+        return Ball(self.norm, self.data_of(rows), epsilon.double()[:, None], lower, upper)
 
     def ask(self, rows: Tensor, x: Tensor, loss_fn: Loss, stream: int) -> Answer:
         """Ask the model about points `x` of `rows`. A gradient that is zero is replaced by a random direction.
@@ -101,9 +106,13 @@ class Problem:
 
     def farthest(self, rows: Tensor) -> Tensor:
         """The largest distance to try, (n,)."""
-        data = self.data_of(rows)
-        low, high = self.search_range(rows)
-        return distances(torch.maximum(high - data, data - low), torch.zeros_like(data), self.norm)
+
+        def of(part: slice) -> Tensor:
+            some = rows if part == slice(None) else rows[part]
+            data, (low, high) = self.data_of(some), self.search_range(some)
+            return distances(torch.maximum(high - data, data - low), torch.zeros_like(data), self.norm)
+
+        return by_blocks(of, self.data_of(rows))
 
     def width(self, rows: Tensor) -> Tensor:
         """A typical size of a large change of an entry, (n, 1)."""

@@ -118,8 +118,11 @@ class Query:
             )
         return output
 
-    def _read(self, output: Tensor, target: Tensor, beyond_rounding: bool) -> tuple[Tensor, Tensor]:
-        score = per_row(self.objective.score(output, target), len(target), "criterion")
+    def _read(
+        self, output: Tensor, target: Tensor, beyond_rounding: bool, score: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if score is None:
+            score = per_row(self.objective.score(output, target), len(target), "criterion")
         if beyond_rounding and self.objective.rounding is not None:
             return score, score > self.objective.rounding(output)
         decide = self.objective.achieved_beyond_rounding if beyond_rounding else self.objective.achieved
@@ -159,7 +162,8 @@ class Query:
                 self._ones = torch.ones_like(loss.detach())
             (grad,) = torch.autograd.grad(loss, leaf, self._ones)
             with torch.no_grad():
-                score, achieved = self._read(output.detach(), target, True)
+                same = loss.detach() if loss_fn == self.objective.score else None
+                score, achieved = self._read(output.detach(), target, True, same)
                 part = [loss.detach(), score, achieved, grad]
                 total = part if not total else [a + b for a, b in zip(total, part, strict=True)]
         loss, score, achieved, grad = total

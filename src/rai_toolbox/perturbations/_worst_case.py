@@ -217,6 +217,9 @@ def _from_inside(
     """Auto-PGD within the ball, from the data and from random points."""
     every = torch.arange(len(problem.data), device=problem.data.device)
     ball, movable = problem.ball(radii), problem.movable()
+    rows = every[movable & ~best.achieved] if stop else every[movable]
+    if len(rows) and losses.candidates() > losses.count <= restarts:
+        losses = losses.nearest_first(rows, problem.norm)
     for number in range(resume(callback, best), restarts):
         blind = best.blind
         rows = every[movable & ~best.achieved] if stop else every[movable]
@@ -244,7 +247,7 @@ def _from_outside(
     search = Search(
         problem, within, losses, steps, max(1, restarts - 1), limit=limit, done=lambda rows: best.achieved[rows]
     )
-    parts = best, within, search
+    parts = best, within, *search.parts
     if not resume(callback, *parts):
         first = steps if restarts <= losses.count else max(1, steps // 2)
         _run(problem, ball, best, every[movable & ~best.achieved], losses.all_classes, 0, first, stop)
@@ -312,7 +315,7 @@ def _run(
     stream = number * MOST_STEPS
     start = problem.data[rows]
     if number:
-        start = ball[rows].random(lambda kind: getattr(problem.noise, kind)(rows, stream))
+        start = ball[rows].random(lambda kind, part: getattr(problem.noise, kind)(rows[part], stream))
     if problem.norm != "l1":
         auto_pgd(problem, ball, best, rows, start, steps=steps, losses=losses, stop=stop, stream=stream)
         return
@@ -321,7 +324,7 @@ def _run(
     taken = 0
     for factor, part in ((3.0, int(0.3 * steps)), (2.0, int(0.3 * steps)), (1.0, steps - 2 * int(0.3 * steps))):
         wide = ball.with_epsilon(ball.epsilon * factor)
-        result = auto_pgd(
+        start = auto_pgd(
             problem,
             wide,
             best if factor == 1.0 else nothing,
@@ -332,5 +335,4 @@ def _run(
             stop=stop and factor == 1.0,
             stream=stream + taken,
         )
-        start = result[rows]
         taken += part

@@ -109,8 +109,7 @@ def _attacks(subject: Subject, norm: Norm, right: float, outputs: int) -> Iterat
 
 def _search(norm: Norm, steps: int, restarts: int, outputs: int) -> Passes:
     if norm == "l0":
-        classes = min(_MOST_CLASSES, max(1, outputs - 1))
-        return Passes(7, steps * restarts + steps / 2 + 6 * classes)
+        return Passes(7, steps * restarts + steps / 2)
     return Passes(20, (restarts + 1.5) * steps)
 
 
