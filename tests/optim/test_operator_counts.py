@@ -58,6 +58,16 @@ def test_the_three_part_step_costs_no_more_calls_for_more_tensors_either(build):
     assert few <= many <= few + 8 <= 70  # blocks of bounded size, not tensors, are what is counted
 
 
+@pytest.mark.parametrize(
+    "build", [functools.partial(ro.L1BallOptim, epsilon=1.0), ro.SimplexOptim], ids=["L1", "simplex"]
+)
+def test_small_tensors_are_projected_together(build):
+    few, many = (calls_of_a_step(build, [(32, 32), (32,)] * n) for n in (16, 128))
+    for views in ("aten.view.default", "aten.detach.default"):
+        del few[views], many[views]
+    assert many.total() < 2 * few.total()  # a search may take some more steps
+
+
 def test_a_large_tensor_is_read_and_written_once_per_block():
     calls = calls_of_a_step(ro.L2NormedGradientOptim, [(64, 3, 224, 224)])
     blocks = -(-64 // (2**20 // (3 * 224 * 224)))

@@ -57,8 +57,10 @@ def representable(bound: float | None, dtype: torch.dtype) -> float | None:
     return min(max(bound, -largest), largest)
 
 
-def nearest_in_ball(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: int) -> Tensor:
-    """The nearest point of {‖z‖_p ≤ epsilon} ∩ [low, high] to each row, p 1 or 2."""
+def nearest_in_ball(
+    rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: int, *, in_place: bool = False
+) -> Tensor:
+    """The nearest point of {‖z‖_p ≤ epsilon} ∩ [low, high] to each row, p 1 or 2; with `in_place` perhaps there."""
     if rows.dtype == torch.float64 and _near_the_end(epsilon):
         down = [v * _DOWN if v is not None else None for v in (epsilon, low, high)]
         smaller = rows * _DOWN
@@ -67,7 +69,7 @@ def nearest_in_ball(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: i
         return clip(torch.where(z == smaller, rows, z / _DOWN), low, high)
     found = None
     if not is_differentiated(rows, epsilon, low, high):
-        found = _nearest.nearest_in_ball(rows, epsilon, low, high, p)
+        found = _nearest.nearest_in_ball(rows, epsilon, low, high, p, in_place)
     return _nearest_anywhere(rows, epsilon, low, high, p) if found is None else found
 
 

@@ -159,7 +159,9 @@ def _map_block_(function: RowFunction, part: _Part, k: int, any_order: bool) -> 
         target.copy_(result.view(target.shape))
 
 
-def map_rows_of_all_(function: RowFunction, xs: Sequence[Tensor], ks: Sequence[int]) -> None:
+def map_rows_of_all_(
+    function: RowFunction, xs: Sequence[Tensor], ks: Sequence[int], *, any_order: bool = False
+) -> None:
     """`map_rows_` of every tensor of a list, whose last k dimensions are a datum, by a function of nothing but rows.
 
     Small tensors whose data are of one size are copied into one matrix: that costs less than the calls of a search.
@@ -171,7 +173,7 @@ def map_rows_of_all_(function: RowFunction, xs: Sequence[Tensor], ks: Sequence[i
         if not (0 < x.numel() <= _TOGETHER_NUMEL and x.is_contiguous() and is_shared_out(x)):
             shared = length <= WORK_NUMEL and is_shared_out(x)  # else it is shared out by itself, or not at all
             some = blocks(write_through(x).detach(), k, WORK_NUMEL) if shared else [x]
-            work.extend(functools.partial(map_rows_, function, block, k) for block in some)
+            work.extend(functools.partial(map_rows_, function, block, k, any_order=any_order) for block in some)
             continue
         groups = alike.setdefault((x.dtype, length), [])
         if not groups or sum(map(Tensor.numel, groups[-1])) + x.numel() > WORK_NUMEL:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,10 +13,17 @@ from rai_toolbox.functional import _by_kernels
 from rai_toolbox.functional._docs import documented, twin_of
 from rai_toolbox.functional._layout import blocks, datum_ndim
 from rai_toolbox.functional._nearest import Bound, Number, clip, nearest_on_simplex
-from rai_toolbox.functional._per_datum import checked_float, map_rows, map_rows_, per_datum, per_entry
+from rai_toolbox.functional._per_datum import (
+    checked_float,
+    map_rows,
+    map_rows_,
+    map_rows_of_all_,
+    per_datum,
+    per_entry,
+)
 from rai_toolbox.kernels._large_projection import put_large_on_simplex_
 from rai_toolbox.kernels._machine import seen
-from rai_toolbox.kernels._scratch import WORK_NUMEL, is_large, scratch
+from rai_toolbox.kernels._scratch import WORK_NUMEL, is_large, is_shared_out, scratch
 
 
 @documented
@@ -100,12 +108,24 @@ def _on_simplex(x: Tensor, total: Number, param_ndim: int | None, *, in_place: b
         if _by_kernels.put_on_simplex_(z, k, column_):
             return z
 
-    def rows_function(rows: Tensor, s: Number) -> Tensor:
-        if in_place and is_large(rows) and put_large_on_simplex_(rows, s):
-            return rows
-        return nearest_on_simplex(rows, s)
-
+    rows_function = _moved_onto_simplex if in_place else nearest_on_simplex
     return map_rows(rows_function, x, param_ndim, (column_,), in_place=in_place, any_order=True)
+
+
+def project_simplex_of_all_(xs: Sequence[Tensor], ks: Sequence[int], total: Number) -> None:
+    """`project_simplex_` of every tensor of a list, whose last k dimensions are a datum, for one total."""
+    if not all(is_shared_out(checked_float("x", x)) for x in xs):
+        for x, k in zip(xs, ks, strict=True):
+            project_simplex_(x, total, param_ndim=k)
+        return
+    map_rows_of_all_(lambda rows: _moved_onto_simplex(rows, total), xs, ks, any_order=True)
+
+
+def _moved_onto_simplex(rows: Tensor, total: Number) -> Tensor:
+    """The nearest points of the simplex, perhaps in the memory of the rows."""
+    if is_large(rows) and put_large_on_simplex_(rows, total):
+        return rows
+    return nearest_on_simplex(rows, total)
 
 
 def checked_bounds(x: Tensor, lower: Bound, upper: Bound) -> tuple[Bound, Bound]:

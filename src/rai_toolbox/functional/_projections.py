@@ -7,6 +7,8 @@ that grow at the same pace; NaN never leaves its datum.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,12 +17,12 @@ from rai_toolbox.functional._docs import documented, twin_of
 from rai_toolbox.functional._layout import datum_ndim, is_integer
 from rai_toolbox.functional._nearest import Bound, Number, clip, column, nearest_in_ball, nearest_sparse
 from rai_toolbox.functional._norms import scaled_norms
-from rai_toolbox.functional._per_datum import checked_float, map_rows, per_datum
+from rai_toolbox.functional._per_datum import checked_float, map_rows, map_rows_of_all_, per_datum
 from rai_toolbox.functional._polytopes import checked_bounds
 from rai_toolbox.kernels._factors import slack
 from rai_toolbox.kernels._large_projection import project_large_
 from rai_toolbox.kernels._machine import seen
-from rai_toolbox.kernels._scratch import is_large
+from rai_toolbox.kernels._scratch import is_large, is_shared_out
 
 
 @documented
@@ -240,12 +242,28 @@ def _on_ball(
     def rows_function(rows: Tensor, e: Number, lo: Bound, hi: Bound) -> Tensor:
         if p == torch.inf:
             return _nearest_in_cube(rows, e, lo, hi, in_place)
-        if in_place and is_large(rows) and project_large_(rows, e, lo, hi, int(p)):
-            return rows
+        if in_place:
+            return _moved_into_ball(rows, e, lo, hi, int(p))
         return nearest_in_ball(rows, e, lo, hi, int(p))
 
     boxed = low is not None or high is not None
     return map_rows(rows_function, x, param_ndim, (eps,), (low, high), in_place=in_place, any_order=not boxed)
+
+
+def project_l1_ball_of_all_(xs: Sequence[Tensor], ks: Sequence[int], epsilon: float) -> None:
+    """`project_l1_ball_` of every tensor of a list, whose last k dimensions are a datum, for one radius."""
+    if not all(is_shared_out(checked_float("x", x)) for x in xs):
+        for x, k in zip(xs, ks, strict=True):
+            project_l1_ball_(x, epsilon, param_ndim=k)
+        return
+    map_rows_of_all_(lambda rows: _moved_into_ball(rows, epsilon, None, None, 1), xs, ks, any_order=True)
+
+
+def _moved_into_ball(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: int) -> Tensor:
+    """The nearest points of a ball of order 1 or 2 and a box, perhaps in the memory of the rows."""
+    if is_large(rows) and project_large_(rows, epsilon, low, high, p):
+        return rows
+    return nearest_in_ball(rows, epsilon, low, high, p, in_place=True)
 
 
 def _on_sparse(

@@ -40,7 +40,7 @@ _LITTLE_NUMEL = 2**14
 
 # Tensors of at most so many entries are stacked when there are several of one shape: beyond, a copy costs more than
 # the calls that it saves.
-_STACKED_NUMEL = 2**12
+STACKED_NUMEL = 2**12
 
 # The factors of at most so many data are computed by the interpreter: an operator gives up the lock that threads share,
 # and waits for it again, 10 µs where another one has it.
@@ -127,7 +127,7 @@ class ScalingPlan:
                 continue
             if not is_on_cpu(x) or x.is_complex():
                 self._elsewhere.append((i, k))
-            elif x.numel() <= _STACKED_NUMEL:
+            elif x.numel() <= STACKED_NUMEL:
                 alike.setdefault((x.shape, x.dtype, k), []).append(i)
             else:
                 for index in block_indices(x.shape, k):
@@ -183,7 +183,7 @@ class _Member:
         self.count = math.prod(self.shape[: len(self.shape) - k])
         self.length = self.numel // self.count
         self.piece = piece_length(self.length)
-        self.summed = is_summed(dtype, p)
+        self.summed = is_summed(dtype, p) and self.length > 1
         self.direct = self.piece == self.length and not self.summed
         self.is_large = self.length > BLOCK_NUMEL
 
@@ -232,6 +232,8 @@ class _Member:
             dtype = scratch_dtype(self.dtype, self._p)
             scratch = kept_memory((min(self.numel, SUM_SCRATCH_NUMEL),), "powers", dtype)
             self._norms.copy_(summed_norms(rows, self._p, scratch))
+        elif self.length == 1:
+            self._measured.view(rows.shape).copy_(rows).abs_()
         elif self.direct:
             torch.linalg.vector_norm(rows, self._p, 1, dtype=accumulate, out=self._measured)
         else:

@@ -150,9 +150,8 @@ def signed_rows_(rows: Tensor, count: int, scale: float) -> Tensor:
         return rows.copy_(_signed(rows, count, scale))
     a = magnitudes(rows)
     keep = scratch(a, 1)
-    t, mean = guess(a, count, keep)
-    sums = torch.gt(a, t, out=keep).sum(1, keepdim=True)
-    wrong = (sums - float(count) + (mean - mean)).nonzero()[:, 0]  # NaN where a row is not finite
+    sums = torch.gt(a, guess(a, count, keep), out=keep).sum(1, keepdim=True)
+    wrong = (sums != count).nonzero()[:, 0]  # a row that is not finite has a threshold that nothing exceeds
     exact = _signed(rows.index_select(0, wrong), count, scale) if wrong.numel() else None
     rows.sign_().mul_(keep.mul_(scale / count))
     if exact is not None:

@@ -23,18 +23,23 @@ from rai_toolbox.kernels._scratch import scratch
 _SINGLE_RANGE = 1e-12, 1e12
 
 
-def nearest_in_ball(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: int) -> Tensor | None:
-    """The nearest point of {‖z‖_p ≤ epsilon} ∩ [low, high] to each row, p 1 or 2; without a gradient."""
+def nearest_in_ball(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: int, in_place: bool) -> Tensor | None:
+    """The nearest point of {‖z‖_p ≤ epsilon} ∩ [low, high] to each row, p 1 or 2; without a gradient.
+
+    With `in_place` it may be in the memory of the rows.
+    """
     if not can_branch_on_values(rows):
         return None
-    clipped = clip(rows, low, high)
-    eps = column(epsilon, rows, torch.float64)
-    least, most = (float(v) for v in eps.aminmax()) if eps.numel() > 1 else (float(eps), float(eps))
+    if rows.shape[1] == 1 and low is None and high is None and not isinstance(epsilon, Tensor):
+        return clip(rows, -epsilon, epsilon)
+    least, most = (float(v) for v in epsilon.aminmax()) if isinstance(epsilon, Tensor) else (epsilon, epsilon)
     sane = _SINGLE_RANGE[0] <= least and most <= _SINGLE_RANGE[1]
     if p == 1 and sane and low is None and high is None and rows.dtype != torch.float64:
-        moved = _clearly_outside(rows, eps)
+        moved = _clearly_outside(rows, column(epsilon, rows, torch.float32), in_place)
         if moved is not None:
             return moved
+    clipped = clip(rows, low, high)
+    eps = column(epsilon, rows, torch.float64)
     norm = (_norms(clipped, p) if sane else scaled_norms(clipped, p)).unsqueeze(1)
     relative, absolute = slack(rows.dtype, rows.shape[1], p)
     outside = (norm > eps * (1 + relative) + absolute).nonzero()[:, 0]
@@ -99,13 +104,13 @@ def _moved(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int
     return _boxed(x.double(), eps, low, high, norm, p)[0]
 
 
-def _clearly_outside(rows: Tensor, eps: Tensor) -> Tensor | None:
+def _clearly_outside(rows: Tensor, radius: Tensor, in_place: bool) -> Tensor | None:
     """The nearest points of an L1 ball where no row is near it and none too large for float32, else None."""
-    a, radius = _magnitudes(rows), eps.float()
+    a = _magnitudes(rows)
     sums = a.sum(1, keepdim=True)
     near = 1.001 + 8 * torch.finfo(rows.dtype).eps
     if bool(((sums > radius * near) & (sums < 1e15)).all()):
-        return _soft_thresholded(rows, a, radius, sums)
+        return rows.sign_().mul_(poured(a, radius, sums)) if in_place else _soft_thresholded(rows, a, radius, sums)
     return None
 
 
@@ -117,7 +122,7 @@ def _clearly_off_simplex(rows: Tensor, total: Tensor) -> Tensor | None:
     if not bool(((least < 0) & (top.abs() < high) & (total > low) & (total < high)).all()):
         return None
     sums = torch.clamp_min(x, 0, out=scratch(x, 1)).sum(1, keepdim=True)
-    return poured(torch.sub(top, x, out=x), total, top, 2 * sums)
+    return poured(x, total, 2 * sums)
 
 
 def _magnitudes(x: Tensor) -> Tensor:
@@ -127,8 +132,7 @@ def _magnitudes(x: Tensor) -> Tensor:
 
 def _soft_thresholded(x: Tensor, a: Tensor, total: Tensor, sums: Tensor) -> Tensor:
     """sign(x) max(a - θ, 0) with the L1 norm `total`, in float32 and in scratch memory, for `a` = |x|."""
-    top = a.amax(1, keepdim=True)
-    z = poured(torch.sub(top, a, out=a), total, top, sums)
+    z = poured(a, total, sums)
     return z.mul_(torch.sign(x, out=a) if x.dtype == a.dtype else a.copy_(x).sign_())
 
 

@@ -34,23 +34,25 @@ def scratch(like: Tensor, slot: int, dtype: torch.dtype | None = None) -> Tensor
 
 def kept_memory(shape: Sequence[int], slot: int | str, dtype: torch.dtype) -> Tensor:
     """Uninitialized memory of this thread; see `scratch`."""
-    slots: dict[tuple[int | str, torch.dtype], Tensor] | None = getattr(_kept_memory, "slots", None)
+    slots: dict[tuple[int | str, torch.dtype], tuple[Tensor, Tensor]] | None = getattr(_kept_memory, "slots", None)
     if slots is None:
         slots = _kept_memory.slots = {}
-    numel = math.prod(shape)
-    memory = slots.get((slot, dtype))
-    if memory is None or memory.numel() < numel:
-        with torch.inference_mode(False):
-            memory = torch.empty(numel, dtype=dtype, device="cpu")
-        slots[slot, dtype] = memory
-    return memory[:numel].view(shape)
+    memory, view = slots.get((slot, dtype), (None, None))
+    if view is None or memory is None or view.shape != tuple(shape):  # most ask for what they asked for before
+        numel = math.prod(shape)
+        with torch.inference_mode(False), torch.no_grad():
+            if memory is None or memory.numel() < numel:
+                memory = torch.empty(numel, dtype=dtype, device="cpu")
+            view = memory[:numel].view(tuple(shape))
+        slots[slot, dtype] = memory, view
+    return view
 
 
 def is_kept(x: Tensor) -> bool:
     if not can_branch_on_values(x):
         return False
     address = x.untyped_storage().data_ptr()
-    return any(address == m.untyped_storage().data_ptr() for m in getattr(_kept_memory, "slots", {}).values())
+    return any(address == m.untyped_storage().data_ptr() for m, _ in getattr(_kept_memory, "slots", {}).values())
 
 
 def is_shared_out(x: Tensor) -> bool:

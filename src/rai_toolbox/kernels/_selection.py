@@ -53,10 +53,9 @@ def search(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     a = magnitudes(rows)
     keep = scratch(a, 1)
-    threshold, mean = guess(a, count, keep)
-    odd = (mean - mean).nonzero()[:, 0]
-    torch.gt(a, threshold, out=keep)
-    sums = keep.sum(1, keepdim=True)
+    threshold = guess(a, count, keep)
+    odd = (threshold - threshold).nonzero()[:, 0]
+    sums = torch.gt(a, threshold, out=keep).sum(1, keepdim=True)
     wrong = (sums - count).nonzero()[:, 0]
     if wrong.numel():
         part = a.index_select(0, wrong)
@@ -72,36 +71,35 @@ def magnitudes(rows: Tensor) -> Tensor:
     return torch.abs(rows, out=a) if rows.dtype == a.dtype else a.copy_(rows).abs_()
 
 
-def guess(a: Tensor, count: int, above_t: Tensor) -> tuple[Tensor, Tensor]:
-    """Thresholds that exactly `count` entries exceed, in most rows; and the means of the rows.
+def guess(a: Tensor, count: int, above_t: Tensor) -> Tensor:
+    """Thresholds that exactly `count` entries exceed, in most rows; NaN or infinite for a row that is not finite.
 
-    The threshold of a row that is not finite may be anything.
+    Calls are few: an operator on numbers per row takes longer to call than to run, most of all where another thread
+    calls them too.
     """
     # First guess: as if the entries were normal. `hazard` is the density there of those above, relative to them.
     share = count / a.shape[1]
     z = math.sqrt(2) * erfinv(1 - share)
     hazard = math.sqrt(2 / math.pi) * math.exp(-z * z / 2) / share
-    mean = a.mean(1, keepdim=True)
-    t = mean * (math.sqrt(math.pi / 2) * z)
-    slope = mean * (math.sqrt(math.pi / 2) / hazard)  # of the threshold, in the logarithm of the count
+    unit = math.sqrt(math.pi / 2) / a.shape[1]
+    sums = a.sum(1, keepdim=True)
+    t, slope = sums * (unit * z), sums * (unit / hazard)  # of the threshold, in the logarithm of the count
     goal, chance = math.log(count + 0.5), 8.0 / count
-    before = log_before = None
-    miss = torch.zeros_like(t)
+    before = change = None
     for i in range(_PASSES):
-        torch.gt(a, t, out=above_t)
-        above = above_t.sum(1, keepdim=True)
+        above = torch.gt(a, t, out=above_t).sum(1, keepdim=True)
         if i >= 2:
             miss = above - float(count)
             if i == _PASSES - 1 or int(torch.count_nonzero(miss.abs() > _PICKED)) <= a.shape[0] // 32:
-                break
+                return _picked(a, t, miss, slope, count)
         log_ratio = above.add_(0.5).log_().sub_(goal)
-        if before is not None and log_before is not None:
+        if before is not None and change is not None:
             # a secant, as far as the counts differ by more than chance
-            change = log_before.sub_(log_ratio).abs_().add_(chance)
-            slope.mul_(chance).add_(before.sub_(t).abs_()).div_(change)
-        before, log_before = t, log_ratio
-        t = torch.addcmul(t, slope, log_ratio).maximum(t * 0.25)
-    return _picked(a, t, miss), mean
+            slope.mul_(chance).add_(change.abs_()).div_(before.sub_(log_ratio).abs_().add_(chance))
+        before, change = log_ratio, slope * log_ratio
+        change = torch.maximum(change, t * -0.75)
+        t = t + change
+    raise AssertionError("the last pass returns")
 
 
 @functools.lru_cache(maxsize=256)
@@ -110,25 +108,30 @@ def erfinv(x: float) -> float:
     return float(torch.erfinv(torch.tensor(x, dtype=torch.float64, device="cpu")))
 
 
-def _picked(a: Tensor, t: Tensor, miss: Tensor) -> Tensor:
+def _picked(a: Tensor, t: Tensor, miss: Tensor, slope: Tensor, count: int) -> Tensor:
     """Move each threshold over the `miss` entries that are nearest to it, where these are few."""
     off = miss.nonzero()[:, 0]
     if not off.numel():
         return t
-    m, start = miss.index_select(0, off), t.index_select(0, off)
-    side = m.sign()
     part = torch.index_select(a, 0, off, out=scratch(a[: len(off)], 2))
-    m = m.abs_()
+    m, start = miss.index_select(0, off), t.index_select(0, off)
+    # One more step brings most of these rows within an entry.
+    log_ratio = torch.log((m + (count + 0.5)).mul_(1 / (count + 0.5)))
+    moved = torch.addcmul(start, slope.index_select(0, off), log_ratio)
+    left = torch.gt(part, moved, out=scratch(part, 3)).sum(1, keepdim=True).sub_(count)
+    closer = (left.abs() < m.abs()).logical_and_(moved >= 0)
+    m, start = torch.where(closer, left, m), torch.where(closer, moved, start)
+    side = m.sign()
+    m.abs_()
     # The nearest entry on the right side has the largest reciprocal distance, the other side's are negative.
-    near = torch.mul(part, side, out=scratch(part, 3)).sub_(start * side).reciprocal_()
-    # A difference of near numbers is exact, so the entry is what comes out, rounded; a count confirms it in the end.
-    value = start + side / near.amax(1, keepdim=True)
+    near = part.sub_(start).mul_(side).reciprocal_()
+    nearest = near.amax(1, keepdim=True)
     far = (m > 1).nonzero()[:, 0]
     if far.numel():
-        m = m.index_select(0, far)
-        steps = min(int(m.amax().clamp_max_(_PICKED)), a.shape[1])
-        order = near.index_select(0, far).topk(steps, 1).indices
-        place = order.gather(1, m.long().sub_(1).clamp_(0, steps - 1))
-        value.index_copy_(0, far, part.index_select(0, far).gather(1, place))
-    value = torch.where(side > 0, value, torch.nextafter(value, torch.zeros_like(value)))
-    return t.index_copy(0, off, value)
+        m = m.index_select(0, far).clamp_max_(min(_PICKED, a.shape[1]))
+        order = near.index_select(0, far).topk(int(m.amax()), 1).values
+        nearest.index_copy_(0, far, order.gather(1, m.long().sub_(1)))
+    # A difference of near numbers is exact, so the entry is what comes out, rounded; a count confirms it in the end.
+    value = start.add_(side / nearest)
+    below = torch.nextafter(value, torch.zeros_like(value))
+    return t.index_copy(0, off, torch.where(side < 0, below, value))

@@ -21,7 +21,7 @@ from rai_toolbox.functional._large_scaling import large_norm, multiply_large_, n
 from rai_toolbox.functional._layout import BLOCK_NUMEL, block_indices, datum_ndim, is_number
 from rai_toolbox.functional._norms import direct_norms
 from rai_toolbox.functional._per_datum import FEWEST_SHARED
-from rai_toolbox.functional._scaling import ScalingPlan
+from rai_toolbox.functional._scaling import STACKED_NUMEL, ScalingPlan
 from rai_toolbox.kernels._machine import is_on_cpu
 from rai_toolbox.kernels._norms import piece_length, safe_factors, safe_range
 from rai_toolbox.kernels._threads import share_out
@@ -186,9 +186,8 @@ def _bundles(params: Sequence[Tensor], stages: Sequence[Stage]) -> tuple[list[_B
     room: dict[torch.dtype, int] = {}
     current: dict[torch.dtype, _Bundle] = {}
     acting = [s for s in stages if s.transform is not None and not isinstance(s.transform, Entrywise)]
-    for i, p in enumerate(params):
-        if p.numel() == 0:
-            continue
+    for i in _by_size(params):
+        p = params[i]
         ks = [datum_ndim(p.ndim, s.param_ndim) for s in stages]
         uncut = max((datum_ndim(p.ndim, s.param_ndim) for s in acting), default=0)
         alike = all(datum_ndim(p.ndim, s.param_ndim) == uncut for s in acting)
@@ -207,6 +206,14 @@ def _bundles(params: Sequence[Tensor], stages: Sequence[Stage]) -> tuple[list[_B
             current[p.dtype].large = alike and numel > BLOCK_NUMEL
             room[p.dtype] -= numel
     return bundles, cuts
+
+
+def _by_size(params: Sequence[Tensor]) -> list[int]:
+    """The indices of tensors that are not empty; where there is more than a block, small ones come last, together."""
+    indices = [i for i, p in enumerate(params) if p.numel()]
+    if sum(map(Tensor.numel, params)) > BLOCK_NUMEL:
+        indices.sort(key=lambda i: params[i].numel() <= STACKED_NUMEL)
+    return indices
 
 
 class _Bundle:

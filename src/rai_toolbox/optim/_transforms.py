@@ -28,6 +28,8 @@ from rai_toolbox.functional import (
     top_q_,
 )
 from rai_toolbox.functional._nearest import representable
+from rai_toolbox.functional._polytopes import project_simplex_of_all_
+from rai_toolbox.functional._projections import project_l1_ball_of_all_
 from rai_toolbox.functional._scaling import ScalingPlan, scale_by_norm_
 from rai_toolbox.functional._selection import signed_top_q_of_all_, top_q_of_all_
 from rai_toolbox.kernels._factors import NormFactor
@@ -287,7 +289,7 @@ def l2_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> 
 
 def l1_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> PerDatum:
     """The nearest point of the L1 ball, or of the ball and a box."""
-    return _projection(project_l1_ball_, epsilon, lower, upper)
+    return _projection(project_l1_ball_, epsilon, lower, upper, project_l1_ball_of_all_)
 
 
 def linf_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -> Entrywise | PerDatum:
@@ -297,21 +299,30 @@ def linf_projection(epsilon: Number, lower: Bound = None, upper: Bound = None) -
     return clamping(-epsilon, epsilon)
 
 
-def _projection(project_: Callable[..., Any], epsilon: Number, lower: Bound, upper: Bound) -> PerDatum:
+def _projection(
+    project_: Callable[..., Any],
+    epsilon: Number,
+    lower: Bound,
+    upper: Bound,
+    of_all_: Callable[..., Any] | None = None,
+) -> PerDatum:
     epsilon, lower, upper = plain(epsilon), plain(lower), plain(upper)
     alike = not isinstance(epsilon, Tensor) and lower is None and upper is None
     return PerDatum(
         lambda x, k: project_(x, epsilon, param_ndim=k, lower=lower, upper=upper),
         alike,
-        within=lambda rows, entries: _projection(project_, rows(epsilon), entries(lower), entries(upper)),
+        of_all_=None if of_all_ is None or not alike else lambda xs, ks: of_all_(xs, ks, epsilon),
+        within=lambda rows, entries: _projection(project_, rows(epsilon), entries(lower), entries(upper), of_all_),
     )
 
 
 def simplex_projection(total: Number) -> PerDatum:
     """The nearest point with entries ≥ 0 that sum to `total`."""
     total = plain(total)
+    alike = not isinstance(total, Tensor)
     return PerDatum(
         lambda x, k: project_simplex_(x, total, param_ndim=k),
-        not isinstance(total, Tensor),
+        alike,
+        of_all_=(lambda xs, ks: project_simplex_of_all_(xs, ks, total)) if alike else None,
         within=lambda rows, entries: simplex_projection(rows(total)),
     )
