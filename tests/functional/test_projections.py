@@ -262,7 +262,7 @@ def test_nan_never_leaves_its_datum(p: float, kw: dict[str, Any]):
 @pytest.mark.parametrize("box", [False, True])
 def test_extreme_entries_land_on_the_ball(p: int, dtype: torch.dtype, value: float, epsilon: float, box: bool):
     x = torch.tensor([[value, -value, value / 2, 0.0]], dtype=torch.float64).to(dtype)
-    kw = {"lower": -epsilon, "upper": epsilon} if box else {}
+    kw: dict[str, Any] = {"lower": -epsilon, "upper": epsilon} if box else {}
     z = BALLS[p](x, epsilon, **kw)
     rounding = 3 * torch.finfo(dtype).eps + 4 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / epsilon
     assert abs(float(norm(z, p)) / epsilon - 1) <= rounding
