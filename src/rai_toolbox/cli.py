@@ -25,7 +25,7 @@ from rai_toolbox._version import __version__
 from rai_toolbox.robustness import EvaluationFailed, InputError
 from rai_toolbox.robustness import compare as compare_evaluations
 from rai_toolbox.robustness.command import _console
-from rai_toolbox.robustness.command._job import run_job
+from rai_toolbox.robustness.command._job import evaluated_model, run_job
 from rai_toolbox.robustness.command._options import ExitCode, Job, as_flags, typer_parameters
 
 __all__ = ["app", "main"]
@@ -105,10 +105,17 @@ def compare(
     second: Annotated[str, typer.Argument(help="Of another, on the same samples.")],
     others: Annotated[list[str] | None, typer.Argument(help="Of more, each compared with the first.")] = None,
     out: Annotated[str, typer.Option(metavar="FOLDER", help="The folder of the comparison.")] = "rai-comparison",
+    transfer: Annotated[
+        bool,
+        typer.Option(
+            "--transfer", help="Load the models by config.toml in each folder; try the errors of each on each."
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of a table.")] = False,
 ) -> None:
     """Compare evaluated classifiers: all curves in one picture, McNemar's test of each with the first."""
-    comparison = compare_evaluations(first, second, *(others or ()))
+    places = first, second, *(others or ())
+    comparison = compare_evaluations(*places, models=[evaluated_model(one) for one in places] if transfer else None)
     _console.report_comparison(comparison, comparison.save(out), as_json=json)
 
 

@@ -50,7 +50,8 @@ def written() -> list[tuple[str, Any]]:
     brief |= {"diagnostics": False, "keep_points": True}
     second = evaluate(nn.Linear(3, 1), (x, x[:, :1]), task="regression", **brief)
     third = evaluate(nn.Linear(3, 1), (x, x[:, :1]), task="regression", also_try=second, **brief)
-    return [entry for result in (first, second, third) for entry in entries(json.loads(result.to_json()))]
+    fourth = evaluate(nn.Linear(3, 2), (x, (x[:, 0] > 0).long()), draws=6, **brief)
+    return [entry for result in (first, second, third, fourth) for entry in entries(json.loads(result.to_json()))]
 
 
 def test_every_field_that_is_written_is_on_the_page_and_the_other_way_round(written) -> None:

@@ -10,6 +10,7 @@ from rai_toolbox.robustness.data._samples import Samples
 from rai_toolbox.robustness.models._load import load_model, load_preprocess
 from rai_toolbox.robustness.report._compare import ComparedPoint, Comparison, compare
 from rai_toolbox.robustness.report._evaluation import Evaluation
+from rai_toolbox.robustness.report._transfer import Transfer
 from rai_toolbox.robustness.run._evaluate import evaluate
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "InputError",
     "Point",
     "Samples",
+    "Transfer",
     "compare",
     "evaluate",
     "load_data",

@@ -182,6 +182,7 @@ class Results:
     corruptions: Mapping[str, Corruption] = field(default_factory=dict)
     ids: tuple[int | str, ...] | None = None
     found_by: Mapping[str, NDArray] = field(default_factory=dict)
+    error_rate: Mapping[str, NDArray] = field(default_factory=dict)
 
     @property
     def evidence(self) -> tuple[Evidence, ...]:
@@ -223,6 +224,9 @@ class Results:
         for norm, error in self.error.items():
             columns |= self._by_radius("error", norm, error)
             columns |= self._by_radius("found_by", norm, self.found_by[norm]) if norm in self.found_by else {}
+        for norm, rates in self.error_rate.items():
+            for position, what in enumerate(("error_rate", "error_rate_low", "error_rate_high")):
+                columns |= self._by_radius(what, norm, rates[..., position])
         return columns
 
     def _by_radius(self, what: str, norm: str, rows: NDArray) -> dict[str, NDArray]:

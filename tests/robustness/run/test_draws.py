@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from rai_toolbox.robustness import InputError, evaluate
+from rai_toolbox.robustness import Evaluation, InputError, evaluate
 from rai_toolbox.robustness._statistics import clopper_pearson_interval
 
 WEIGHT = torch.tensor([0.6, -0.8, 0.0])
@@ -18,8 +20,8 @@ def noisy(x):
     return x @ WEIGHT + NOISE * torch.randn(len(x))
 
 
-def points():
-    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32) * 2
+def points(count=40):
+    x = np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32) * 2
     return x, (x @ WEIGHT.numpy() > 0).astype(np.int64)
 
 
@@ -52,3 +54,53 @@ def test_a_model_that_is_not_random_has_the_same_figures_with_draws():
         evaluate(lambda x: x @ WEIGHT, (x, y), epsilons=[0.5], draws=draws, steps=15, restarts=2) for draws in (1, 6)
     ]
     assert results[0].curves["l2"].points[1].value == results[1].curves["l2"].points[1].value
+
+
+def test_the_rate_of_errors_at_the_worst_point_is_that_in_closed_form_and_its_interval_covers_it(tmp_path):
+    x, y = points(count=300)
+    margin = torch.from_numpy(np.abs(x @ WEIGHT.numpy())).double()
+    options: dict[str, Any] = {"steps": 10, "restarts": 2, "bounds": None, "diagnostics": False, "average": 0}
+    result = evaluate(noisy, (x, y), epsilons=[0.5, 1.0], draws=DRAWS, **options)
+    rates, distance = result.error_rate["l2"], torch.from_numpy(result.distance["l2"])
+    for level, point in enumerate(result.curves["l2"].points):
+        # The worst point within epsilon lies straight towards the boundary: the noise does not turn the gradient.
+        true = torch.special.ndtr((point.epsilon - margin) / NOISE).numpy()
+        stands = (distance > point.epsilon).numpy()
+        rate, low, high = rates[level].T
+        assert ((high < 0.5) == stands).all()
+        # Which samples stand was decided by these draws; far from one half they all do, and nothing is selected.
+        sure = true < 0.2
+        assert sure.sum() > 50
+        covered = ((low <= true) & (true <= high))[sure]
+        assert covered.mean() >= 0.95 - 3 * (0.95 * 0.05 / covered.size) ** 0.5
+        deviation = (true[sure] * (1 - true[sure]) / DRAWS).sum() ** 0.5 / covered.size
+        assert abs(rate[sure].mean() - true[sure].mean()) < 4 * deviation
+    # At the unperturbed samples nothing is selected at all.
+    true = torch.special.ndtr(-margin / NOISE).numpy()
+    low, high = rates[0, :, 1], rates[0, :, 2]
+    assert ((low <= true) & (true <= high)).mean() >= 0.95 - 3 * (0.95 * 0.05 / len(x)) ** 0.5
+    assert ((high - low) < 0.3).all()
+    again = Evaluation.load(result.save(tmp_path))
+    assert (again.error_rate["l2"] == rates).all()
+    header, first = (line.split(",") for line in (tmp_path / "samples.csv").read_text().splitlines()[:2])
+    columns = [header.index(f"error_rate{end}_l2_0.5") for end in ("", "_low", "_high")]
+    assert [float(first[column]) for column in columns] == rates[1, 0].tolist()
+    held = int(((rates[1, :, 1] < 0.5) & (rates[1, :, 2] >= 0.5)).sum())
+    assert f'<td data-label="Not shown either way">{held}</td>' in (tmp_path / "report.html").read_text()
+
+
+def test_one_wrong_answer_at_a_random_point_breaks_no_sample_of_a_random_model():
+    x, y = points()
+    far = np.abs(x @ WEIGHT.numpy()) > 0.6
+    # At epsilon 0.1 some of 20 single answers are wrong for nearly every sample, and none is wrong half of the time.
+    options: dict[str, Any] = {"steps": 3, "restarts": 1, "bounds": None, "diagnostics": False, "average": 20}
+    result = evaluate(noisy, (x[far], y[far]), epsilons=[0.1], draws=DRAWS, **options)
+    assert result.curves["l2"].average[1].error > 0
+    assert result.curves["l2"].points[1].value == 1.0
+    assert "random point" not in result.found_by["l2"]
+
+
+def test_a_model_that_is_not_random_has_no_rates():
+    x, y = points()
+    result = evaluate(lambda x: x @ WEIGHT, (x, y), epsilons=[0.5], steps=2, restarts=1, diagnostics=False)
+    assert result.error_rate == {}

@@ -65,6 +65,7 @@ def average(subject: Subject, norm: Norm, batch: int, grid: Sequence[float]) -> 
     error, largest = np.zeros((2, len(grid), stop - start))
     clamped = np.zeros(len(grid), dtype=np.int64)
     distance, kept = np.full(stop - start, np.inf), Kept(subject, batch)
+    errors = np.zeros(stop - start, np.int64)
     for level, epsilon in enumerate(grid):
         for point in range(count):
             perturbed, was_clamped = draw(epsilon, level * count + point)
@@ -77,12 +78,13 @@ def average(subject: Subject, norm: Norm, batch: int, grid: Sequence[float]) -> 
             if len(rows) and (subject.classifies or subject.settings.keep_points):
                 judged = _judged(subject, norm, epsilon, *(part[rows] for part in (x, target, perturbed, output)))
                 nearer = judged.distance < distance[rows] if subject.classifies else np.isfinite(judged.distance)
-                distance[rows[nearer]] = judged.distance[nearer]
+                distance[rows[nearer]], errors[rows[nearer]] = judged.distance[nearer], judged.errors[nearer]
                 kept.take(rows, judged, nearer, level=0 if subject.classifies else level)
     return {
         "error": error,
         "largest": largest,
         "distance": distance,
+        "errors": errors,
         "clamped": clamped,
         "forwards": subject.model.forwards - subject.begun,
         "seconds": time.perf_counter() - begun,
@@ -109,7 +111,9 @@ def _judged(
         return check_again(subject, x, target, perturbed, norm=norm, by=RANDOM_POINT, epsilon=epsilon)
     away = np.minimum(distances(perturbed, x, norm), epsilon)
     prediction = as_numpy(decisions(output) if subject.classifies else output)
-    return CheckedResult(perturbed, away, prediction, away, 0, np.full(len(x), RANDOM_POINT, NAME))
+    return CheckedResult(
+        perturbed, away, prediction, away, 0, np.full(len(x), RANDOM_POINT, NAME), np.ones(len(x), np.int64)
+    )
 
 
 class _Draws:

@@ -91,6 +91,7 @@ class _NearestErrors:
             "distance": known.astype(np.float64),
             "by": np.full(count, "", NAME),
             "prediction": np.full(count, -1),
+            "errors": np.zeros(count, np.int64),
         }
 
     def wants(self, rows: NDArray, epsilon: float) -> NDArray:

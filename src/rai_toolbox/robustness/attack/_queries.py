@@ -114,7 +114,7 @@ def _nearest(
     best = checked[0]
     for other in checked[1:]:
         nearer = other.distance < best.distance
-        for name in ("distance", "prediction", "by"):
+        for name in ("distance", "prediction", "by", "errors"):
             getattr(best, name)[nearer] = getattr(other, name)[nearer]
         best.perturbed = torch.where(
             torch.from_numpy(nearer).to(x.device).reshape(-1, *[1] * (x.ndim - 1)), other.perturbed, best.perturbed

@@ -41,6 +41,7 @@ class CheckedResult:
     error: NDArray
     rejected: int  # how many a solver called a success, or returned, that are none
     by: NDArray  # which attack returned each
+    errors: NDArray  # how many of the draws of the model were errors there, -1 where it is outside; regression: zeros
 
 
 def run_solver(
@@ -124,9 +125,11 @@ def check_again(
             unperturbed = mean_absolute_error(subject.model(x), target)
         error = np.where(inside, as_numpy(mean_absolute_error(output, target)), as_numpy(unperturbed))
         return CheckedResult(
-            perturbed, np.where(inside, distance, np.inf), as_numpy(output), error, int((~inside).sum()), names
-        )
-    wrong = inside & as_numpy(errs(subject, perturbed, target, output))
+            perturbed, np.where(inside, distance, np.inf), as_numpy(output), error, int((~inside).sum()), names,
+            np.zeros(len(x), np.int64),
+        )  # fmt: skip
+    errors = errors_at(subject, perturbed, target, output)
+    wrong = inside & breaks(errors, subject.settings.draws)
     return CheckedResult(
         perturbed=perturbed,
         distance=np.where(wrong, distance, np.inf),
@@ -134,24 +137,31 @@ def check_again(
         error=np.zeros(len(x)),
         rejected=0,
         by=names,
+        errors=np.where(inside, errors, -1),
     )
 
 
-def errs(subject: Subject, x: torch.Tensor, target: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """Return where the model errs; of a random model, where it is not shown that it errs less than half of the time.
+def errors_at(subject: Subject, x: torch.Tensor, target: torch.Tensor, output: torch.Tensor) -> NDArray:
+    """Return how many of the draws of the model at each input are errors; none of them was seen by a solver.
 
     output: the first of the model's answers at `x`.
     """
-    wrong = misclassified(output, target)
-    draws = subject.settings.draws
-    if draws == 1:
-        return wrong
-    errors = wrong.long()
+    errors = misclassified(output, target).long()
     with torch.no_grad():
-        for _ in range(draws - 1):
+        for _ in range(subject.settings.draws - 1):
             errors += misclassified(subject.model(x), target)
-    highest = torch.tensor([clopper_pearson_interval(count, draws)[1] for count in range(draws + 1)])
-    return highest.to(x.device)[errors] >= 0.5
+    return as_numpy(errors)
+
+
+def breaks(errors: NDArray, draws: int) -> NDArray:
+    """Say where the model errs; a random one, where it is not shown that it errs less than half of the time."""
+    return errors > 0 if draws == 1 else interval_of_errors(errors, draws)[1] >= 0.5
+
+
+def interval_of_errors(errors: NDArray, draws: int) -> tuple[NDArray, NDArray]:
+    """Return the ends of the 95 % interval of the probability of an error, from errors among so many draws."""
+    low, high = np.array([clopper_pearson_interval(count, draws) for count in range(draws + 1)]).T
+    return low[errors], high[errors]
 
 
 def distances(perturbed: torch.Tensor, x: torch.Tensor, norm: Norm) -> NDArray:

@@ -20,8 +20,9 @@ from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._solver import (
     NAME,
     as_numpy,
+    breaks,
     decisions,
-    errs,
+    errors_at,
     mean_absolute_error,
     run_solver,
 )
@@ -39,7 +40,8 @@ def clean(subject: Subject, batch: int) -> dict[str, Any]:
     if subject.classifies:
         piece["prediction"] = as_numpy(decisions(output))
         # A NaN among the logits is no right decision.
-        piece["correct"] = as_numpy(~errs(subject, x, target, output) & finite)
+        piece["errors"] = errors_at(subject, x, target, output)
+        piece["correct"] = ~breaks(piece["errors"], subject.settings.draws) & as_numpy(finite)
     else:
         piece["prediction"] = as_numpy(output.double())
         piece["error"] = as_numpy(mean_absolute_error(output, target))
@@ -56,6 +58,7 @@ def search(subject: Subject, norm: Norm, batch: int, correct: NDArray) -> dict[s
     subject.begin(1.2 * subject.settings.sizes.steps * subject.settings.sizes.restarts * int(correct.sum()))
     distance = np.where(correct, np.inf, 0.0)
     prediction, by = np.full(stop - start, -1), np.full(stop - start, "", NAME)
+    errors = np.zeros(stop - start, np.int64)
     rows = np.flatnonzero(correct)
     kept = Kept(subject, batch)
     rejected = 0
@@ -66,11 +69,12 @@ def search(subject: Subject, norm: Norm, batch: int, correct: NDArray) -> dict[s
         else:
             found = nearest_by_queries(subject, norm, x, target)
         distance[rows], prediction[rows], rejected = found.distance, found.prediction, found.rejected
-        by[rows] = np.where(np.isfinite(found.distance), found.by, "")
+        by[rows], errors[rows] = np.where(np.isfinite(found.distance), found.by, ""), found.errors
         kept.take(rows, found)
     return {
         "distance": distance,
         "by": by,
+        "errors": errors,
         "prediction": prediction,
         "rejected": rejected,
         "forwards": subject.model.forwards - subject.begun,
@@ -117,17 +121,20 @@ def between(subject: Subject, norm: Norm, batch: int, number: int, known: NDArra
     rows = np.flatnonzero(radius < known)
     subject.begin(len(rows) * subject.settings.sizes.steps * subject.settings.sizes.restarts)
     distance, by, rejected, kept = known.copy(), np.full(stop - start, "", NAME), 0, Kept(subject, batch)
+    errors = np.zeros(stop - start, np.int64)
     if len(rows):
         x, target = (part[torch.from_numpy(rows)] for part in subject.batch(start, stop))
         epsilon = torch.from_numpy(radius[rows]).to(subject.device)
         found = run_solver(subject, x, target, norm=norm, epsilon=epsilon, purpose=("between", norm, number))
         nearer = found.distance < known[rows]
-        distance[rows[nearer]], by[rows[nearer]] = found.distance[nearer], found.by[nearer]
+        for array, values in ((distance, found.distance), (by, found.by), (errors, found.errors)):
+            array[rows[nearer]] = values[nearer]
         rejected = found.rejected
         kept.take(rows, found, nearer)
     return {
         "distance": distance,
         "by": by,
+        "errors": errors,
         "rejected": rejected,
         "forwards": subject.model.forwards - subject.begun,
         "seconds": time.perf_counter() - begun,
@@ -162,7 +169,8 @@ def _nearer_errors(
     """Try each radius on the samples of a batch that stand there yet."""
     count = len(open_below)
     first = {"distance": np.array(open_below, dtype=np.float64), "by": np.full(count, "", NAME)}
-    first |= {"prediction": np.full(count, -1), "rejected": np.array(0)}
+    first |= {"prediction": np.full(count, -1), "errors": np.zeros(count, np.int64), "rejected": np.array(0)}
+    first["errors_tried"] = np.full((len(grid), count), -1)
     so_far = _so_far(subject, kept, first)
     distance = so_far["distance"]
     for level in range(int(so_far["levels"]), len(grid)):
@@ -175,7 +183,8 @@ def _nearer_errors(
         else:
             found = within_by_queries(subject, norm, x, target, grid[level], level=level, levels=len(grid))
         nearer = found.distance < distance[rows]
-        for name in ("distance", "prediction", "by"):
+        so_far["errors_tried"][level, rows] = found.errors
+        for name in ("distance", "prediction", "by", "errors"):
             so_far[name][rows[nearer]] = getattr(found, name)[nearer]
         so_far["rejected"] += found.rejected
         kept.take(rows, found, nearer)

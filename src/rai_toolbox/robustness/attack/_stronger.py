@@ -49,7 +49,7 @@ def stronger(
     subject.begin(_PASSES * int((known > 0).sum()))
     rows = np.flatnonzero(known > 0)
     by_attack = {name: np.where(known > 0, np.inf, 0.0) for name in STRONGER}
-    by, kept = np.full(len(known), "", NAME), Kept(subject, batch)
+    by, errors, kept = np.full(len(known), "", NAME), np.zeros(len(known), np.int64), Kept(subject, batch)
     replaced: list[str] = []
     if len(rows):
         start, stop = subject.span(batch)
@@ -57,11 +57,12 @@ def stronger(
         attacks = _Attacks(subject, norm, grid, x, target, known[rows], width, kept, rows)
         for name, found in attacks.run().items():
             by_attack[name][rows] = found
-        by[rows] = attacks.by
+        by[rows], errors[rows] = attacks.by, attacks.errors
         replaced = attacks.replaced
     return {
         "distance": np.minimum(known, np.min(list(by_attack.values()), axis=0)),
         "by": by,
+        "errors": errors,
         **by_attack,
         "replaced": np.array(replaced, dtype=np.str_),
         "rejected": 0,
@@ -80,6 +81,7 @@ class _Attacks:
         self._subject, self._grid, self._width = subject, grid, width
         self._x, self._target, self._kept, self._rows = x, target, kept, rows
         self.best, self.by = known.copy(), np.full(len(known), "", NAME)
+        self.errors = np.zeros(len(known), np.int64)
         self.found: dict[str, NDArray] = {}
         self.replaced: list[str] = []
 
@@ -98,6 +100,7 @@ class _Attacks:
         mine[rows] = np.minimum(mine[rows], found.distance)
         nearer = found.distance < self.best[rows]
         self.best[rows[nearer]], self.by[rows[nearer]] = found.distance[nearer], found.by[nearer]
+        self.errors[rows[nearer]] = found.errors[nearer]
         self._kept.take(self._rows[rows], found, nearer)
         if self._subject.cut:
             raise SolveEnded("the time limit has come")

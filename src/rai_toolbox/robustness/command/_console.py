@@ -186,6 +186,10 @@ def report_comparison(comparison: Comparison, folder: Path, *, as_json: bool) ->
             cells = (f"{accuracy}  ({test})" for accuracy, test in zip(shown[1:], tests, strict=True))
             table.add_row(f"{point.epsilon:g}", shown[0], *cells)
         console.print(table)
+        for one in comparison.transfer:
+            if one.norm == norm:
+                words = f"epsilon {one.epsilon:g}: of {one.errors} errors of {one.source}, {one.transferred} are errors"
+                console.print(escape(f"{words} of {one.target} too"), soft_wrap=True)
     Console(stderr=True, soft_wrap=True).print(f"comparison: {escape(str(folder / 'comparison.html'))}")
 
 

@@ -25,7 +25,7 @@ from rai_toolbox.robustness.command._thresholds import held
 from rai_toolbox.robustness.data._load import load_data
 from rai_toolbox.robustness.data._npz import NpzArchive, read_npy
 from rai_toolbox.robustness.data._samples import Samples
-from rai_toolbox.robustness.models._load import load_model, load_preprocess
+from rai_toolbox.robustness.models._load import Evaluated, load_model, load_preprocess
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.run._evaluate import evaluate
 from rai_toolbox.robustness.run._run import Progress
@@ -60,6 +60,26 @@ def run_job(job: Job, progress: Progress | None = None) -> Outcome:
         ) from error
     finally:
         team.leave()
+
+
+def evaluated_model(place: str) -> Evaluated:
+    """Return the model of an evaluation, by the config.toml of its folder.
+
+    Raises InputError if there is none, or it cannot be loaded: names of files in it begin where the evaluation began.
+    """
+    path = Path(place)
+    file = (path if path.is_dir() else path.parent) / "config.toml"
+    if not file.is_file():
+        raise InputError(
+            f"{place!r} has no config.toml, which says how to load its model: compare in Python, with {arg('models')}"
+        )
+    job = Job.make({}, str(file))
+    if job.model is None:
+        raise InputError(f"{str(file)!r} names no model")
+    device = _device(job.device or "cpu")
+    model = load_model(job.model, weights=job.weights, device=device, seed=job.seed)
+    preprocess = load_preprocess(job.preprocess, device) if job.preprocess else None
+    return Evaluated(model, preprocess, job.output)
 
 
 def _run(job: Job, team: Team, progress: Progress | None, stack: contextlib.ExitStack) -> Outcome:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._files import as_folder
@@ -16,7 +17,9 @@ from rai_toolbox.robustness._results import jsonable
 from rai_toolbox.robustness._statistics import McNemar, mcnemar, wilson_interval
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.report._pictures import curve_drawing, curve_png
+from rai_toolbox.robustness.report._points import with_points
 from rai_toolbox.robustness.report._report import render
+from rai_toolbox.robustness.report._transfer import Transfer, transfers
 from rai_toolbox.robustness.report._writing import csv_text, write_files
 
 
@@ -69,11 +72,14 @@ class Comparison:
         Of each.
     norms : dict of str to tuple of ComparedPoint
         By norm, at every epsilon that one of them reported.
+    transfer : tuple of Transfer
+        What the errors of each model do to each other one, where models were given.
     """
 
     names: tuple[str, ...]
     evaluations: tuple[Evaluation, ...]
     norms: Mapping[str, tuple[ComparedPoint, ...]]
+    transfer: tuple[Transfer, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of comparison.json."""
@@ -81,14 +87,15 @@ class Comparison:
             norm: [vars(point) | {"tests": [vars(test) for test in point.tests]} for point in points]
             for norm, points in self.norms.items()
         }
-        return jsonable({"schema": "rai-toolbox/comparison", "schema_version": 2, "names": self.names, "norms": points})
+        content = {"schema": "rai-toolbox/comparison", "schema_version": 2, "names": self.names, "norms": points}
+        return jsonable(content | {"transfer": [vars(one) for one in self.transfer]})
 
     def by_name(self) -> dict[str, Evaluation]:
         """Return the evaluations by their names."""
         return dict(zip(self.names, self.evaluations, strict=True))
 
     def save(self, folder: str | Path) -> Path:
-        """Write comparison.html, comparison.png, comparison.csv and comparison.json; return the folder.
+        """Write comparison.html, .png, .csv and .json, and transfer.csv if errors were tried; return the folder.
 
         Raises
         ------
@@ -116,18 +123,26 @@ def _csv(comparison: Comparison) -> str:
     return csv_text(rows)
 
 
+def _transfer_csv(comparison: Comparison) -> str | None:
+    rows = [["norm", "epsilon", "source", "target", "errors", "transferred"]]
+    rows += [list(vars(one).values()) for one in comparison.transfer]
+    return csv_text(rows) if comparison.transfer else None
+
+
 #: The files of a comparison's folder.
 COMPARISON_FILES: Mapping[str, Callable[[Comparison], bytes | str | None]] = {
     "comparison.html": _html,
     "comparison.png": lambda comparison: curve_png(comparison.by_name()),
     "comparison.csv": _csv,
+    "transfer.csv": _transfer_csv,
     "comparison.json": lambda comparison: json.dumps(comparison.to_dict(), allow_nan=False),
 }
 
 
 def compare(
-    first: Evaluation | str | Path, second: Evaluation | str | Path, *others: Evaluation | str | Path
-) -> Comparison:
+    first: Evaluation | str | Path, second: Evaluation | str | Path, *others: Evaluation | str | Path,
+    models: Sequence[Callable[[Tensor], Any]] | None = None,
+) -> Comparison:  # fmt: skip
     """Compare classifiers that were evaluated on the same samples, each with the first.
 
     Whether a sample stands at an epsilon is known from the distance of its nearest error, so the epsilons
@@ -138,11 +153,16 @@ def compare(
     ----------
     first, second, *others : Evaluation or path
         The results, or the folders or results.json files that hold them.
+    models : sequence of callable, optional
+        The model of each, in the same order, with its preprocessing: the perturbed inputs that each evaluation has kept
+        are then tried on each other model (`Comparison.transfer`). They are those of the gallery, or of all samples
+        with ``keep_points=True``.
 
     Raises
     ------
     InputError
-        If they are of different samples, have no norm in common, or are not complete classifications.
+        If they are of different samples, have no norm in common, or are not complete classifications; if a model
+        answers otherwise than when it was evaluated, or is random.
     """
     given = (first, second, *others)
     all_of_them = tuple(one if isinstance(one, Evaluation) else Evaluation.load(one) for one in given)
@@ -161,7 +181,12 @@ def compare(
         raise InputError(
             f"the evaluations have no norm in common: {'; '.join(', '.join(one.curves) for one in all_of_them)}"
         )
-    return Comparison(names, all_of_them, {norm: tuple(_points(all_of_them, norm)) for norm in shared})
+    norms = {norm: tuple(_points(all_of_them, norm)) for norm in shared}
+    if models is None:
+        return Comparison(names, all_of_them, norms)
+    named = dict(zip(names, map(with_points, given), strict=True))
+    radii = {norm: [point.epsilon for point in points if point.epsilon > 0] for norm, points in norms.items()}
+    return Comparison(names, all_of_them, norms, tuple(transfers(named, models, radii)))
 
 
 def _points(evaluations: Sequence[Evaluation], norm: str) -> Iterator[ComparedPoint]:

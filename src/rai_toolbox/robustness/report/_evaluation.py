@@ -56,6 +56,10 @@ class Evaluation(Results):
         By norm, which attack found that distance or error, in its shape: ``"minimum_norm"``, ``"worst_case"``, one of
         the stronger attacks or of queries (``"BPDA"``, ``"differences"``, ``"transfer"``, ``"decisions"``, ``"random
         search"``), ``"random point"``, ``"also-try"``; empty for the unperturbed sample, and where nothing was found.
+    error_rate : dict of str to NDArray
+        Of a random model, by norm, shape (points, samples, 3): at each point of the curve the rate of errors among
+        fresh draws at the worst point found of each sample, and the ends of its 95 % (Clopper-Pearson) interval. Of a
+        sample that does not stand, at the error that broke it; NaN where a time limit came first.
     evidence : tuple of Evidence
         What the figures are evidence of.
     """

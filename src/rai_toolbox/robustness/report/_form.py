@@ -82,6 +82,7 @@ class _Samples(msgspec.Struct):
     correct: list[bool] | None = None
     distance: dict[str, list[float | None]] = {}
     error: dict[str, list[list[float | None]]] = {}
+    error_rate: dict[str, list[list[tuple[float | None, float | None, float | None]]]] = {}
     found_by: dict[str, list[Text | list[Text | None] | None]] = {}
 
 
@@ -144,6 +145,7 @@ def _faults(file: _File) -> Iterator[str]:
     per_norm = samples.distance if classifies else samples.error
     what = "distance" if classifies else "error"
     lists |= {f"{what}.{norm}": per_norm.get(norm) for norm in file.curves}
+    lists |= {f"error_rate.{norm}": rates for norm, rates in samples.error_rate.items()}
     lists |= {f"found_by.{norm}": names for norm, names in samples.found_by.items()}
     for name, values in lists.items():
         if values is None:
@@ -163,6 +165,8 @@ def _faults(file: _File) -> Iterator[str]:
         yield from _faults_of_curve(norm, curve, classifies)
         if any(len(row) != len(curve.points) for row in samples.error.get(norm, [])):
             yield f"samples.error.{norm} has a row that is not as long as the curve"
+        if any(len(row) != len(curve.points) for row in samples.error_rate.get(norm, [])):
+            yield f"samples.error_rate.{norm} has a row that is not as long as the curve"
         if any(
             classifies is isinstance(row, list) or (not classifies and len(row or ()) != len(curve.points))
             for row in samples.found_by.get(norm, [])

@@ -190,10 +190,22 @@ def _section(evaluation: Results, norm: str) -> dict[str, Any]:
         "drawing": curve_drawing({"": evaluation}, norm),
         "sentence": _sentence(evaluation, curve),
         "concerned": _concerned(evaluation, norm),
+        "rates": norm in evaluation.error_rate,
         "found_by": _found_by(evaluation, norm),
         "gallery": _gallery(evaluation, norm) if norm in evaluation.examples else [],
         "legend": _LEGENDS[kind_of(evaluation.data["shape"], evaluation.feature_names)],
     }
+
+
+def _rates(evaluation: Results, norm: str) -> list[tuple[str, list[str]]]:
+    """Return, of a random model, the mean rate of errors at each point, and how many intervals hold one half."""
+    rates = evaluation.error_rate.get(norm)
+    if rates is None:
+        return []
+    held = ((rates[..., 1] < 0.5) & (rates[..., 2] >= 0.5)).sum(axis=1)
+    known = [row[~np.isnan(row)] for row in rates[..., 0]]
+    means = [percent(float(row.mean())) if len(row) else "none" for row in known]
+    return [("Errors at the worst points, mean", means), ("Not shown either way", list(map(str, held.tolist())))]
 
 
 def _found_by(evaluation: Results, norm: str) -> str:
@@ -222,6 +234,7 @@ def _columns(evaluation: Results, curve: Curve) -> list[tuple[str, list[str]]]:
             counts = [getattr(point, f"also_by_{what}") for point in points]
             if any(counts) or what == "fixed_budget":
                 columns.append((f"Broken by {what.replace('_', ' ')} only", list(map(str, counts))))
+    columns += _rates(evaluation, curve.norm)
     if curve.average:
         cells = [f"{shown(mean.error)} ({shown(mean.low)} to {shown(mean.high)})" for mean in curve.average]
         columns.append(("Error at random points", cells))

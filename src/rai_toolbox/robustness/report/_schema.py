@@ -33,6 +33,8 @@ def to_dict(results: Results) -> dict[str, Any]:
         }
     else:
         samples["error"] = {norm: error.T for norm, error in results.error.items()}
+    if results.error_rate:
+        samples["error_rate"] = {norm: rates.swapaxes(0, 1) for norm, rates in results.error_rate.items()}
     if results.found_by:
         samples["found_by"] = {norm: _names(by) for norm, by in results.found_by.items()}
     return jsonable(
@@ -156,6 +158,10 @@ def _from_dict(content: dict[str, Any]) -> Results:
         feature_names=None if content["feature_names"] is None else tuple(content["feature_names"]),
         corruptions=corruptions,
         ids=None if ids is None else tuple(ids),
+        error_rate={
+            norm: np.array(rates, dtype=np.float64).swapaxes(0, 1)
+            for norm, rates in samples.get("error_rate", {}).items()
+        },
         found_by={norm: _attacks(names) for norm, names in samples.get("found_by", {}).items()},
     )
 

@@ -114,6 +114,7 @@ def assemble(
     by_norm: Mapping[str, Measured],
     findings: tuple[Finding, ...],
     corruptions: Mapping[str, tuple[Corruption, Pieces]],
+    rates: Mapping[str, NDArray],
     *,
     complete: bool,
     described: Mapping[str, Any],
@@ -168,6 +169,7 @@ def assemble(
         examples={norm: shown for norm, shown in examples.items() if shown is not None},
         feature_names=subject.samples.feature_names,
         corruptions={name: measured for name, (measured, _) in corruptions.items()},
+        error_rate={norm: values[:, where] for norm, values in rates.items()},
         found_by={norm: measured.by[..., where] for norm, measured in by_norm.items()},
         ids=None if subject.samples.ids is None else tuple(subject.samples.ids[i] for i in where.tolist()),
     )

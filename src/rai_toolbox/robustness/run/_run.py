@@ -46,6 +46,7 @@ from rai_toolbox.robustness.run._assembly import (
 from rai_toolbox.robustness.run._averaging import corruptions_of, with_average
 from rai_toolbox.robustness.run._curves import accuracy_curve, error_curve
 from rai_toolbox.robustness.run._estimate import estimate
+from rai_toolbox.robustness.run._rates import error_rates
 from rai_toolbox.robustness.session._journal import Journal, Piece
 from rai_toolbox.robustness.session._team import Team
 
@@ -104,8 +105,10 @@ class Run:
             if norm in by_norm
         }
         corruptions = corruptions_of(subject, clean_pieces, self._stage)
+        random = subject.classifies and subject.settings.draws > 1
+        rates = {norm: error_rates(subject, clean_pieces, found) for norm, found in by_norm.items() if random}
         return assemble(
-            subject, self.summary, clean_pieces, by_norm, findings, corruptions,
+            subject, self.summary, clean_pieces, by_norm, findings, corruptions, rates,
             complete=self.complete, described=described, seconds=time.perf_counter() - self.begun,
             processes=self.team.size,
         )  # fmt: skip
