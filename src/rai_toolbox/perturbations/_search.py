@@ -70,9 +70,9 @@ _LATER = (
 # In L1 a walk from far away ends at few entries that changed much, and other few each time.
 _LATER_L1 = (
     _Run(radius=14.0, sparse=True, long=1.5),
+    _Run(rank=0, radius=3.0, sparse=True),
     _Run(radius=25.0, sparse=True, long=1.5),
     _Run(),
-    _Run(rank=0, radius=8.0, sparse=True, long=1.5),
     _Run(radius=50.0, sparse=True, long=1.5),
     _Run(),
     _Run(rank=1, radius=8.0, sparse=True, long=1.5),
