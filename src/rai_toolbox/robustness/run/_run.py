@@ -1,4 +1,8 @@
-"""The order of a run: look at the model, search, confirm, check. Every batch is kept before the next one begins."""
+"""The order of a run. Every batch is kept before the next one begins.
+
+The stages: the unperturbed samples; in each norm the search, earlier points, each radius, between the radii; the checks;
+attacks without the gradient, where a check doubts it; random points; corruptions.
+"""
 
 from __future__ import annotations
 
