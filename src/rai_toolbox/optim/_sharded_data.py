@@ -73,7 +73,7 @@ class _Meeting(NamedTuple):
     teams: list[tuple[int, ...]]  # for each tensor, those along which ranks have parts or copies of the same data
 
 
-def share_out(jobs: Sequence[DatumJob], most_bytes: int) -> list[DatumJob]:
+def change_on_owners_(jobs: Sequence[DatumJob], most_bytes: int) -> list[DatumJob]:
     """Change cut data in place, each on its owner; return the jobs that are not worth it, or that cannot be.
 
     jobs: their data are cut.

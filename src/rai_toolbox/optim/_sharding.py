@@ -22,7 +22,7 @@ from torch import Tensor
 from rai_toolbox.functional._layout import write_through
 from rai_toolbox.optim._memory import Noted
 from rai_toolbox.optim._running import Remembering
-from rai_toolbox.optim._sharded_data import DatumJob, share_out, within
+from rai_toolbox.optim._sharded_data import DatumJob, change_on_owners_, within
 from rai_toolbox.optim._sharded_norms import NormJob, scale_by_exchanged_norms_
 from rai_toolbox.optim._shards import (
     ALIGNMENT,
@@ -93,7 +93,7 @@ def _run_together(jobs: Sequence[Job]) -> None:
     if by_norm:
         scale_by_exchanged_norms_(by_norm)
     if by_datum:
-        _apply_to_gathered_data_(share_out(by_datum, GATHER_BYTES))
+        _apply_to_gathered_data_(change_on_owners_(by_datum, GATHER_BYTES))
     for job in jobs:
         if job.scale != 1 or job.bias != 0:
             scale_and_shift_([job.part], job.scale, job.bias)
