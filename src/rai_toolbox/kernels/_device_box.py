@@ -1,7 +1,7 @@
 """A Triton kernel with one program for each datum: the nearest point of a ball, of order 1 or 2, and a box.
 
-As in `_device_rows.py`, what is looked for is one number per datum. In L1 that is taken from the magnitudes, in L2 it
-multiplies the entries; then they are moved into the box.
+As in `_device_rows.py`, a program searches one number for its datum. In L1 the number is subtracted from the
+magnitudes, in L2 the entries are multiplied by it; then they are clipped to the box.
 """
 
 # pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false
@@ -25,7 +25,7 @@ def bound_of(bounds, number, row, columns, mask, STRIDES: tl.constexpr, row_stri
 
 @triton.jit
 def folded(x, low, high, radius):
-    """Entries turned to be ≥ 0 where the box lets them, their signs, and the interval for their magnitudes."""
+    """Entries times signs such that their results are ≥ 0, these signs, and the least and the largest result."""
     nearest = tl.minimum(tl.maximum(low, 0.0), high)
     sign = tl.where(nearest > 0, 1.0, tl.where(nearest < 0, -1.0, tl.where(x >= 0, 1.0, -1.0)))
     least = tl.abs(nearest)
@@ -35,14 +35,17 @@ def folded(x, low, high, radius):
 
 @triton.jit
 def clipped(x, low, high):
-    """x between low and high; NaN stays."""
+    """x clipped to [low, high]; NaN stays NaN."""
     raised = tl.where(x < low, low, x)
     return tl.where(raised > high, high, raised)
 
 
 @triton.jit
 def tried(y, least, most, guess, offset, P: tl.constexpr):
-    """At a guess: the entries (what is left of them, P 1, or multiplied, P 2), and which of them are free."""
+    """The results at a guess, and which of them are free: no bound has changed them.
+
+    A result is y less offset and guess (P 1), or y times the guess (P 2), clipped to its bounds.
+    """
     if P == 1:
         moved = (y - offset) - guess
     else:
@@ -53,7 +56,10 @@ def tried(y, least, most, guess, offset, P: tl.constexpr):
 
 @triton.jit
 def middle_of(a, b):
-    """Between a and b: by exponent while these differ, so that many decades take few halvings."""
+    """The geometric mean of a and b where they differ by more than a factor of 4, else the arithmetic one.
+
+    So a bracket over many decades takes few halvings.
+    """
     small = tl.maximum(tl.minimum(tl.abs(a), tl.abs(b)), 1e-120)
     large = tl.maximum(tl.abs(a), tl.abs(b))
     geometric = tl.where(a + b < 0, -1.0, 1.0) * (tl.sqrt(small) * tl.sqrt(large))
@@ -62,7 +68,7 @@ def middle_of(a, b):
 
 @triton.jit
 def newtons(excess, free, held, squares, goal, guess, P: tl.constexpr):
-    """The next guess, as if what is free stayed free."""
+    """Newton's next guess: the solution if the same entries stay free."""
     if P == 1:
         return guess + excess / tl.maximum(free, 1.0)
     else:
@@ -71,7 +77,10 @@ def newtons(excess, free, held, squares, goal, guess, P: tl.constexpr):
 
 @triton.jit
 def finite(y, spread, unit, P: tl.constexpr):
-    """Finite entries with the same nearest point; `spread`: only infinite ones are, and share the radius."""
+    """Finite entries in place of infinite ones, with the same nearest point.
+
+    `spread`: infinite entries alone share the radius; each becomes `unit`, and the others 0.
+    """
     endless = y == float("inf")
     shared = tl.where(endless, unit, 0.0)
     bounded = tl.where(endless, 1e300, tl.maximum(y, -1e300))
@@ -84,7 +93,7 @@ def in_box(
     lows, low_number, low_row, low_stride, highs, high_number, high_row, high_stride,
     T: tl.constexpr, LOWS: tl.constexpr, HIGHS: tl.constexpr,
 ):  # fmt: skip
-    """Entries of a datum, and the sides of the box there; float64."""
+    """Entries of a datum, and the lower and upper bounds there; float64."""
     x = widened(tl.load(pointer + at, mask=mask, other=0.0)).to(tl.float64)
     low = bound_of(lows, low_number, row, at, mask, LOWS, low_row, low_stride, T)
     return x, low, bound_of(highs, high_number, row, at, mask, HIGHS, high_row, high_stride, T)
@@ -96,8 +105,12 @@ def measured_in_box(
     lows, low_number, low_row, low_stride, highs, high_number, high_row, high_stride,
     T: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, LOWS: tl.constexpr, HIGHS: tl.constexpr,
 ):  # fmt: skip
-    """The norm of a datum moved into the box, with NaN where it has one; what it sums to where only infinite entries
-    move, and how many these are; and the largest finite entry, turned to be ≥ 0."""
+    """Return four numbers of a datum, which decide whether it moves, and how far at most.
+
+    Its norm once it is clipped to the box, NaN if it has one; the sum of `power` where infinite entries get their
+    largest result, and the others their least; how many are infinite; the largest finite entry, times its sign as
+    `folded` gives it.
+    """
     columns = tl.arange(0, BLOCK)
     norms = tl.zeros([BLOCK], tl.float64)
     ends = tl.zeros([BLOCK], tl.float64)
@@ -123,7 +136,7 @@ def measured_in_box(
 
 @triton.jit
 def added(sums, free, held, squares, z, is_free, y, P: tl.constexpr):
-    """The sums at a guess, with those of more entries: of all, how many are free, of those held, of those free."""
+    """Add more entries to the sums at a guess: of all results; how many are free; of held results; of free entries."""
     if P == 1:
         return sums + z, free + is_free.to(tl.float64), held, squares
     else:
@@ -139,7 +152,7 @@ def tried_twice(
     lows, low_number, low_row, low_stride, highs, high_number, high_row, high_stride,
     T: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, LOWS: tl.constexpr, HIGHS: tl.constexpr,
 ):  # fmt: skip
-    """By how much the sum at each of two guesses exceeds the goal (P 1), or falls short (P 2), and the next guesses."""
+    """By how much the sum at each of two guesses is above the goal (P 1) or below it (P 2), and the next guesses."""
     columns = tl.arange(0, BLOCK)
     sums = tl.zeros([BLOCK], tl.float64)
     free = tl.zeros([BLOCK], tl.float64)
@@ -178,7 +191,7 @@ def unknown_of(
     lows, low_number, low_row, low_stride, highs, high_number, high_row, high_stride,
     T: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, LOWS: tl.constexpr, HIGHS: tl.constexpr,
 ):  # fmt: skip
-    """What is taken from the entries (P 1; with what comes before it), or multiplies them (P 2), to meet the radius."""
+    """The number that meets the radius, and its offset: both are subtracted (P 1), or the number multiplies (P 2)."""
     low_end = tl.zeros([], tl.float64)
     best = high_end
     offset = tl.zeros([], tl.float64)
@@ -202,7 +215,8 @@ def unknown_of(
         best = tl.where(miss < error, here, best)
         best_offset = tl.where(miss < error, offset, best_offset)
         error = tl.minimum(error, miss)
-        # A bracket of neighbours: a sum that is still off wants more digits than its end has. Count from there.
+        # The ends of the bracket are neighbours in float64. If the sum is still off (P 1), search the difference from
+        # the upper end, which becomes the offset: that has more digits.
         closed = high_end - low_end <= 2.3e-16 * tl.maximum(tl.abs(low_end), tl.abs(high_end))
         if P == 1:
             again = closed & (offset == 0) & (high_end > 0)
@@ -235,7 +249,7 @@ def nearest_in_box(
         pointer, length, row, goal,
         lows, low_number, low_row, low_stride, highs, high_number, high_row, high_stride, T, BLOCK, P, LOWS, HIGHS,
     )  # fmt: skip
-    outside = norm > goal * (1 + slack) + 0.5 * root(length.to(tl.float64), P) * tiny  # not with a NaN
+    outside = norm > goal * (1 + slack) + 0.5 * root(length.to(tl.float64), P) * tiny  # False for a NaN
     spread = (infinite > 0) & (ends > power(goal, P))
     unit = goal if P == 1 else 1.0
     high_end = tl.where(spread, goal, top if P == 1 else 1.0)

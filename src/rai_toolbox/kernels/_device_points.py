@@ -1,6 +1,6 @@
 """Triton kernels for points around data, one row of a matrix each: distances, stored points, gradients made usable.
 
-Every matrix is contiguous but the bounds, which broadcast: a stride of 0 says so. A program works on one row.
+Every matrix is contiguous, except that bounds may be broadcast, with a stride of 0. A program works on one row.
 """
 
 # pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false
@@ -10,6 +10,7 @@ import triton.language as tl
 
 from rai_toolbox.kernels._device_scaling import rounded, widened
 
+# The constants of SplitMix64, as integers with a sign.
 GAMMA = tl.constexpr(-7046029254386353131)
 MIX_1 = tl.constexpr(-4658895280553007687)
 MIX_2 = tl.constexpr(-7723592293110705685)
@@ -17,7 +18,7 @@ MIX_2 = tl.constexpr(-7723592293110705685)
 
 @triton.jit
 def mixed(x):
-    """The finalizer of SplitMix64: see `_hashing.mixed`. A shift of integers with a sign keeps it: it is masked."""
+    """The finalizer of SplitMix64: see `_hashing.mixed`. A right shift copies the sign, so the copies are masked."""
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * MIX_1
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * MIX_2
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
@@ -38,7 +39,7 @@ def normals(bits):
 
 @triton.jit
 def difference(x, base):
-    """x - base; 0 where they are equal, infinite ones too."""
+    """x - base; 0 where they are equal, also where both are infinite."""
     return tl.where(x == base, 0.0, x - base)
 
 
@@ -77,7 +78,7 @@ def row_distances(
 
 @triton.jit
 def neighbor(bits, upward):
-    """The bits of the next number up or down, for those of a float."""
+    """From the bits of a float, those of the next larger number (`upward`) or the next smaller one."""
     magnitude = bits & (0x7FFFFFFF if bits.dtype == tl.int32 else 0x7FFF)
     away = (bits >= 0) == upward
     least = tl.where(upward, tl.zeros_like(bits) + 1, tl.zeros_like(bits) + 1 - magnitude)
@@ -92,7 +93,7 @@ def land_rows(
     highs, high_row: tl.int64, high_column: tl.int64, result,
     T: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
-    """The stored points nearest to data + delta, no further off than the radius, nor outside the bounds.
+    """The stored points nearest to data + delta, no farther from the data than the radius, and within the bounds.
 
     P: 1, 2, -1 for the largest magnitude, 0 for no radius. delta is float32.
     """
@@ -141,7 +142,10 @@ def usable_gradients(
     length: tl.int32, grads, keys, rows, stream: tl.int64, result, dead,
     T: tl.constexpr, BLOCK: tl.constexpr, DRAW: tl.constexpr,
 ):  # fmt: skip
-    """NaN becomes 0, infinity the largest number; and with `DRAW`, a row of zeros a random direction. float32."""
+    """Store gradients in float32, with 0 for NaN and the largest number for infinity.
+
+    `dead`: 1 for a row whose entries are all 0 or NaN. With `DRAW`, such a row becomes a random direction.
+    """
     row = tl.program_id(0).to(tl.int64)
     offset = row * length
     columns = tl.arange(0, BLOCK)
@@ -190,7 +194,7 @@ def put_rows(
     length: tl.int32, into, rows, mask, values,
     T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Row i of `values` in the place of row `rows[i]` of `into`, where `mask[i]` is not 0; T: an integer."""
+    """Copy row i of `values` to row `rows[i]` of `into`, where `mask[i]` is not 0. T is an integer type."""
     row = tl.program_id(0).to(tl.int64)
     offset = row * length
     if tl.load(mask + row) != 0:

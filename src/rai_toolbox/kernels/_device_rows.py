@@ -1,8 +1,8 @@
 """Triton kernels with one program for each datum: the largest entries, and nearest points of the L1 ball and simplex.
 
-A program reads its datum several times; after the first, from the cache of the device. What a projection looks for is
-one number per datum: it is bracketed, and a pass over the datum tries two guesses, Newton's and the middle of the
-bracket, so that there are few passes when things go well and never many.
+A program reads its datum several times; after the first, from the cache of the device. A projection searches one number
+per datum, within a bracket that gets narrower. Each pass over the datum tries two guesses: Newton's, which mostly needs
+few passes, and the middle of the bracket, which bounds their number.
 """
 
 # pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false
@@ -24,9 +24,9 @@ from rai_toolbox.kernels._device_scaling import (
     widened,
 )
 
-# How near a sum has to come to the radius, in units of it: a float32 has no more than 2^-24.
+# A search ends where the sum differs from the radius by no more than this share of it; a float32 resolves 2^-24.
 NEAR = tl.constexpr(2.0**-42)
-# Of a bracket: by then it is a point.
+# The most passes of a search: by then halving has narrowed every bracket to one number.
 PASSES = tl.constexpr(140)
 
 
@@ -43,7 +43,7 @@ def whole_datum(table, n, addresses, T: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def magnitude_bits(x, VERTEX: tl.constexpr):
-    """|x| as an integer of the same order; NaN is as infinity or, with `VERTEX`, next to it."""
+    """The bits of |x|, an integer that orders as |x| does; NaN is as infinity or, with `VERTEX`, just above it."""
     bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     return tl.minimum(bits, 0x7F800001 if VERTEX else 0x7F800000)
 
@@ -65,7 +65,8 @@ def keep_largest(
         count = tl.minimum(tl.load(counts + field(table, n, ROW)), length)
     columns = tl.arange(0, BLOCK)
     bins = tl.arange(0, 512)
-    # The bits of the threshold, eight at a time: how often does each value occur among those that agree so far?
+    # Find the bits of the threshold, eight at a time: count each value of the next eight among the entries whose higher
+    # bits are those found so far.
     prefix = tl.zeros([], tl.int32)
     room = count.to(tl.int32)
     for step in tl.static_range(4):
@@ -101,7 +102,7 @@ def keep_largest(
 
 @triton.jit
 def heights(pointer, at, mask, other, SIMPLEX: tl.constexpr):
-    """What a projection makes smaller: the entries of a datum, or their magnitudes; float64, `other` beyond its end."""
+    """What a projection reduces: the entries of a datum (`SIMPLEX`) or their magnitudes; `other` beyond its end."""
     y = widened(tl.load(pointer + at, mask=mask, other=0.0)).to(tl.float64)
     y = y if SIMPLEX else tl.abs(y)
     return tl.where(mask, y, other)
@@ -129,7 +130,11 @@ def measured_heights(pointer, length, BLOCK: tl.constexpr, SIMPLEX: tl.constexpr
 
 @triton.jit
 def level_for(pointer, length, goal, top, BLOCK: tl.constexpr, SIMPLEX: tl.constexpr):
-    """The level at which the heights above it, counted down from the largest, sum to the goal."""
+    """The level for which max(level - depth, 0), summed over a datum, is the goal.
+
+    The depth of an entry is how far its height lies below the largest one, `top`. `water` is that sum and `wet` how
+    many of its terms are positive, at `level`; `water_2` and `wet_2` are these at `middle`.
+    """
     columns = tl.arange(0, BLOCK)
     low = goal / length.to(tl.float64)
     level = goal
@@ -148,7 +153,7 @@ def level_for(pointer, length, goal, top, BLOCK: tl.constexpr, SIMPLEX: tl.const
             wet += (depth < level).to(tl.float64)
             water_2 += tl.maximum(middle - depth, 0.0)
             wet_2 += (depth < middle).to(tl.float64)
-        # the sum is convex: a step of Newton's from above stays above
+        # the sum is convex in the level: a Newton step from above the solution stays above it
         error = tl.sum(water, 0) - goal
         error_2 = tl.sum(water_2, 0) - goal
         new = level - error / tl.maximum(tl.sum(wet, 0), 1.0)
@@ -167,7 +172,7 @@ def l1_or_simplex(
     table, n: tl.int32, addresses, total: tl.float64, radii, slack: tl.float64, tiny: tl.float64,
     T: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr, SIMPLEX: tl.constexpr, RADII: tl.constexpr,
 ):  # fmt: skip
-    """The nearest point of the L1 ball, or of the simplex: max(level - depth, 0), depth counted from the largest."""
+    """The nearest point of the L1 ball, or of the simplex: max(level - depth, 0), as `level_for` finds the level."""
     pointer, length = whole_datum(table, n, addresses, T, ALIGNED)
     goal = radius_of(total, radii, field(table, n, ROW), True, RADII)
     columns = tl.arange(0, BLOCK)

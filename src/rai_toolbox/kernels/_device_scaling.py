@@ -3,7 +3,7 @@
 A table says what each program works on, one column per program; rows of it are the fields below. Addresses of tensors
 are in a table of their own, since they may change from step to step.
 
-Sums are float64: squares of a float32 stay in its range, whatever the float32 is, so nothing is rescaled.
+Sums are float64: the square of any float32 neither overflows nor underflows there, so nothing is rescaled.
 """
 
 # pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false
@@ -13,13 +13,13 @@ import os
 import triton
 import triton.language as tl
 
-# The interpreter converts bfloat16 its own way: it cuts digits off, and has no subnormal ones.
+# Triton's interpreter does not convert bfloat16 as a GPU does: it truncates, and has no subnormal numbers.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 # Fields of the table.
 TENSOR, OFFSET, COUNT, LENGTH, FIRST, PARTS, ROW = (tl.constexpr(i) for i in range(7))
 
-# What becomes of an entry. The numbers are those of `_changes.Kind`.
+# How an entry is changed. The numbers are those of `_changes.Kind`.
 NOTHING, NORMALIZE, BALL, SIGN, CLAMP = (tl.constexpr(i) for i in range(5))
 
 
@@ -52,7 +52,7 @@ def rounded(x, T: tl.constexpr):
 
 @triton.jit
 def number(x):
-    """A float64, of a number that the interpreter passes as Python's."""
+    """x as a float64 of Triton: the interpreter passes a Python number."""
     return tl.zeros([], tl.float64) + x
 
 
@@ -67,13 +67,13 @@ def address(addresses, i, T: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def eights(x):
-    """x, a multiple of 8, in a way that shows the compiler that it is one."""
+    """x, which is a multiple of 8, written so that the compiler knows it."""
     return x // 8 * 8
 
 
 @triton.jit
 def power(x, P: tl.constexpr):
-    """What is added up for a norm."""
+    """The term of an entry in the sum of a norm: its square (P 2), or its magnitude (P 1)."""
     if P == 2:
         return x * x
     else:
@@ -82,7 +82,7 @@ def power(x, P: tl.constexpr):
 
 @triton.jit
 def root(total, P: tl.constexpr):
-    """The norm, from what was added up."""
+    """The norm, from the sum of `power`."""
     if P == 2:
         return tl.sqrt(total)
     else:
@@ -97,7 +97,10 @@ def is_infinite(x):
 
 @triton.jit
 def radius_of(radius, radii, row, mask, RADII: tl.constexpr):
-    """The bound of the factor: a number, or one for each datum (stride 1), or one on the device (stride 0)."""
+    """The bound of the factor of a row: `radius` if RADII is negative, else an entry of `radii`.
+
+    RADII is then its stride: 1 for an entry per datum, 0 for one entry, on the device.
+    """
     if RADII < 0:
         return number(radius)
     else:
@@ -121,7 +124,7 @@ def changed(x, factor, norm, infinite, bound, low, high, scale, bias, KIND: tl.c
     if KIND == NORMALIZE or KIND == BALL:
         y = x.to(tl.float64) * factor
         if KIND == BALL:
-            # infinite entries share the radius, as if they had grown at the same pace
+            # of a datum with infinite entries these get equal magnitudes, the others 0: the limit if all grow alike
             shared = tl.where(x > 0, 1.0, -1.0) * (bound / tl.sqrt(tl.maximum(infinite, 1.0)))
             shared = tl.where(tl.abs(x) == float("inf"), shared, 0.0)
             y = tl.where(norm == float("inf"), shared, y)
@@ -142,7 +145,7 @@ def changed(x, factor, norm, infinite, bound, low, high, scale, bias, KIND: tl.c
 
 @triton.jit
 def updated(p, g, keep, lr, SHRINK: tl.constexpr):
-    """keep·p - lr·g; without `SHRINK`, `keep` is 1. A `keep` of 0 leaves nothing of an infinity either."""
+    """keep·p - lr·g; without `SHRINK`, `keep` is 1. With a `keep` of 0 an infinite p counts as 0."""
     if SHRINK:
         p = tl.where(number(keep) == 0, 0.0, number(keep).to(tl.float32) * p)
     return p - number(lr).to(tl.float32) * g
@@ -158,7 +161,7 @@ def step_rows(
     KIND: tl.constexpr, P: tl.constexpr, SHIFT: tl.constexpr, UPDATE: tl.constexpr, SHRINK: tl.constexpr,
     AFTER: tl.constexpr, RADII: tl.constexpr,
 ):  # fmt: skip
-    """Change data that fit a tile, step along them, and change the parameters: each is read and written once."""
+    """For data that fit a tile: change gradients, update parameters, change these. Each is read and written once."""
     tensor = field(table, n, TENSOR)
     offset = field(table, n, OFFSET)
     count = field(table, n, COUNT)
@@ -210,7 +213,7 @@ def sums_of_parts(
     table, n: tl.int32, addresses, parts, n_parts: tl.int32,
     T: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """For a part of a datum: what is added up for its norm, and how many of its entries are infinite."""
+    """Store, for a part of a datum, the sum of `power` over its entries, and how many of them are infinite."""
     tensor = field(table, n, TENSOR)
     offset = field(table, n, OFFSET)
     count = field(table, n, COUNT)
@@ -231,7 +234,7 @@ def sums_of_parts(
 
 @triton.jit
 def added_up(parts, first, count):
-    """The sum of some numbers in memory, in an order that is always the same."""
+    """The sum of `count` numbers in memory from `first` on, always in the same order."""
     columns = tl.arange(0, 256)
     total = tl.zeros([256], tl.float64)
     for start in range(0, count, 256):
@@ -249,7 +252,10 @@ def step_parts(
     KIND: tl.constexpr, P: tl.constexpr, SHIFT: tl.constexpr, UPDATE: tl.constexpr, SHRINK: tl.constexpr,
     AFTER: tl.constexpr, MEASURE: tl.constexpr, RADII: tl.constexpr,
 ):  # fmt: skip
-    """For a part of a datum: change it by the norm of the whole, step along it, and measure the parameter."""
+    """For a part of a datum: change the gradient by the norm of the whole datum, update the parameter, and change this.
+
+    `MEASURE`: store of the parameter what `sums_of_parts` stores, for a projection that follows.
+    """
     tensor = field(table, n, TENSOR)
     offset = field(table, n, OFFSET)
     count = field(table, n, COUNT)
