@@ -1,9 +1,9 @@
 """A step as compiled functions: what `ParamTransformingOptimizer.compile` asks for.
 
-Norms are one graph; what waits for them is another, in which factors, signs, clamps, the bias and the update of the
-inner optimizer become one loop over memory. (Together, torch 2.13's compiler for CPUs does not fuse them, and fails on
-some with a KeyError.) Inside a graph float64 costs little, so norms are right without a second look: no square of an
-entry of at most 32 bits leaves its range.
+The norms are one graph. All that depends on them is another, in which factors, signs, clamps, the bias and the update
+of the inner optimizer become one loop over memory. (In a single graph, torch 2.13's compiler for CPUs does not fuse
+them, and fails on some with a KeyError.) Inside a graph float64 costs little, so no norm has to be computed twice:
+there the square of an entry of at most 32 bits neither overflows nor underflows.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MAX_RECOMPILES = 8
 
 
 class Compiled:
-    """Take steps as compiled functions, once a first step has made the state that these find.
+    """Take steps as compiled functions, once an ordinary first step has made the inner optimizer's state.
 
     options: keywords of `torch.compile`.
     owner: who asked for it, in warnings.
@@ -83,7 +83,7 @@ class Compiled:
         failure = self._step.take(plans)
         note_step(inner)
         SEPARATE.change_parameters_at_rest(plans)
-        if failure is not None:  # said at the end: a warning may be an error
+        if failure is not None:  # last, after the step: a warning may be raised as an error
             warnings.warn(
                 f"torch.compile failed, so {type(inner).__name__} takes ordinary steps:\n{failure}",
                 RuntimeWarning,
@@ -111,7 +111,7 @@ class CompiledStep:
             device = self._params[0].device
             own = set().union(*(named_parameters(cls.__init__) for cls in type(inner).__mro__))
             self._numbers = [Numbers(plan, device, own) for plan in plans]
-            # A step is a line of operations: a stage for each parameter, or None, the update.
+            # A step is a sequence of operations, `_line`: each is a stage for every parameter, or None for the update.
             stages = [numbers.stages for numbers, group in zip(self._numbers, params, strict=True) for _ in group]
             self._line: list[tuple[Stage, ...] | None] = list(zip(*stages, strict=True))
             self._at_update = len(plans[0].before)
@@ -123,7 +123,7 @@ class CompiledStep:
             ]
 
     def holds_for(self, inner: Optimizer, plans: Sequence[GroupPlan]) -> bool:
-        """Return whether it was made for these parameters, with the memory that they have, and such stages."""
+        """Return whether this was made for these parameters, of these shapes and strides, and for such stages."""
         params = [p for plan in plans for p in plan.params if p.numel()]
         return (
             inner is self._inner
@@ -137,7 +137,7 @@ class CompiledStep:
         return self._possible and is_unobserved(self._inner) and all(_takes(p.grad) for p in self._params)
 
     def take(self, plans: Sequence[GroupPlan]) -> Exception | None:
-        """Take the step; return what kept it from being compiled."""
+        """Take the step; return the compiler's error, if it failed."""
         grads: list[Any] = [p.grad for p in self._params]
         for numbers, plan in zip(self._numbers, plans, strict=True):
             numbers.refill(plan)
@@ -156,7 +156,7 @@ class CompiledStep:
 
     @contextmanager
     def _groups_of_its_own(self) -> Iterator[None]:
-        """Let the inner optimizer find its own options alone, and tensors for learning rates."""
+        """Let the inner optimizer see its own options alone, with tensors for learning rates."""
         groups = self._inner.param_groups
         try:
             self._inner.param_groups = [numbers.inner_group for numbers in self._numbers]
@@ -186,9 +186,10 @@ def _part(
     params: list[Tensor],
     options: dict[str, Any],
 ) -> Callable[[list[Any]], bool]:
-    """The operations of a line, on gradients; False, and nothing is done, where norms are not finite.
+    """Return a function of the gradients that does some operations of a step.
 
-    It holds no step, which holds it: a circle would keep the inner optimizer alive.
+    It returns False, and does nothing, where a norm is not finite. It must not refer to the `CompiledStep`, which
+    refers to it: the cycle would keep the inner optimizer alive.
     """
     update: Any = bare_step(inner)
     begins_with_norm = _is_by_norm(line[0])
@@ -251,7 +252,7 @@ class Numbers:
             self._lr = tensor(float(group["lr"]), torch.device("cpu"))
 
     def refill(self, plan: GroupPlan) -> None:
-        """Fill in the numbers of now."""
+        """Fill in the group's present numbers."""
         values: list[float] = []
         for stage in (*plan.before, *plan.after):
             _with_numbers(stage, values.append)
@@ -266,7 +267,7 @@ class Numbers:
 
 
 def _with_numbers(stage: Stage, tensor: Callable[[float], Any]) -> Stage:
-    """Return the stage with `tensor(number)` in place of every number that it depends on; those of no effect stay."""
+    """Return the stage with `tensor(number)` in place of every number but a scale of 1 and a bias of 0."""
     transform = stage.transform
     if isinstance(transform, ByNorm):
         factor = transform.factor
@@ -297,7 +298,7 @@ def _takes(x: Tensor) -> bool:
 
 
 def _is_dense(x: Tensor) -> bool:
-    """Whether every place of a stretch of memory is one entry of `x`: nothing is expanded, nothing left out."""
+    """Whether the entries of `x` fill a stretch of memory: no place is used twice, none is left out."""
     if x.is_contiguous():
         return True
     expected = 1
@@ -313,7 +314,7 @@ def _form(x: Tensor) -> tuple[Any, ...]:
 
 
 def _kind(stage: Stage) -> type | None:
-    """`ByNorm`, `Entrywise` (also of a stage that only scales), or None where there is nothing to gain."""
+    """`ByNorm`, `Entrywise` (also of a stage that only scales), or None for any other, which is not compiled."""
     if stage.transform is None or isinstance(stage.transform, Entrywise):
         return Entrywise
     return ByNorm if isinstance(stage.transform, ByNorm) else None

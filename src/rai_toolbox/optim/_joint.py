@@ -18,7 +18,7 @@ class JointOptimizer(OptimizerAround):
     """Step several optimizers as one, each with parameters of its own.
 
     Schedulers, `torch.amp.GradScaler`, Lightning, accelerate and checkpoints see one optimizer, whose groups are those
-    of its members, in their order. Which parameters go to which member is said by the lists that they were built with.
+    of its members, in their order. Each member steps the parameters that it was built with.
 
     Parameters
     ----------
@@ -227,7 +227,7 @@ def _params(member: Optimizer) -> Iterator[Tensor]:
 
 
 class _JointState(MutableMapping[Tensor, Any]):
-    """The states of the members as one mapping; what is written goes to the member that holds the parameter."""
+    """The states of the members as one mapping; an entry is written to the member that holds its parameter."""
 
     def __init__(self, optimizers: tuple[Optimizer, ...]) -> None:
         self._optimizers = optimizers

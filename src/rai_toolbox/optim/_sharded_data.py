@@ -55,9 +55,9 @@ class _Piece(NamedTuple):
 
     peer: int  # the other rank, by its place in the group
     job: int
-    rows: slice  # which of the data that the ranks around the tensor share
+    rows: slice  # which of the data that the ranks of the tensor's team share
     held: tuple[Ranges, ...]  # which entries of these data it has
-    brings: bool  # the owner has it from here; from other replicas it does not need it, but all receive the result
+    brings: bool  # whether the holder sends it to the owner: of replicas one does, and all receive the result
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,19 +65,19 @@ class _Piece(NamedTuple):
 
 
 class _Meeting(NamedTuple):
-    """Tensors of one mesh, a process group whose members share their data out, and where the group reaches."""
+    """Tensors of one mesh, and the process group whose members exchange their data."""
 
     group: Any
     jobs: list[DatumJob]
-    dims: tuple[int, ...]  # the dimensions of the mesh along which the group lies
-    teams: list[tuple[int, ...]]  # for each tensor, those along which ranks have parts or copies of the same data
+    dims: tuple[int, ...]  # the dimensions of the mesh that the group spans
+    teams: list[tuple[int, ...]]  # for each tensor, those along which ranks hold parts or copies of the same data
 
 
 def change_on_owners_(jobs: Sequence[DatumJob], most_bytes: int) -> list[DatumJob]:
     """Change cut data in place, each on its owner; return the jobs that are not worth it, or that cannot be.
 
     jobs: their data are cut.
-    most_bytes: a bound of what a rank sends and receives at once, but for one tensor that is larger by itself.
+    most_bytes: what a rank sends and receives at once, at most; a single tensor may be larger.
     """
     left: list[DatumJob] = []
     by_mesh: dict[Any, list[DatumJob]] = {}
@@ -85,7 +85,7 @@ def change_on_owners_(jobs: Sequence[DatumJob], most_bytes: int) -> list[DatumJo
         by_mesh.setdefault(job.layout.mesh, []).append(job)
     for mesh, some in by_mesh.items():
         if sum(batch_shape(job.layout.shape, job.k)[0] for job in some) == 1:
-            left += some  # one exchange, in which everybody receives everything, is the less
+            left += some  # one datum: to gather it on every rank takes one exchange, not two
             continue
         for part in _bounded(some, most_bytes * mesh.mesh.numel()):
             meetings, others = _meetings(part)
@@ -108,7 +108,7 @@ def _bounded(jobs: Sequence[DatumJob], most_bytes: int) -> Iterator[list[DatumJo
 
 
 def _meetings(jobs: Sequence[DatumJob]) -> tuple[list[_Meeting], list[DatumJob]]:
-    """Put jobs of one mesh to process groups in which all can be exchanged; no group is made for it."""
+    """Assign jobs of one mesh to process groups that exist; return these meetings, and the jobs that none fits."""
     mesh = jobs[0].layout.mesh
     teams = [tuple(sorted({*job.layout.cutting(job.k), *job.layout.replicated()})) for job in jobs]
     dims = tuple(sorted(set().union(*teams)))
@@ -117,7 +117,7 @@ def _meetings(jobs: Sequence[DatumJob]) -> tuple[list[_Meeting], list[DatumJob]]
     meetings: dict[int, _Meeting] = {}
     others: list[DatumJob] = []
     for job, team in zip(jobs, teams, strict=True):
-        team = team if len(team) == 1 else job.layout.cutting(job.k)  # else each replica does all of it
+        team = team if len(team) == 1 else job.layout.cutting(job.k)  # else each replica does all of the work
         if len(team) != 1:
             others.append(job)
             continue
@@ -130,7 +130,8 @@ def _meetings(jobs: Sequence[DatumJob]) -> tuple[list[_Meeting], list[DatumJob]]
 def shares(meeting: _Meeting) -> list[list[Share]]:
     """Say which rank owns which of the data that this rank has parts of: for each tensor, a coordinate and a range.
 
-    Costly data are given out first, to whom has the least to do. Shapes alone decide, so all ranks say the same.
+    The data that cost most are assigned first, to the ranks with the least work. Shapes alone decide, so all ranks
+    find the same.
     """
     load: dict[Coordinate, int] = defaultdict(int)
     own: list[list[Share]] = [[] for _ in meeting.jobs]
@@ -158,7 +159,7 @@ def _positions(layout: Layout, dims: Sequence[int]) -> Iterator[dict[int, int]]:
 
 
 def evened(loads: Sequence[int], n: int, cost: int) -> list[int]:
-    """How many of `n` things of one cost each of several gets, so that the one with the most to do has least."""
+    """How many of `n` items of one cost each rank gets, so that the largest of their loads is least."""
     order = sorted(loads)
     level = 0
     for j in range(len(order), 0, -1):
@@ -231,7 +232,7 @@ def _pieces_of(meeting: _Meeting) -> tuple[list[_Piece], list[_Piece]]:
         tuple((job.layout.form, job.k, job.cost, team) for job, team in zip(meeting.jobs, meeting.teams, strict=True)),
     )
     if key not in first.laid_out:
-        if len(first.laid_out) >= 8:  # the stages of a chain have a few
+        if len(first.laid_out) >= 8:  # a chain has a few entries, for its stages
             first.laid_out.clear()
         first.laid_out[key] = _pieces(meeting)
     return first.laid_out[key]

@@ -1,7 +1,7 @@
 """Where the parts of a sharded tensor lie, and how the ranks that share a datum exchange what they know of it.
 
-The other half of `_sharding.py`, which says what is exchanged. Everything here is decided by shapes, meshes and
-placements, which all ranks know; never by what a tensor holds, which one rank alone sees: the others would wait.
+`_sharding.py` says what is exchanged. Everything here follows from shapes, meshes and placements, which all ranks know;
+never from the values of a tensor, which one rank alone knows: ranks that decide differently would wait for each other.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Layout:
         self.mesh = x.device_mesh
         coordinate: Any = self.mesh.get_coordinate()
         self.coordinate: tuple[int, ...] | None = None if coordinate is None else tuple(coordinate)
-        self.laid_out: dict[Any, Any] = {}  # what is found once for this tensor and others beside it
+        self.laid_out: dict[Any, Any] = {}  # what is computed once for this tensor, and kept
         self._cuts: list[tuple[int, int, int]] = []  # (mesh dimension, tensor dimension, split factor)
         for mesh_dim, placement in enumerate(x.placements):
             if isinstance(placement, (dtensor().Shard, strided_shard())):
@@ -151,7 +151,7 @@ def _matching(held: Sequence[Ranges]) -> Iterator[tuple[tuple[slice, ...], tuple
 
 
 class Bundle:
-    """Numbers about tensors that are cut over the same dimensions of the same mesh, on their way to every member.
+    """Numbers about tensors that are cut over the same dimensions of the same mesh; `gather` brings them to every rank.
 
     values, shape (parts, n): before `gather`, this rank's numbers in one row; after it, a row for each member.
     coordinates: for each row, the coordinate of its member along the dimensions `dims` of the mesh.
@@ -190,7 +190,7 @@ def gather(bundles: Sequence[Bundle]) -> None:
             groups.setdefault(group.group_name, (group, []))[1].append((bundle, (d,)))
     stages = list(groups.values())
     if len(stages) > 1 and any(covers_the_world(bundle.layout.mesh) for bundle in bundles):
-        # Every rank is here: one exchange among all costs less than one along each dimension.
+        # Every rank takes part: one exchange among all costs less than one along each dimension.
         stages = [(dist.group.WORLD, [(bundle, bundle.dims) for bundle in bundles])]
     for group, members in stages:
         sent = torch.cat([bundle.values.reshape(-1) for bundle, _ in members])
@@ -212,7 +212,7 @@ def exchange(
 
     sent: tensors and their receivers, in the order of the receivers.
     expected: what is received and from whom, in the order of the senders; from each, in the order in which it sends.
-    device: of what the group sends.
+    device: where tensors must be for the group to exchange them.
 
     Returns tensors in the order of `expected`.
     """
