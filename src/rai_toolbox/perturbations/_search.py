@@ -17,21 +17,21 @@ from rai_toolbox.perturbations._resuming import Part
 from rai_toolbox.perturbations._sparse_descent import add_greedily, exchange
 
 _BISECTIONS = 8
-# Of the random draws of all runs, those of the last.
+# Where the random streams of `finish` begin: after those of all runs.
 _END = 2**20 * MOST_STEPS
 # In L0, how many walks in L1 follow those for each class, before entries are added greedily and exchanged.
 _WALKS_L0 = 8
-# Where so few entries are changed, so many times as many as classes other few are tried, from the data on.
+# Where the nearest point changes at most `_FEW` entries, as few others are tried: so many choices for each class.
 _FEW, _RANDOM_CHOICES = 3, 4
-# Of the steps of a run, the share that a first look at a class takes.
+# The share of a run's steps that the first run of a class takes.
 _LOOK = {"linf": 0.6, "l2": 0.6, "l1": 0.6, "l0": 0.4}
-# Of the steps of a walk that starts from the nearest point known.
+# The scale of the first step of a walk that starts from the nearest point known.
 _CAREFULLY = 0.3
-# Where an entry turned round leads to another part of the boundary, that is nearer.
+# The largest share of entries that a run reflects, to come to another part of the boundary, which may be nearer.
 _TURNED = 0.4
 
 
-# With fewer runs than these after those of the classes, none is longer than the others.
+# With fewer runs than these after the first of each class, all runs have the same length.
 _FOR_LONG_RUNS = 4
 
 
@@ -41,8 +41,8 @@ class _Run:
 
     `rank`: for which class, 0 the one that came nearest so far; None: for any. `radius`: of the ball around the datum
     that a random start is drawn from, in units of the nearest distance known; None: start at the nearest point known.
-    `turned`: the share of entries that are turned round there at most (L1: put back), at random. `scale`: of the first
-    step. `sparse`: with sparse steps. `long`: how many times the usual steps it takes.
+    `turned`: the share of that point's entries that are reflected at the datum at most (L1: put back), at random.
+    `scale`: of the first step. `sparse`: with sparse steps. `long`: how many times the usual steps it takes.
     """
 
     rank: int | None = None
@@ -53,7 +53,8 @@ class _Run:
     long: float = 1.0
 
 
-# In turn: from far outside for any class and for those that came nearest, and along the boundary from where that ended.
+# The runs after the first of each class, in turn: from far outside for any class or for one of those that came nearest,
+# and along the boundary from the nearest point known.
 _LATER = (
     _Run(radius=5.0),
     _Run(rank=0, radius=3.0),
@@ -67,7 +68,7 @@ _LATER = (
     _Run(rank=0, radius=5.0),
     _Run(turned=_TURNED, scale=_CAREFULLY),
 )
-# In L1 a walk from far away ends at few entries that changed much, and other few each time.
+# In L1 a walk from far away ends at a point with few changed entries, others each time.
 _LATER_L1 = (
     _Run(radius=14.0, sparse=True, long=1.5),
     _Run(rank=0, radius=3.0, sparse=True),
@@ -82,7 +83,7 @@ _LATER_L1 = (
 
 
 class _SeenIn(NearestFound):
-    """The nearest points in L1, as walks find them; the nearest in L0 takes note of every point too."""
+    """The nearest points in L1, of the walks of a search in L0; each point is passed on to the nearest points in L0."""
 
     KEPT: ClassVar[tuple[str, ...]] = ("x", "distance")
 
@@ -96,14 +97,14 @@ class _SeenIn(NearestFound):
 
 
 class Search:
-    """The runs of one solve, each row's questions given to the classes that came nearest to it.
+    """The runs of one solve. Later runs of a row go towards the classes that came nearest to it.
 
-    In L0 the first runs walk in L1: a walk in L1 from far away ends at few entries.
+    In L0 the first runs walk in L1: a walk in L1 from far away changes few entries.
 
-    nearest: sees every point asked about.
-    steps, restarts: a row gets `steps` times `restarts` questions at most.
-    limit, shape (N,): no point further off is of interest.
-    done: from rows to whether they may leave.
+    nearest: is given every point that the model was asked about, and keeps the nearest of each row.
+    steps, restarts: the model is asked at most `steps` times `restarts` times about a row.
+    limit, shape (N,): no point farther away is of interest.
+    done: says of rows which need no further search.
     """
 
     KEPT: ClassVar[tuple[str, ...]] = ("_spent", "_reached")
@@ -144,7 +145,7 @@ class Search:
 
     @property
     def spent(self) -> Tensor:
-        """Of each row, the share of its questions that were asked, shape (N,)."""
+        """The share of its evaluations that each row has used, shape (N,)."""
         return self._spent.double() / (self._steps * self._restarts)
 
     def count(self, rows: Tensor, questions: int) -> None:
@@ -171,7 +172,7 @@ class Search:
         return number >= self._losses.count
 
     def rank(self, rows: Tensor) -> None:
-        """Put the nearest of a linear model first among the classes."""
+        """Order the classes by the distance that a linear model predicts, the nearest first."""
         losses = self._losses
         if len(rows) and losses.candidates() > (1 if self._sweeps_all else losses.count):
             self._losses = losses.nearest_first(rows, self._walked.norm)
@@ -237,7 +238,7 @@ class Search:
             return
         before = self._spent[rows]
         exchange(problem, nearest, rows, losses.any_class, steps=steps, stream=stream, spent=self._spent)
-        # Where there is little to exchange, the runs shall come to an end too.
+        # Runs must come to an end also where there is little to exchange.
         self._spent[rows] = torch.maximum(self._spent[rows], before + steps // 2)
 
     def finish(self, rows: Tensor) -> None:

@@ -31,7 +31,7 @@ def add_greedily(
     spent: Tensor,
     randomly: bool = False,
 ) -> None:
-    """Change one more entry at a time, as far as it can go: that of the largest gain in a linear model of the loss.
+    """Change one more entry at each step, to its bound: that of the largest gain in a linear model of the loss.
 
     `randomly`: a random share of each gain is what counts, so that every call tries other entries. `spent`, (N,),
     counts the evaluations of each row.
@@ -42,8 +42,8 @@ def add_greedily(
         spent.index_add_(0, rows, asked)
         answer = problem.ask(rows, x, loss_fn, stream + step)
         count = nearest.update(rows, x, answer.score, answer.achieved)
-        # A row is done if its decision changed, or if it can at best equal the known distance. It stays as it is, until
-        # it leaves.
+        # A row is done if its decision changed, or if it can at best equal the known distance. It is not changed any
+        # more, and removed at the next look.
         going = (answer.loss <= 0) & (count + 1 < nearest.distance[rows])
         if is_time_to_look(step, x):
             which = going.nonzero()[:, 0]
@@ -56,7 +56,7 @@ def add_greedily(
         end = torch.where(answer.grad > 0, high, low)
         gain = answer.grad * (end - x)
         worth = gain * problem.noise.uniform(rows, stream + steps + step).to(gain.dtype) if randomly else gain
-        # Moving an entry that is changed already costs nothing; all of those move, and the best of the others.
+        # To move an entry that is changed already adds no distance: all of those with a gain move, and the best other.
         changed = x != base
         pick = worth.masked_fill(changed, -torch.inf).argmax(dim=1, keepdim=True)
         move = (changed & (gain > 0)).scatter_(1, pick, True)
@@ -73,7 +73,7 @@ def exchange(
     stream: int,
     spent: Tensor,
 ) -> None:
-    """Put back some changed entries of the nearest point known, at random, and see whether fewer others do as well."""
+    """Put back some changed entries of the nearest point known, at random, and see whether fewer others will do."""
     left, attempt = steps, 0
     while left > 0 and len(rows):
         several, draws = min(left, 2 + attempt % _MOST_EXCHANGED), stream + 4 * steps * attempt

@@ -1,7 +1,7 @@
 """The order of a run. Every batch is kept before the next one begins.
 
-The stages: the unperturbed samples; in each norm the search, earlier points, each radius, between the radii; the checks;
-attacks without the gradient, where a check doubts it; random points; corruptions.
+The stages: the unperturbed samples; in each norm the search, earlier points, each radius, between the radii; the
+checks; attacks without the gradient, where a check doubts it; random points; corruptions.
 """
 
 from __future__ import annotations
