@@ -27,14 +27,14 @@ from rai_toolbox.perturbations._nearest_found import NearestFound
 from rai_toolbox.perturbations._problem import Problem
 from rai_toolbox.perturbations._query import Answer
 
-# A step that aims at the linearized boundary itself stops just short of it, for ever.
+# Steps that aim at the linearized boundary itself may all end just short of the boundary.
 OVERSHOOT = 1.01
 # First and last length of a step, as a share of the radius. A step in Linf changes every entry alike.
 _STEP = {"l2": (1.0, 0.005), "linf": (2.0, 0.005), "l1": (0.5, 0.005)}
 _CHANGE = (0.05, 0.001)
 # A wide ball has narrowed after 1 / this of the steps.
 _NARROWING = 2.5
-# How many steps rows that may leave stay at most: each look at them is one at the device.
+# Every so many steps, rows that are done are looked for and removed: each look waits for the device.
 _LOOK_EVERY = 5
 
 
@@ -78,17 +78,17 @@ def descend(
 
     start, shape (n, D)
     farthest, shape (n,): no radius is larger.
-    limit, shape (n,): no point further off is of interest.
+    limit, shape (n,): no point farther away is of interest.
     radius, shape (n,): the first radius. Default: as far as the linearized boundary.
-    widen: so many times as far as is of interest a ball may reach at first; it narrows over the first steps. What leads
-        to a near point often starts far away, above all where the gradient at the datum is zero or says little.
+    widen: at first a ball may reach so many times as far as points are of interest; it narrows over the first steps.
+        A path to a near point often starts far away, above all where the gradient at the datum is zero or says little.
     scale: of the length of the steps.
     sparse: steps along few entries, about as many as are changed. For L1: finds other optima than dense steps do.
-    patience: after so many steps a row that has not been across leaves.
-    done: from rows to whether they may leave, asked every few steps.
-    spent, shape (N,): counts the questions about each row of the problem.
+    patience: after so many steps, rows are given up that have not crossed the boundary.
+    done: says of rows which need no further search; asked every few steps.
+    spent, shape (N,): counts the evaluations of each row of the problem.
 
-    Returns (n,): how near this run came at which the loss is positive; infinite where it never was.
+    Returns (n,): the distance of the nearest point of this run at which the loss is positive; infinite without one.
     """
     found = torch.full_like(nearest.distance[rows], torch.inf)
     walk = _Walk(
@@ -157,16 +157,16 @@ def _step(
 
 
 def _sparsely(grad: Tensor, changed: Tensor) -> Tensor:
-    # Of about 2/3 as many entries as are changed.
+    # Signs of the largest entries, 2/3 as many as are changed.
     return signs_of_largest(grad, ((changed.sum(dim=1) * 2 + 2) // 3).clamp_min_(1))
 
 
 def to_fewest(
     problem: Problem, nearest: NearestFound, rows: Tensor, losses: LossOfRows, *, steps: int, stream: int
 ) -> None:
-    """In L1, go from the nearest point known toward where the linearized loss is the same and the norm is least.
+    """In L1, go from the nearest point known towards the point of least norm with the same linearized loss.
 
-    Projected gradients are slow there: along a face of the ball, which the boundary is almost parallel to.
+    Projected gradients are slow there, where the boundary is almost parallel to a face of the ball.
     """
     rows = nearest.found(rows)
     if not len(rows):

@@ -42,7 +42,7 @@ _LIMIT = {"linf": 1.5, "l2": 2.0, "l1": 3.0}
 # most 1 + b when all are. Later runs of `minimum_norm` showed how much nearer they come.
 _SLACK = {"linf": (0.4, 0.02), "l2": (0.8, 0.02), "l1": (2.5, 0.05)}
 
-# From what share of zeros among the gradients of a first run on a datum is searched at random.
+# A datum is searched at random if more than this share of the gradients of its first run is zero.
 _BLIND = 0.2
 
 
@@ -197,8 +197,8 @@ def _find(
     score, achieved, output = ask_at_data(problem)
     best.update(torch.arange(len(problem.data), device=problem.data.device), problem.data, score, achieved)
     losses = ClassLosses.after(problem, output)
-    # A walk along the boundary needs runs to spare for the classes; and with a criterion of the user's, only the
-    # norms whose projections make for crooked paths are worth it, for nothing tells on which side it is.
+    # In L0 and L1 projections bend the path of an ascent: walks along the boundary are always worth it. In the other
+    # norms they need more runs than classes, and a criterion that says on which side of the boundary a point lies.
     walks = problem.norm in ("l0", "l1") or (restarts > losses.count and problem.objective.criterion_decides)
     runs = _from_outside if stop and walks else _from_inside
     for number, parts in runs(problem, best, radii, losses, steps, restarts, stop, callback):
@@ -255,7 +255,7 @@ def _from_outside(
         yield 0, parts
     search.rank(every[movable & ~best.achieved])
     blind = best.blind
-    # Again: the ranking has counted its questions a second time.
+    # `resume` once more: in a solve that goes on, `rank` has just counted its evaluations a second time.
     for number in count(max(0, resume(callback, *parts) - 1)):
         rows = search.left(every[movable & ~best.achieved], number)
         if problem.norm != "l0" and search.swept(number):
@@ -277,7 +277,7 @@ def _from_outside(
 
 
 def _promising(norm: str, ratio: Tensor, spent: Tensor) -> Tensor:
-    """Whether a row is worth more runs: `ratio` is how far its nearest error is, in radii. Ever less is allowed."""
+    """Whether a row is worth more runs: `ratio` is the distance of its nearest error, in radii."""
     wide, narrow = _SLACK[norm]
     return ratio <= 1 + narrow + wide * (1 - spent).clamp_min(0) ** 3
 
@@ -297,7 +297,7 @@ class _Within(NearestFound):
         self._of_last = radii, radii  # rows, and their radii
         self._no_score = radii.new_full((1,), -torch.inf)
         if problem.norm == "l0":
-            # No point that is further off is worth a search.
+            # no point farther away is of interest
             self.distance = radii + 1
 
     def update(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> Tensor:
@@ -319,7 +319,7 @@ def _run(
     if problem.norm != "l1":
         auto_pgd(problem, ball, best, rows, start, steps=steps, losses=losses, stop=stop, stream=stream)
         return
-    # From larger balls inward: steps in the L1 ball itself cannot go far.
+    # Begin in larger balls: steps within the L1 ball itself are short.
     nothing = Best(problem, by_score_alone=False)
     taken = 0
     for factor, part in ((3.0, int(0.3 * steps)), (2.0, int(0.3 * steps)), (1.0, steps - 2 * int(0.3 * steps))):
