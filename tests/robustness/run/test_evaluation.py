@@ -93,7 +93,7 @@ def test_radii_of_l0_are_whole_numbers(half_plane, blobs):
         assert len(grid) <= 8
         assert grid[-1] >= 0.99 * reach - 1
         assert grid[-1] < reach + grid[0]
-    with pytest.raises(InputError, match=r"how many features may change, a whole number, got 1\.5"):
+    with pytest.raises(InputError, match=r"whole number \(how many features may change\), got 1\.5"):
         evaluate(half_plane, blobs, norms=["l2", "l0"], epsilons={"l2": [1.5], "l0": [1.5]})
 
 

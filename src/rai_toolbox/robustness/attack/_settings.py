@@ -139,7 +139,7 @@ def _grid(norm: str, grid: Sequence[float]) -> tuple[float, ...]:
         if not math.isfinite(value) or value < 0:
             raise InputError(f"{arg('epsilons')} must be a finite number that is not negative, got {value:g}")
         if norm == "l0" and value != int(value):
-            raise InputError(f"epsilon of l0 must be a whole number, how many features may change, got {value:g}")
+            raise InputError(f"epsilon of l0 must be a whole number (how many features may change), got {value:g}")
     positive = tuple(value for value in values if value > 0)
     if not positive:
         raise InputError(f"{arg('epsilons')} must hold at least one number above 0")
