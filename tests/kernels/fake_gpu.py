@@ -37,6 +37,8 @@ def _why_no_interpreter() -> str:
     numpy = tuple(map(int, np.__version__.split(".")[:2]))
     # It converts arrays of one entry and one dimension to integers.
     fails = _triton() < (3, 6) and numpy >= (2, 4)
+    if _triton() < (3, 3):
+        return "the interpreter of Triton 3.2 has no masks of bits"
     return "the interpreter of Triton before 3.6 fails with numpy from 2.4" if fails else ""
 
 

@@ -440,12 +440,14 @@ def test_a_compiler_that_refuses_another_compilation_leaves_ordinary_steps_and_s
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optim, 0.9)
     y = torch.ones(2, 3, requires_grad=True)
     plain = L2NormedGradientOptim([y], inner, lr=1.0)
+    config: Any = torch._dynamo.config
+    limit = {"recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit": 1}  # torch 2.6's name
     warned = []
     for i in range(20):
         x.grad = torch.full((2, 3), 1.0 + i)
         y.grad = x.grad.clone()
         plain.param_groups[0]["lr"] = optim.param_groups[0]["lr"]
-        with warnings.catch_warnings(record=True) as caught, torch._dynamo.config.patch(recompile_limit=1):
+        with warnings.catch_warnings(record=True) as caught, config.patch(limit):
             warnings.simplefilter("always")
             optim.step()
         warned += [w for w in caught if "torch.compile failed" in str(w.message)]

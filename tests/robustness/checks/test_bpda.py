@@ -101,8 +101,12 @@ def test_it_is_seen_through_in_a_graph_of_torch_export_too():
     names = ["round", "detach", "no_grad", "sign", "above", "ranks", "a mask", "where"]
 
     class Hiding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Buffer(WEIGHT)
+
         def forward(self, x):
-            return torch.stack([HIDING[name](x) @ WEIGHT.T for name in names])
+            return torch.stack([HIDING[name](x) @ self.weight.T for name in names])
 
     x = torch.randn(7, 6, generator=torch.Generator().manual_seed(0))
     model = torch.export.export(Hiding(), (x,)).module()

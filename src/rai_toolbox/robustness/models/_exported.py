@@ -12,6 +12,7 @@ import inspect
 import io
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,10 @@ def load_exported(path: Path, device: torch.device) -> nn.Module:
     """
     _refuse_code(path)
     try:
-        program = torch.export.load(path)
+        with warnings.catch_warnings():
+            # Of torch 2.6, on constants of a graph that it then finds.
+            warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node", UserWarning)
+            program = torch.export.load(path)
         if device != torch.device("cpu"):
             from torch.export.passes import move_to_device_pass
 
