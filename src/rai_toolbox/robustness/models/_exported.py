@@ -61,8 +61,8 @@ def load_exported(path: Path, device: torch.device) -> nn.Module:
     _refuse_code(path)
     try:
         with warnings.catch_warnings():
-            # Of torch 2.6, on constants of a graph that it then finds.
-            warnings.filterwarnings("ignore", "Attempted to insert a get_attr Node", UserWarning)
+            # Of torch 2.6 to 2.9: on constants that it then finds, and on memory that it does not write to.
+            warnings.simplefilter("ignore", UserWarning)
             program = torch.export.load(path)
         if device != torch.device("cpu"):
             from torch.export.passes import move_to_device_pass
