@@ -479,3 +479,19 @@ def test_no_datum_gets_more_than_a_thousand_passes_each_way(digits, norm, solver
         minimum_norm(counted, x, y[:8], norm=norm, bounds=(lower, upper))
     assert 100 < forward.max() <= 1000
     assert 100 < backward.max() <= 1000
+
+
+@pytest.mark.parametrize(("steps", "restarts"), [(10, 1), (10, 2), (40, 1)])
+def test_few_runs_of_many_classes_are_not_spent_on_ranking_them(steps, restarts):
+    torch.manual_seed(0)
+    model, x = nn.Linear(12, 200).double(), torch.randn(8, 12, dtype=torch.float64)
+    y = model(x).argmax(dim=1)
+    weight, margin = model.weight.detach(), model(x).detach()
+    best = torch.full((8,), torch.inf, dtype=torch.float64)
+    for other in range(200):  # the nearest boundary of all classes, in closed form
+        slope = (weight[other] - weight[y]).norm(dim=1)
+        distance = (margin[torch.arange(8), y] - margin[:, other]) / slope
+        best = torch.where(y == other, best, torch.minimum(best, distance))
+    solution = minimum_norm(model, x, y, norm="l2", steps=steps, restarts=restarts)
+    assert solution.success.all()
+    assert (size(solution.perturbed - x, "l2") < 3 * best).all()

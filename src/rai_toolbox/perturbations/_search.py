@@ -172,9 +172,13 @@ class Search:
         return number >= self._losses.count
 
     def rank(self, rows: Tensor) -> None:
-        """Order the classes by the distance that a linear model predicts, the nearest first."""
+        """Order the classes by the distance that a linear model predicts, the nearest first.
+
+        Unless that takes more than a tenth of the evaluations, and the likeliest classes are not all tried anyway.
+        """
         losses = self._losses
-        if len(rows) and losses.candidates() > (1 if self._sweeps_all else losses.count):
+        affordable = self._sweeps_all or 10 * losses.candidates() <= self._steps * self._restarts
+        if len(rows) and affordable and losses.candidates() > (1 if self._sweeps_all else losses.count):
             self._losses = losses.nearest_first(rows, self._walked.norm)
             self._spent[rows] += losses.candidates()
 
