@@ -5,7 +5,6 @@ What they find is evidence of another kind than what an attack finds: a rate, wi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +55,6 @@ def average(subject: Subject, norm: Norm, batch: int, grid: Sequence[float]) -> 
     point that is misclassified, of a random model only where it is an error to the solvers too. ``clamped``, shape
     (radii,): how many points had to be clamped to the box.
     """
-    begun = time.perf_counter()
     start, stop = subject.span(batch)
     x, target = subject.batch(start, stop)
     draw = _Draws(subject, norm, x, start)
@@ -86,8 +84,7 @@ def average(subject: Subject, norm: Norm, batch: int, grid: Sequence[float]) -> 
         "distance": distance,
         "errors": errors,
         "clamped": clamped,
-        "forwards": subject.model.forwards - subject.begun,
-        "seconds": time.perf_counter() - begun,
+        **subject.spent,
         **kept.arrays(),
     }
 

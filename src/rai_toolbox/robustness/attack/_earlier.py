@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +30,6 @@ def try_earlier(
     Returns ``distance``, the least of what is known and what was found, shape (samples,), or ``error``, the largest
     found, shape (radii, samples); ``by``, the name of this attack where it found them; what a piece of a run holds.
     """
-    begun = time.perf_counter()
     kept = Kept(subject, batch)
     points = subject.earlier[norm]
     mine = np.flatnonzero((points.index >= kept.start) & (points.index < kept.stop))
@@ -46,8 +44,7 @@ def try_earlier(
     return {
         **tries.found,
         "rejected": 0,
-        "forwards": subject.model.forwards - subject.begun,
-        "seconds": time.perf_counter() - begun,
+        **subject.spent,
         **kept.arrays(),
     }
 

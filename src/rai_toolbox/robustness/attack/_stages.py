@@ -53,7 +53,6 @@ def search(subject: Subject, norm: Norm, batch: int, correct: NDArray) -> dict[s
 
     correct: which samples of the batch the model gets right; the others are at distance 0.
     """
-    begun = time.perf_counter()
     start, stop = subject.span(batch)
     subject.begin(1.2 * subject.settings.sizes.steps * subject.settings.sizes.restarts * int(correct.sum()))
     distance = np.where(correct, np.inf, 0.0)
@@ -77,8 +76,7 @@ def search(subject: Subject, norm: Norm, batch: int, correct: NDArray) -> dict[s
         "errors": errors,
         "prediction": prediction,
         "rejected": rejected,
-        "forwards": subject.model.forwards - subject.begun,
-        "seconds": time.perf_counter() - begun,
+        **subject.spent,
         **kept.arrays(),
     }
 
@@ -92,7 +90,6 @@ def confirm(
     open_below: classification: the distance at which each sample is known to be broken (0: wrong from the start). A
         radius is tried on those that stand yet. Regression: None; each radius is tried on all.
     """
-    begun = time.perf_counter()
     start, stop = subject.span(batch)
     kept = Kept(subject, batch)
     if open_below is None:
@@ -103,8 +100,7 @@ def confirm(
         subject.begin(standing * subject.settings.sizes.steps * subject.settings.sizes.restarts)
         results = _nearer_errors(subject, norm, grid, open_below, kept)
     return results | {
-        "forwards": subject.model.forwards - subject.begun,
-        "seconds": time.perf_counter() - begun,
+        **subject.spent,
         **kept.arrays(),
     }
 
@@ -116,7 +112,6 @@ def between(subject: Subject, norm: Norm, batch: int, number: int, known: NDArra
     known: the distance at which each sample is known to be broken.
     radius: where to try it, below that; NaN: nowhere.
     """
-    begun = time.perf_counter()
     start, stop = subject.span(batch)
     rows = np.flatnonzero(radius < known)
     subject.begin(len(rows) * subject.settings.sizes.steps * subject.settings.sizes.restarts)
@@ -136,8 +131,7 @@ def between(subject: Subject, norm: Norm, batch: int, number: int, known: NDArra
         "by": by,
         "errors": errors,
         "rejected": rejected,
-        "forwards": subject.model.forwards - subject.begun,
-        "seconds": time.perf_counter() - begun,
+        **subject.spent,
         **kept.arrays(),
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +44,6 @@ def stronger(
     Returns ``distance``, the least of all; ``by``, the attack that found it, empty where it was known; one array for
     each attack, under its name; and what a piece of a run holds.
     """
-    begun = time.perf_counter()
     subject.begin(_PASSES * int((known > 0).sum()))
     rows = np.flatnonzero(known > 0)
     by_attack = {name: np.where(known > 0, np.inf, 0.0) for name in STRONGER}
@@ -66,8 +64,7 @@ def stronger(
         **by_attack,
         "replaced": np.array(replaced, dtype=np.str_),
         "rejected": 0,
-        "forwards": subject.model.forwards - subject.begun,
-        "seconds": time.perf_counter() - begun,
+        **subject.spent,
         **kept.arrays(),
     }
 

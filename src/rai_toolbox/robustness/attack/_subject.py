@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -58,6 +59,7 @@ class Subject:
     part: Part | None = None  # where a batch under way keeps what it has found
     expected: float = math.inf  # how many samples the batch under way will send through the model, about
     begun: int = 0  # how many had gone through it before
+    _begun_at: float = 0.0  # when that was, in seconds
     has_gradient: bool = True  # whether a gradient reaches the model's input; without, it is searched by queries
     _last_word: bool = False
 
@@ -117,6 +119,12 @@ class Subject:
     def begin(self, passes: float) -> None:
         """Begin a batch, whose samples go through the model so many times in all, about."""
         self.begun, self.expected, self._last_word = self.model.forwards, max(1.0, passes), False
+        self._begun_at = time.perf_counter()
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """What the batch under way has cost: forward passes of samples, and seconds."""
+        return {"forwards": self.model.forwards - self.begun, "seconds": time.perf_counter() - self._begun_at}
 
     @property
     def done(self) -> float:
