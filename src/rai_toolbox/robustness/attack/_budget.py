@@ -20,7 +20,6 @@ class Budget:
     steps: int = USUAL_STEPS
     restarts: int = USUAL_RESTARTS
     radii: int = 8  # how many a default grid has, about
-    rounds: int = 8  # in how many rounds samples are tried between the reported radii, at most
     # The share of the usual samples that a check looks at, and of the random points and directions that it tries.
     checked: float = 1.0
     adaptive: bool = True  # whether attacks without the gradient follow where a check doubts it
@@ -37,13 +36,12 @@ BUDGETS: Mapping[str, Budget] = {
         steps=10,
         restarts=2,
         radii=4,
-        rounds=2,
         checked=0.125,
         adaptive=False,
         without=("finite-differences", "transfer"),
     ),
     "standard": Budget(),
-    "thorough": Budget(steps=100, restarts=27, rounds=12),
+    "thorough": Budget(steps=100, restarts=27),
 }
 
 

@@ -13,9 +13,8 @@ from rai_toolbox.robustness.data._samples import Summary
 
 # The farthest hundredth of the samples may be outliers that would stretch the axis for all.
 _REACH = 0.99
-# How far below its nearest known error a sample is tried again, as a share of the samples that lie between; and what
-# share of them a round must break for the other half to be tried.
-_SHARE, _FEW = 0.01, 0.02
+# How many evenly spaced radii samples are tried at.
+_BETWEEN = 100
 
 
 def grid_for_distances(norm: Norm, distance: NDArray, widest: float, count: int = 8) -> tuple[float, ...]:
@@ -53,45 +52,14 @@ def widest_radius(norm: Norm, summary: Summary, box: Box, shape: tuple[int, ...]
     return float(np.linalg.norm(side.reshape(-1), {"linf": np.inf, "l2": 2, "l1": 1}[norm])) or 1.0
 
 
-class Rounds:
-    """Which samples the fixed-budget solver tries again, between the radii of the grid, and where: in rounds.
-
-    Each is tried where a hundredth of the samples is broken between there and its nearest known error: what lies nearer
-    still can lower the curve by no more than that at any radius. Where it is broken, the next round tries it twice as
-    far below; where it stands, half as far, down to a hundredth. Every second sample begins, in the order of their
-    distances; the others follow if some of these are broken.
-    """
-
-    def __init__(self, grid: Sequence[float], distance: NDArray) -> None:
-        steps = np.array([0.0, *grid])
-        # The largest radius at which each stands, and by how many hundredths below its distance it is tried.
-        self._stands = steps[np.searchsorted(steps, distance) - 1]
-        self._below = np.where((distance > 0) & (distance <= steps[-1]), 1, 0)
-        self._others = np.zeros(len(distance), dtype=bool)
-        self._others[np.argsort(distance, kind="stable")[::2]] = True
-
-    def radii(self, distance: NDArray) -> NDArray:
-        """Return where to try each sample, NaN for nowhere.
-
-        distance: where each is known to be broken.
-        """
-        ordered = np.append(np.sort(distance), 0.0)
-        place, hundredth = np.searchsorted(ordered[:-1], distance), max(1, round(_SHARE * len(distance)))
-        while True:
-            radius = ordered[np.maximum(place - self._below * hundredth, -1)]
-            near = (self._below > 0) & (radius <= self._stands)
-            if not near.any():
-                return np.where((self._below > 0) & ~self._others, radius, np.nan)
-            self._below[near] //= 2
-
-    def learn(self, radius: NDArray, broken: NDArray) -> None:
-        """Take in which samples a round has broken at these radii."""
-        stood = (radius > self._stands) & ~broken
-        self._stands[stood] = radius[stood]
-        self._below[stood] //= 2
-        self._below[broken] *= 2
-        if broken.sum() > _FEW * len(broken):
-            self._others[:] = False
+def radii_between(norm: Norm, grid: Sequence[float]) -> tuple[float, ...]:
+    """Return the radii of a grid and a hundred evenly spaced ones up to the largest; one radius stays alone."""
+    if len(grid) == 1:
+        return tuple(grid)
+    even = np.linspace(0, grid[-1], _BETWEEN + 1)[1:]
+    even = even[~np.isclose(even[:, None], grid, rtol=1e-9, atol=0).any(axis=1)]
+    radii = np.sort(np.append(even, grid))
+    return tuple((np.unique(np.floor(radii[radii >= 1])) if norm == "l0" else radii).tolist())
 
 
 def _even(reach: float, count: int, *, whole: bool = False) -> tuple[float, ...]:

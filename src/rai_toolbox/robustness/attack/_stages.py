@@ -1,5 +1,4 @@
-"""The stages of a run, for one batch: the unperturbed outputs, the search for the nearest error, a try at each radius,
-a try between the radii.
+"""The stages of a run, for one batch: the unperturbed outputs, the search for the nearest error, a try at each radius.
 
 Each function returns arrays, which the journal keeps.
 """
@@ -14,11 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rai_toolbox.robustness.attack._grid import radii_between
 from rai_toolbox.robustness.attack._kept import Kept
 from rai_toolbox.robustness.attack._queries import nearest_by_queries, within_by_queries
 from rai_toolbox.robustness.attack._settings import Norm
 from rai_toolbox.robustness.attack._solver import (
     NAME,
+    CheckedResult,
     as_numpy,
     breaks,
     decisions,
@@ -87,8 +88,8 @@ def confirm(
     """Return the result of the fixed-budget solver at each radius.
 
     grid: the radii, ascending.
-    open_below: classification: the distance at which each sample is known to be broken (0: wrong from the start). A
-        radius is tried on those that stand yet. Regression: None; each radius is tried on all.
+    open_below: classification: the distance at which each sample is known to be broken (0: wrong from the start).
+        Regression: None; each radius is tried on all.
     """
     start, stop = subject.span(batch)
     kept = Kept(subject, batch)
@@ -96,41 +97,8 @@ def confirm(
         subject.begin(len(grid) * (stop - start) * subject.settings.sizes.steps * subject.settings.sizes.restarts)
         results = _errors(subject, norm, grid, kept)
     else:
-        standing = sum(int((open_below > epsilon).sum()) for epsilon in grid)
-        subject.begin(standing * subject.settings.sizes.steps * subject.settings.sizes.restarts)
         results = _nearer_errors(subject, norm, grid, open_below, kept)
     return results | {
-        **subject.spent,
-        **kept.arrays(),
-    }
-
-
-def between(subject: Subject, norm: Norm, batch: int, number: int, known: NDArray, radius: NDArray) -> dict[str, Any]:
-    """Return the distances after the fixed-budget solver has tried each sample of a batch at a radius of its own.
-
-    number: of the round.
-    known: the distance at which each sample is known to be broken.
-    radius: where to try it, below that; NaN: nowhere.
-    """
-    start, stop = subject.span(batch)
-    rows = np.flatnonzero(radius < known)
-    subject.begin(len(rows) * subject.settings.sizes.steps * subject.settings.sizes.restarts)
-    distance, by, rejected, kept = known.copy(), np.full(stop - start, "", NAME), 0, Kept(subject, batch)
-    errors = np.zeros(stop - start, np.int64)
-    if len(rows):
-        x, target = (part[torch.from_numpy(rows)] for part in subject.batch(start, stop))
-        epsilon = torch.from_numpy(radius[rows]).to(subject.device)
-        found = run_solver(subject, x, target, norm=norm, epsilon=epsilon, purpose=("between", norm, number))
-        nearer = found.distance < known[rows]
-        for array, values in ((distance, found.distance), (by, found.by), (errors, found.errors)):
-            array[rows[nearer]] = values[nearer]
-        rejected = found.rejected
-        kept.take(rows, found, nearer)
-    return {
-        "distance": distance,
-        "by": by,
-        "errors": errors,
-        "rejected": rejected,
         **subject.spent,
         **kept.arrays(),
     }
@@ -160,32 +128,55 @@ def _errors(subject: Subject, norm: Norm, grid: Sequence[float], kept: Kept) -> 
 def _nearer_errors(
     subject: Subject, norm: Norm, grid: Sequence[float], open_below: NDArray, kept: Kept
 ) -> dict[str, Any]:
-    """Try each radius on the samples of a batch that stand there yet."""
+    """Try each sample of a batch a little below its nearest known error, until it stands.
+
+    That is at the largest radius below, of the grid or between: where a sample stands, it stands in each smaller ball.
+    A random model has a rate of errors at each radius of the grid, and queries have a budget for each: there each is
+    tried, from the largest down, on those that are not known to be broken.
+    """
+    each = subject.settings.draws > 1 or not subject.has_gradient
+    radii = np.array(grid if each else radii_between(norm, grid))
+    tries = int((open_below > radii[:, None] if each else open_below > radii[0]).sum())
+    subject.begin(tries * subject.settings.sizes.steps * subject.settings.sizes.restarts)
     count = len(open_below)
     first = {"distance": np.array(open_below, dtype=np.float64), "by": np.full(count, "", NAME)}
     first |= {"prediction": np.full(count, -1), "errors": np.zeros(count, np.int64), "rejected": np.array(0)}
-    first["errors_tried"] = np.full((len(grid), count), -1)
+    first |= {"errors_tried": np.full((len(grid), count), -1), "stands": np.zeros(count, dtype=bool)}
     so_far = _so_far(subject, kept, first)
-    distance = so_far["distance"]
-    for level in range(int(so_far["levels"]), len(grid)):
-        rows = np.flatnonzero(distance > grid[level])
+    distance, stands = so_far["distance"], so_far["stands"]
+    for number in range(int(so_far["levels"]), len(radii)):
+        level = np.searchsorted(radii, distance) - 1
+        if each:
+            level = np.where(level < len(radii) - 1 - number, -1, len(radii) - 1 - number)
+        rows = np.flatnonzero((level >= 0) & ~stands)
         if not len(rows):
-            break
-        x, target = (part[torch.from_numpy(rows)] for part in subject.batch(kept.start, kept.stop))
-        if subject.has_gradient:
-            found = run_solver(subject, x, target, norm=norm, epsilon=grid[level], purpose=("confirm", norm, level))
-        else:
-            found = within_by_queries(subject, norm, x, target, grid[level], level=level, levels=len(grid))
+            continue
+        found = _within(subject, norm, kept, rows, radii, level[rows], number)
         nearer = found.distance < distance[rows]
-        so_far["errors_tried"][level, rows] = found.errors
+        if each:
+            so_far["errors_tried"][level[rows], rows] = found.errors
+        else:
+            stands[rows] = ~nearer
         for name in ("distance", "prediction", "by", "errors"):
             so_far[name][rows[nearer]] = getattr(found, name)[nearer]
         so_far["rejected"] += found.rejected
         kept.take(rows, found, nearer)
         if subject.cut:
             break
-        _keep_levels(subject, level + 1, so_far, kept)
+        _keep_levels(subject, number + 1, so_far, kept)
     return so_far
+
+
+def _within(
+    subject: Subject, norm: Norm, kept: Kept, rows: NDArray, radii: NDArray, level: NDArray, number: int
+) -> CheckedResult:
+    """Try some samples of a batch, each at a radius of its own; by queries: all at one."""
+    x, target = (part[torch.from_numpy(rows)] for part in subject.batch(kept.start, kept.stop))
+    if not subject.has_gradient:
+        at = int(level[0])
+        return within_by_queries(subject, norm, x, target, float(radii[at]), level=at, levels=len(radii))
+    epsilon = torch.from_numpy(radii[level]).to(subject.device)
+    return run_solver(subject, x, target, norm=norm, epsilon=epsilon, purpose=("confirm", norm, number))
 
 
 _LEVELS = "levels"

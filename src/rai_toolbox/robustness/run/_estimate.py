@@ -27,7 +27,6 @@ _STEPS, _FEW_STEPS, _MANY_ENTRIES = 8, 3, 10**6
 _RANGES: Mapping[str, tuple[float, float]] = {
     "search": (0.9, 1.1),
     "confirm": (0.6, 1.5),
-    "between": (0.5, 2),
     CHECKS: (0.8, 1.3),
 }
 _RANGE = (0.9, 1.1)

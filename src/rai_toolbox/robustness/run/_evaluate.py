@@ -64,9 +64,9 @@ def evaluate(
     """Measure how robust a model is: its accuracy (or error) against the size of the worst perturbation.
 
     For each norm, the minimum-norm solver looks for the nearest error of every sample, which gives the whole
-    curve; the fixed-budget solver then tries, at each reported epsilon, the samples that still stand, and between
-    these, if there are several, samples a little nearer than they were broken. A sample counts as robust at an
-    epsilon if neither found an error within it. Checks of the evaluation itself follow: see `Evaluation.findings`.
+    curve; the fixed-budget solver then tries each sample a little nearer than it was broken, until it stands (a
+    random model, or one without a gradient: at each reported epsilon). A sample counts as robust at an epsilon if
+    neither found an error within it. Checks of the evaluation itself follow: see `Evaluation.findings`.
 
     The model is used in eval mode and left as it was. Under torchrun the batches are shared among the
     processes, and each returns the same result.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rai_toolbox.robustness.attack._budget import longer_search
@@ -18,17 +18,10 @@ CHECKS = "checks"
 _OF_A_GRID = 0.75
 _STANDING = 0.28
 _STANDING_ASKED = 0.5
-# At what share of the radii some sample of a batch stands, and of the runs there, how many some sample needs.
-_TRIED = 0.6
-_NEEDED = 0.9
-# What part of the samples is tried again between the radii, and in how many rounds some sample of a batch is.
-_AGAIN, _AGAIN_IN = 0.55, 2
-# Of the steps of runs that go through the classes: a run that does not get across ends after half.
-_OF_A_LOOK = 0.6
-_MOST_CLASSES = 9
-_MOST_RANKED = 18
-# How many runs at a radius are promising enough, in a norm.
-_PROMISING: Mapping[Norm, float] = {"l2": 0.9, "linf": 0.7, "l1": 1.35}
+# What part of the samples is tried below its nearest error in L0, where radii are few; in how many rounds some of
+# a batch is.
+_OF_L0 = 0.6
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -91,37 +84,19 @@ def _attacks(subject: Subject, norm: Norm, right: float, outputs: int) -> Iterat
         yield "confirm", Passes(4, sizes.steps * sizes.restarts).on(right).times(radii)
         return
     yield "search", _search(norm, sizes.steps, sizes.restarts, outputs).on(right)
-    one = _try(norm, sizes.steps, sizes.restarts, outputs).on(right)
-    # In L0 a default grid is of whole numbers, and few.
+    # A little below the nearest error known hardly a run is given up.
+    inside = norm in ("linf", "l2") and sizes.restarts < outputs
+    one = Passes(3, sizes.steps * sizes.restarts) if inside else _search(norm, sizes.steps, sizes.restarts, outputs)
+    # Each sample is tried below that, but where none of one or two radii lies there; of a random model at each radius.
     standing = _STANDING_ASKED if asked else 0.9 / radii if norm == "l0" else _STANDING
-    most = _NEEDED * sizes.steps * sizes.restarts / one.both_calls
-    yield "confirm", one.times(radii * standing, radii * _TRIED * most)
-    # The grids of L0 leave few whole numbers between.
-    if radii > 1 and subject.has_gradient and norm != "l0":
-        inside = norm != "l1" and sizes.restarts < outputs
-        # A little below the nearest error known no run is given up, and a walk along the boundary follows.
-        runs = (
-            Passes(3, sizes.steps * sizes.restarts) if inside else _search(norm, sizes.steps, sizes.restarts, outputs)
-        )
-        again = _AGAIN * (1 - _STANDING_ASKED if asked else 1)
-        yield "between", runs.on(right).times(again, _AGAIN_IN)
+    tries = radii * standing if radii == 1 or subject.settings.draws > 1 else _OF_L0 if norm == "l0" else 1.0
+    yield "confirm", one.on(right).times(tries, _ROUNDS * tries)
 
 
 def _search(norm: Norm, steps: int, restarts: int, outputs: int) -> Passes:
     if norm == "l0":
         return Passes(7, steps * restarts + steps / 2)
     return Passes(20, (restarts + 1.5) * steps)
-
-
-def _try(norm: Norm, steps: int, restarts: int, outputs: int) -> Passes:
-    classes = min(_MOST_CLASSES, max(1, outputs - 1))
-    if norm == "l0":
-        return _search(norm, steps, restarts, outputs)
-    if restarts <= classes:
-        return Passes(3, steps * restarts)
-    # One run within the ball, a look at each class; more runs only where they are promising.
-    ranked = min(_MOST_RANKED, outputs - 1) if outputs > 2 else 0
-    return Passes(3, _PROMISING[norm] * (steps / 2 + ranked + classes * _OF_A_LOOK * steps))
 
 
 def _checks_of_the_model(subject: Subject, right: int, spent: float) -> Passes:

@@ -24,23 +24,21 @@ def error_rates(subject: Subject, clean: Pieces, measured: Measured) -> NDArray:
         first = clean[batch]
         if first is None or np.isnan(measured.outcome[start]):
             continue
-        errors = _errors(radii, batch, subject.batches, slice(start, stop), first["errors"], measured)
+        errors = _errors(radii, batch, slice(start, stop), first["errors"], measured)
         low, high = interval_of_errors(np.maximum(errors, 0), draws)
         found = np.stack([errors / draws, low, high], axis=-1)
         rates[:, start:stop] = np.where(errors[..., None] < 0, np.nan, found)
     return rates
 
 
-def _errors(
-    radii: list[float], batch: int, batches: int, samples: slice, clean: NDArray, measured: Measured
-) -> NDArray:
+def _errors(radii: list[float], batch: int, samples: slice, clean: NDArray, measured: Measured) -> NDArray:
     """Return the counts of errors of a batch at each radius; -1 where there is none."""
     errors = np.full((len(radii), len(clean)), -1)
     errors[0] = clean
     wrong = measured.outcome[samples] == 0
     errors[:, wrong] = clean[wrong]
-    # In the order in which they were made; a stage of several rounds has a piece of the batch for each.
-    made = ((name, piece) for name, pieces in measured.stages.items() for piece in pieces[batch::batches])
+    # In the order in which they were made.
+    made = ((name, pieces[batch]) for name, pieces in measured.stages.items())
     for name, piece in made:
         if piece is None:
             continue

@@ -1,7 +1,7 @@
 """The order of a run. Every batch is kept before the next one begins.
 
-The stages: the unperturbed samples; in each norm the search, earlier points, each radius, between the radii; the
-checks; attacks without the gradient, where a check doubts it; random points; corruptions.
+The stages: the unperturbed samples; in each norm the search, earlier points, a try below each nearest error;
+the checks; attacks without the gradient, where a check doubts it; random points; corruptions.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rai_toolbox.perturbations._resuming import SolveEnded
 from rai_toolbox.robustness._errors import EvaluationFailed, InputError, WriteFailed, arg
 from rai_toolbox.robustness._results import Finding
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.attack._earlier import try_earlier
-from rai_toolbox.robustness.attack._grid import Rounds, grid_for_distances, grid_for_spread, widest_radius
+from rai_toolbox.robustness.attack._grid import grid_for_distances, grid_for_spread, widest_radius
 from rai_toolbox.robustness.attack._settings import Norm
-from rai_toolbox.robustness.attack._stages import between, clean, confirm, search
+from rai_toolbox.robustness.attack._stages import clean, confirm, search
 from rai_toolbox.robustness.attack._stronger import STRONGER, stronger
 from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.checks._agreement import AGREEMENT, asks_for_more, judged
@@ -191,7 +190,7 @@ class Run:
             self.progress(words, done, count)
 
     def _accuracies(self, norm: Norm, clean_pieces: Pieces) -> Measured | None:
-        """Search the nearest error of each sample, then try each radius on those that stand.
+        """Search the nearest error of each sample, then try each sample below that.
 
         Returns None where the time limit came before the first batch.
         """
@@ -219,11 +218,8 @@ class Run:
 
         confirmed = self._stage(f"confirm-{norm}", f"Trying each epsilon ({norm})", confirm_batch)
         distance = joined([second or first for first, second in zip(known, confirmed, strict=True)], "distance")
-        goes_on = all(_whole(confirmed)) and len(grid) > 1 and subject.has_gradient
-        distance, rounds = self._between(norm, grid, distance) if goes_on else (distance, [])
         where = reached(subject, searched)
         stages = {"search": searched, **({"also_try": tried} if any(tried) else {}), "confirm": confirmed}
-        stages |= {"between": [piece for pieces in rounds for piece in pieces]} if goes_on else {}
         curve = accuracy_curve(
             norm, grid, distance, nearest, subject.targets[where], class_names(subject),
             by_earlier=after_earlier(stages), forwards=sum(total("forwards", pieces) for pieces in stages.values()),
@@ -231,7 +227,7 @@ class Run:
         )  # fmt: skip
         outcome, by = (
             scattered(values, where, len(subject.samples))
-            for values in (distance, attacks_of(searched, tried, confirmed, *rounds))
+            for values in (distance, attacks_of(searched, tried, confirmed))
         )
         return Measured(curve, outcome, stages, by)
 
@@ -247,33 +243,6 @@ class Run:
             return None if found is None else try_earlier(subject, norm, batch, grid, known)
 
         return self._stage(f"also-{norm}", f"Trying earlier points ({norm})", try_batch)
-
-    def _between(self, norm: Norm, grid: tuple[float, ...], distance: NDArray) -> tuple[NDArray, list[Pieces]]:
-        """Try samples between the radii of the grid, in rounds; return the distances, and the pieces by round."""
-        subject, rounds = self.subject, Rounds(grid, distance)
-        spans = [slice(*subject.span(batch)) for batch in range(subject.batches)]
-        pieces: list[Pieces] = []
-        for number in range(subject.settings.sizes.rounds):
-            radius = rounds.radii(distance)
-            if np.isnan(radius).all():
-                break
-
-            def between_batch(
-                batch: int, number: int = number, known: NDArray = distance, radius: NDArray = radius
-            ) -> Mapping[str, Any]:
-                return between(subject, norm, batch, number, known[spans[batch]], radius[spans[batch]])
-
-            found = self._stage(f"between-{norm}-{number}", f"Looking between the epsilons ({norm})", between_batch)
-            pieces.append(found)
-            after = [
-                distance[span] if piece is None else piece["distance"] for span, piece in zip(spans, found, strict=True)
-            ]
-            broken = np.concatenate(after) < distance
-            distance = np.concatenate(after)
-            if not all(_whole(found)):
-                break
-            rounds.learn(radius, broken)
-        return distance, pieces
 
     def _errors(self, norm: Norm, clean_pieces: Pieces) -> Measured | None:
         """Try each radius on all samples: a regression has no errors to search for.
