@@ -104,4 +104,4 @@ bench-gpu: $(VENV)/.dev  ## times on a GPU, into bench-results/gpu.md; fails, an
 
 bench-solvers: $(VENV)/.dev  ## robust accuracy, optimality and model passes of the solvers; other libraries where installed
 	$(BIN)/python bench/solvers.py
-	$(BIN)/python bench/solver_optima.py
+	$(BIN)/python bench/solver_optima.py --data 5 --seconds 2
