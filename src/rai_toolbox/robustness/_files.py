@@ -70,8 +70,8 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode("utf-8"))
 
 
-def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write several files, the last of which says that the others are there.
+def write_together(folder: Path, contents: Mapping[str, bytes | None]) -> None:
+    """Write several files, and remove those without a content; the last says that the others are there.
 
     All are on disk under other names before the first takes its own, so that a full disk leaves those of an earlier
     run as they are; and the last is away while the others are renamed, so that it never stands beside older ones.
@@ -80,6 +80,8 @@ def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
     *_, last = contents
     try:
         for name, content in contents.items():
+            if content is None:
+                continue
             with _writing(folder / name):
                 handle, partial = tempfile.mkstemp(prefix=_PARTIAL, dir=folder)
                 waiting.append((partial, folder / name))
@@ -88,8 +90,9 @@ def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
                     file.flush()
                     os.fsync(file.fileno())
                 os.chmod(partial, 0o666 & ~_umask())
-        with _writing(folder / last):
-            (folder / last).unlink(missing_ok=True)
+        for name in (last, *(name for name, content in contents.items() if content is None)):
+            with _writing(folder / name):
+                (folder / name).unlink(missing_ok=True)
         for partial, path in waiting:
             with _writing(path):
                 os.replace(partial, path)

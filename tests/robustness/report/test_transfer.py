@@ -41,8 +41,8 @@ def test_as_many_errors_transfer_as_lie_beyond_both_boundaries(blobs, tmp_path, 
     assert len(rows) == 1 + len(both.transfer)
     assert len(json.loads((tmp_path / "comparison.json").read_text())["transfer"]) == len(both.transfer)
     assert "tried on another" in (tmp_path / "comparison.html").read_text()
-    compare(*results).save(tmp_path / "plain")
-    assert not (tmp_path / "plain" / "transfer.csv").exists()
+    compare(*results).save(tmp_path)
+    assert not (tmp_path / "transfer.csv").exists()
 
 
 def test_what_cannot_be_tried_is_told_in_a_sentence(blobs, tmp_path):

@@ -27,15 +27,13 @@ _NAME = 200
 
 
 def write_files(folder: Path, writers: Mapping[str, Callable[[T], bytes | str | None]], result: T) -> Path:
-    """Write a file per writer, in their order; a writer that returns None has nothing to write.
+    """Write a file per writer, in their order; a writer that returns None has none, and that of an earlier result goes.
 
     Every content is made before the first file is written: a result that cannot be drawn leaves no half a report.
     """
     contents = {name: write(result) for name, write in writers.items()}
     written = {
-        name: content.encode("utf-8") if isinstance(content, str) else content
-        for name, content in contents.items()
-        if content is not None
+        name: content.encode("utf-8") if isinstance(content, str) else content for name, content in contents.items()
     }
     with claimed(folder):
         write_together(folder, written)
