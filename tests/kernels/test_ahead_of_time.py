@@ -102,7 +102,7 @@ def compiled(name: str, launch: _layouts.Launch, dtype: torch.dtype, architectur
     return importlib.import_module("triton").compile(
         compiler.ASTSource(kernel, signature, constexprs),
         target=backends.GPUTarget("cuda", architecture, 32),
-        options={"num_warps": launch.warps, **_operators._OPTIONS.get(name, {})},
+        options={"num_warps": launch.warps, **_operators.options(name)},
     )
 
 

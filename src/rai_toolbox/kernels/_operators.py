@@ -26,7 +26,7 @@ _MODULES = {
     **dict.fromkeys(("row_distances", "land_rows", "usable_gradients", "put_rows", "random_rows"), "_device_points"),
 }
 # Left to itself, the assembler of NVIDIA gives `l1_or_simplex` so few registers that some are spilled.
-_OPTIONS = {"l1_or_simplex": {"maxnreg": 128}} if torch.version.cuda else {}
+_REGISTERS = {"l1_or_simplex": {"maxnreg": 128}} if torch.version.cuda else {}
 
 _library = torch.library.Library("rai_toolbox", "DEF")
 _CHANGE = "int kind, int order, float[] numbers"
@@ -67,6 +67,14 @@ def _dtype(dtype: torch.dtype) -> Any:
     return getattr(importlib.import_module("triton.language"), str(dtype).removeprefix("torch."))
 
 
+def options(kernel: str) -> dict[str, Any]:
+    """What the compiler of a kernel is told.
+
+    Products and sums are fused with every version: from Triton 3.10 on they are not, if nobody says so, and 3.9 warns.
+    """
+    return {"enable_fp_fusion": True, **_REGISTERS.get(kernel, {})}
+
+
 def _run(
     kernel: str, launch: _layouts.Launch, device: torch.device, *args: Any, T: torch.dtype, **constants: Any
 ) -> bool:
@@ -87,9 +95,7 @@ def run(
         if device.type != "cpu":
             here = torch.get_device_module(device).device(device)
         with here:
-            _kernel(kernel)[(programs,)](
-                *args, T=_dtype(T), num_warps=warps, **constants, **_OPTIONS.get(kernel, {})
-            )  # fmt: skip
+            _kernel(kernel)[(programs,)](*args, T=_dtype(T), num_warps=warps, **constants, **options(kernel))
     except Exception as error:  # whatever compilers and drivers raise: torch's operators show what is wrong with data
         _machine.give_up(device, error)
         return False
