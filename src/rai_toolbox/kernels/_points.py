@@ -21,6 +21,9 @@ _LOOK_EVERY = 8
 # How many entries are worked on together on a CPU: what lies between, in float64, is many times as large as they are.
 _BLOCK = 2**18
 
+# For the nearest point of a ball and a box in L2: Newton's steps at most, where they end, and the range of radii.
+_NEWTON_STEPS, _NEAR_ENOUGH, _SAFE = 30, 1e-5, 1e12
+
 _ORDERS = {"l1": 1, "l2": 2, "linf": -1, "l0": 0}
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -37,11 +40,16 @@ def blocks(x: Tensor) -> Iterator[slice]:
         yield slice(begin, begin + several)
 
 
+def is_one_block(x: Tensor) -> bool:
+    """Whether all rows of a matrix are worked on together."""
+    return x.numel() <= _BLOCK or len(x) < 2 or not _machine.is_on_cpu(x)
+
+
 def by_blocks(work: Callable[[slice], Tensor], x: Tensor) -> Tensor:
     """What `work` returns of the rows of a matrix, one block after the other."""
-    parts = list(blocks(x))
-    if len(parts) < 2:
+    if is_one_block(x):
         return work(slice(None))
+    parts = list(blocks(x))
     first = work(parts[0])
     result = first.new_empty(len(x), *first.shape[1:])
     result[parts[0]] = first
@@ -86,9 +94,11 @@ def usable_gradients(grad: Tensor) -> tuple[Tensor, Tensor]:
         result, dead = _usable_gradients(grad, None, None, 0)
         return result, dead.view(torch.bool)
     grad = grad.float() if grad.element_size() == 2 else grad
-    if not _machine.seen(lambda: all(bool(grad[part].isfinite().all()) for part in blocks(grad)), grad):
+    largest = torch.linalg.vector_norm(grad, ord=torch.inf, dim=1)
+    if not _machine.seen(lambda: bool(largest.isfinite().all()), grad):
         grad = grad.nan_to_num(nan=0.0)
-    return grad, torch.linalg.vector_norm(grad, ord=torch.inf, dim=1) == 0
+        largest = torch.linalg.vector_norm(grad, ord=torch.inf, dim=1)
+    return grad, largest == 0
 
 
 def directions(grad: Tensor, keys: Tensor, rows: Tensor, stream: int) -> tuple[Tensor, Tensor]:
@@ -143,6 +153,36 @@ def unit_l2(x: Tensor) -> Tensor:
         return unit
     x = x / x.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def scaled_into_ball(delta: Tensor, radius: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor | None:
+    """clip(t δ, low, high), t ≤ 1, with the norm `radius` in L2 or less: the nearest point of ball ∩ box.
+
+    Up to `_NEAR_ENOUGH` of the square of the radius; never beyond it but for rounding. None where looking at values is
+    not free, and out of the range in which squares are safe.
+
+    low ≤ 0 ≤ high. Of t², the squared norm is a concave function made of lines: Newton's steps from below come to the
+    root from below.
+    """
+    if not _machine.can_branch_on_values(delta) or not delta.numel():
+        return None
+    size = torch.linalg.vector_norm(delta, dim=1, keepdim=True)
+    if not bool(((size < _SAFE) & (radius > 1 / _SAFE) & (radius < _SAFE)).all()):
+        return None
+    t = (radius / size).clamp_max_(1.0)
+    if low is None or high is None:
+        return delta * t
+    square = radius.square()
+    for _ in range(_NEWTON_STEPS):
+        scaled = delta * t
+        clipped = torch.minimum(torch.maximum(scaled, low), high)
+        squares = clipped.square()
+        left = square - squares.sum(dim=1, keepdim=True)
+        if not bool(((left > _NEAR_ENOUGH * square) & (t < 1)).any()):
+            return clipped
+        free = squares.masked_fill_(clipped != scaled, 0.0).sum(dim=1, keepdim=True).clamp_min_(1 / _SAFE**2)
+        t = (t * (left / free).clamp_min_(0.0).add_(1.0).sqrt_()).clamp_max_(1.0)
+    return None
 
 
 def put_rows_(into: Sequence[Tensor], rows: Tensor, mask: Tensor, values: Sequence[Tensor]) -> None:

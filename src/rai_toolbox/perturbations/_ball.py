@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional._projections import project_l1_ball_, project_l2_ball_
-from rai_toolbox.kernels._points import blocks, by_blocks, land, unit_l2
+from rai_toolbox.kernels._points import by_blocks, is_one_block, land, scaled_into_ball, unit_l2
 
 NORMS = ("l1", "l2", "linf", "l0")
 
@@ -62,13 +62,13 @@ class Ball:
 
     def with_epsilon(self, epsilon: Tensor) -> Ball:
         ball = replace(self, epsilon=epsilon)
-        if len(list(blocks(self.data))) < 2:
+        if is_one_block(self.data):
             ball.__dict__["_box"] = self._box  # computed once
         return ball
 
     def by_blocks(self, moved: Callable[[Ball, slice], Tensor]) -> Tensor:
         """The stored points for what `moved`, asked about a ball of some rows and these rows, returns: projected."""
-        if len(list(blocks(self.data))) < 2:
+        if is_one_block(self.data):
             return self.land(moved(self, slice(None)))
 
         def work(part: slice) -> Tensor:
@@ -166,8 +166,13 @@ def _project_l0(delta: Tensor, epsilon: Tensor, low: Tensor | None, high: Tensor
     return torch.where(rank < epsilon, clipped, 0.0)
 
 
+def _project_l2(delta: Tensor, epsilon: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+    moved = scaled_into_ball(delta, epsilon, low, high)
+    return project_l2_ball_(delta, epsilon[:, 0], lower=low, upper=high) if moved is None else moved
+
+
 _PROJECTIONS: dict[str, Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]] = {
     "l1": lambda delta, epsilon, low, high: project_l1_ball_(delta, epsilon[:, 0], lower=low, upper=high),
-    "l2": lambda delta, epsilon, low, high: project_l2_ball_(delta, epsilon[:, 0], lower=low, upper=high),
+    "l2": _project_l2,
     "l0": _project_l0,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import islice
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from rai_toolbox.perturbations._problem import (
     solution_at,
     solving,
 )
+from rai_toolbox.perturbations._promising import Promising
 from rai_toolbox.perturbations._query import Loss
 from rai_toolbox.perturbations._random_search import search_randomly
 from rai_toolbox.perturbations._resuming import Part, SolveEnded, resume, tell
@@ -34,13 +35,10 @@ from rai_toolbox.perturbations._search import Search
 from rai_toolbox.perturbations._solution import Solution, concatenate
 
 # The last walk is made from errors no further away than this many radii.
-_NEAR = {"linf": 1.03, "l2": 1.05, "l1": 1.3, "l0": 1.3}
+_NEAR = {"linf": 1.005, "l2": 1.005, "l1": 1.3, "l0": 1.3}
 
 # The searches ignore points further away than this many radii.
 _LIMIT = {"linf": 1.5, "l2": 2.0, "l1": 3.0}
-# Of (a, b): another run is made if the nearest known error is at most 1 + a + b radii away when no step is spent, at
-# most 1 + b when all are. Later runs of `minimum_norm` showed how much nearer they come.
-_SLACK = {"linf": (0.4, 0.02), "l2": (0.8, 0.02), "l1": (2.5, 0.05)}
 
 # A datum is searched at random if more than this share of the gradients of its first run is zero.
 _BLIND = 0.2
@@ -89,9 +87,9 @@ def worst_case(
         Bring the decision to `target` (the criterion down) instead of away from it.
     criterion : Callable[[Tensor, Tensor], Tensor], optional
         `(output, target)` → a loss per datum, which is maximized: one of `rai_toolbox.perturbations.losses`, or your
-        own. Default: for class indices, by how much another class's logit exceeds the true one's, each of the likeliest
-        nine in a run of its own (with fewer runs than classes, a rescaled cross-entropy); this means the same at any
-        scale of the logits. Otherwise the squared error.
+        own. Default: for class indices, by how much another class's logit exceeds the true one's, in a run of its own
+        for each of the nearest classes, nine at most (with fewer runs than classes, a rescaled cross-entropy); this
+        means the same at any scale of the logits. Otherwise the squared error.
     margin : Callable[[Tensor, Tensor], Tensor], optional
         `(output, target)` → a number per datum, positive where the decision counts as changed. Default: for class
         indices, that of a classifier, whose output has the shape (N, C), or (N,) or (N, 1) for two classes; otherwise
@@ -100,7 +98,8 @@ def worst_case(
         Forward and backward passes of each run at most.
     restarts : int
         Runs: `steps` times `restarts` passes for a datum that withstands them all. A datum whose nearest error known
-        is too far outside for more runs to bring it within the radius is given up earlier.
+        is too far outside, or comes nearer too slowly, for the runs that are left to bring it within the radius is
+        given up earlier: the more runs are allowed, the later.
     early_stop : bool
         Leave a datum alone as soon as its decision has changed. Otherwise go on to the largest criterion.
     samples : int
@@ -139,9 +138,11 @@ def worst_case(
     three others are random searches [3]_, which need none.
 
     With runs enough for the classes, the first is Auto-PGD within the ball. The others are `minimum_norm`'s searches,
-    which come from outside; the last walk starts from the nearest point known, if that is just outside. With fewer
-    runs, with a criterion of your own, or without `early_stop`, all are Auto-PGD within the ball (L1 and L0 still come
-    from outside if they may stop).
+    which come from outside; the last walk starts from the nearest point known, if that is just outside. In Linf and L2
+    three go to the nearest classes and three come from far outside; only where these come near the other classes
+    follow. Of more than ten classes, the first nine runs are Auto-PGD within the ball, one for each of the nearest
+    classes. With fewer runs, with a criterion of your own, or without `early_stop`, all are Auto-PGD within the ball
+    (L1 and L0 still come from outside if they may stop).
 
     References
     ----------
@@ -217,69 +218,86 @@ def _from_inside(
     """Auto-PGD within the ball, from the data and from random points."""
     every = torch.arange(len(problem.data), device=problem.data.device)
     ball, movable = problem.ball(radii), problem.movable()
-    rows = every[movable & ~best.achieved] if stop else every[movable]
-    if len(rows) and losses.candidates() > losses.count <= restarts:
-        losses = losses.nearest_first(rows, problem.norm)
+    if restarts >= losses.count:
+        rows = every[movable & ~best.achieved] if stop else every[movable]
+        losses = _nearest_of_many(losses, rows, steps * restarts)
     for number in range(resume(callback, best), restarts):
-        blind = best.blind
         rows = every[movable & ~best.achieved] if stop else every[movable]
         if not len(rows):
             return
-        if stop and number % 3 and bool(blind[rows].any()):
-            _at_random(problem, ball, best, rows[blind[rows]], steps, number, restarts)
-            rows = rows[~blind[rows]]
         loss = losses[number] if restarts >= losses.count else losses.all_classes
-        _run(problem, ball, best, rows, loss, number, steps, stop)
-        if number == 0:
-            best.blind = best.dead > _BLIND * steps
+        _run_inside(problem, ball, best, rows, loss, number, steps, restarts, stop)
         yield number, (best,)
+
+
+def _nearest_of_many(losses: ClassLosses, rows: Tensor, questions: int) -> ClassLosses:
+    """Of more classes than have runs of their own, the nearest first, where that takes a tenth of the questions."""
+    affordable = losses.count < losses.candidates() <= questions // 10
+    return losses.nearest_first(rows, losses.problem.norm) if len(rows) and affordable else losses
+
+
+def _run_inside(
+    problem: Problem, ball: Ball, best: Best, rows: Tensor, losses: LossOfRows, number: int, steps: int, restarts: int,
+    stop: bool,
+) -> None:  # fmt: skip
+    blind = best.blind[rows]
+    if stop and number % 3 and bool(blind.any()):
+        _at_random(problem, ball, best, rows[blind], steps, number, restarts)
+        rows = rows[~blind]
+    _run(problem, ball, best, rows, losses, number, steps, stop)
+    if number == 0:
+        best.blind = best.dead > _BLIND * steps
 
 
 def _from_outside(
     problem: Problem, best: Best, radii: Tensor, losses: ClassLosses, steps: int, restarts: int, stop: bool,
     callback: Callable[[int, Tensor], Any] | None,
 ) -> _Runs:  # fmt: skip
-    """One run of Auto-PGD within the ball; then the searches of `minimum_norm`, for as long as they are promising."""
+    """Auto-PGD within the ball; then the searches of `minimum_norm`, for as long as they are promising.
+
+    One run of Auto-PGD; of more classes than have runs of their own, as many as have.
+    """
     every = torch.arange(len(problem.data), device=problem.data.device)
     ball, movable = problem.ball(radii), problem.movable()
     within = _Within(problem, best, radii)
+    many = problem.norm in ("linf", "l2") and losses.candidates() > losses.count
+    inside = losses.count if many else 1
+    ranked = _nearest_of_many(losses, every[movable & ~best.achieved], steps * restarts) if many else losses
+    left = max(1, restarts - inside)
     limit = None if problem.norm == "l0" else radii * _LIMIT[problem.norm]
-    search = Search(
-        problem, within, losses, steps, max(1, restarts - 1), limit=limit, done=lambda rows: best.achieved[rows]
-    )
-    parts = best, within, *search.parts
-    if not resume(callback, *parts):
-        first = steps if restarts <= losses.count else max(1, steps // 2)
-        _run(problem, ball, best, every[movable & ~best.achieved], losses.all_classes, 0, first, stop)
-        best.blind = best.dead > _BLIND * first
-        yield 0, parts
-    search.rank(every[movable & ~best.achieved])
+    search = Search(problem, within, ranked, steps, left, limit=limit, done=lambda rows: best.achieved[rows])
+    if ranked is not losses:
+        search.count(every, losses.candidates())
+    promising = Promising(problem.norm, within, radii, losses.count, restarts, tried=many, in_turn=left <= losses.count)
+    parts = best, within, promising, *search.parts
+    for number in range(resume(callback, *parts), inside):
+        rows = every[movable & ~best.achieved]
+        first = steps if many or restarts <= losses.count else max(1, steps // 2)
+        loss = ranked[number] if many else losses.all_classes
+        _run_inside(problem, ball, best, rows, loss, number, first, restarts, stop)
+        yield number, parts
+    if not many:
+        search.rank(every[movable & ~best.achieved])
     blind = best.blind
     # `resume` once more: in a solve that goes on, `rank` has just counted its evaluations a second time.
-    for number in count(max(0, resume(callback, *parts) - 1)):
+    turns = enumerate(promising.order(), start=inside)
+    for turn, number in islice(turns, max(0, resume(callback, *parts) - inside), None):
         rows = search.left(every[movable & ~best.achieved], number)
-        if problem.norm != "l0" and search.swept(number):
-            rows = rows[blind[rows] | _promising(problem.norm, within.distance[rows] / radii[rows], search.spent[rows])]
+        rows = promising.of(rows, number, search.spent, blind)
         if not len(rows):
             break
-        if (number + 1) % 3 and bool(blind[rows].any()):
-            _at_random(problem, ball, best, rows[blind[rows]], steps, number + 1, restarts)
+        if turn % 3 and bool(blind[rows].any()):
+            _at_random(problem, ball, best, rows[blind[rows]], steps, turn, restarts)
             search.count(rows[blind[rows]], steps)
             rows = rows[~blind[rows]]
         if len(rows):
             search.run(rows, number)
-        yield number + 1, parts
+        yield turn, parts
     rows = every[movable & ~best.achieved]
     near = within.distance[rows] <= torch.maximum(
         _NEAR[problem.norm] * radii[rows], radii[rows] + (problem.norm == "l0")
     )
     search.finish(rows[near])
-
-
-def _promising(norm: str, ratio: Tensor, spent: Tensor) -> Tensor:
-    """Whether a row is worth more runs: `ratio` is the distance of its nearest error, in radii."""
-    wide, narrow = _SLACK[norm]
-    return ratio <= 1 + narrow + wide * (1 - spent).clamp_min(0) ** 3
 
 
 def _at_random(problem: Problem, ball: Ball, best: Best, rows: Tensor, steps: int, number: int, restarts: int) -> None:

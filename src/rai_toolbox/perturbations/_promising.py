@@ -1,0 +1,85 @@
+"""In which order the runs of `worst_case` from outside the ball are made, and for which data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain, count
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rai_toolbox.perturbations._nearest_found import NearestFound
+
+# Of (a, b): another run is made if the nearest known error is at most 1 + a + b radii away when no step is spent, at
+# most 1 + b when all are. Later runs of `minimum_norm` showed how much nearer they come.
+_SLACK = {"linf": (0.4, 0.02), "l2": (0.8, 0.02), "l1": (2.5, 0.05)}
+
+# In Linf and L2, each row has a run for so many classes, and then so many runs from far outside. (On six networks 2,230
+# samples withstood Auto-PGD: runs for the three classes broke 69, those for six others none, those from afar 42.)
+_CLASSES, _FROM_AFAR = 3, 3
+# After `_LATEST` runs from far outside, a row is given up that would not come within the radius in the runs that are
+# left, at `_PACE` times the speed of the latest ones, in radii a run, and `_LEAST_SPEED`.
+_LATEST, _PACE, _LEAST_SPEED = 4, 3.0, {"linf": 0.0012, "l2": 0.004}
+
+
+class Promising:
+    """Which rows are worth more runs: by how near their errors are, and how fast they come nearer.
+
+    nearest: the nearest points found.
+    radii, shape (N,)
+    classes: how many classes have a run of their own.
+    restarts: how many runs are made at most.
+    tried: the classes were tried already, from inside the ball.
+    in_turn: every class has its run first.
+    """
+
+    KEPT: ClassVar[tuple[str, ...]] = ("_gaps",)
+
+    def __init__(
+        self,
+        norm: str,
+        nearest: NearestFound,
+        radii: Tensor,
+        classes: int,
+        restarts: int,
+        *,
+        tried: bool,
+        in_turn: bool,
+    ) -> None:
+        self._norm, self._nearest, self._radii = norm, nearest, radii
+        self._classes, self._restarts, self._tried = classes, restarts, tried
+        self._in_turn = (in_turn and not tried) or norm not in _LEAST_SPEED
+        # Before each of the latest runs: how many radii the nearest error was outside.
+        self._gaps = radii.new_full((_LATEST, len(radii)), torch.inf)
+
+    def order(self) -> Iterable[int]:
+        """The numbers of the runs of a `Search`, in turn."""
+        some, n = min(_CLASSES, self._classes), self._classes
+        if self._tried:
+            return count(n)
+        return (
+            count() if self._in_turn else chain(range(some), range(n, n + _LATEST), range(some, n), count(n + _LATEST))
+        )
+
+    def of(self, rows: Tensor, number: int, spent: Tensor, always: Tensor) -> Tensor:
+        """Return those of the rows that are worth this run.
+
+        spent, shape (N,): the share of its evaluations that each row has used.
+        always, shape (N,): rows that are worth it in any case.
+        """
+        if self._norm not in _SLACK:
+            return rows
+        gaps, later = self._nearest.distance / self._radii - 1, number - self._classes
+        before = self._gaps[number % _LATEST].clone()
+        if later >= 0:
+            self._gaps[number % _LATEST] = gaps
+        certain = number < (self._classes if self._in_turn else _CLASSES)
+        if certain or (0 <= later < _FROM_AFAR and not self._in_turn):
+            return rows
+        wide, narrow = _SLACK[self._norm]
+        worth = gaps <= narrow + wide * (1 - spent).clamp_min(0) ** 3
+        if later >= _LATEST and self._norm in _LEAST_SPEED:
+            speed = (before - gaps).nan_to_num(nan=0.0) / _LATEST
+            worth &= gaps <= (_LEAST_SPEED[self._norm] + _PACE * speed) * (self._restarts - number)
+        return rows[(worth | always)[rows]]

@@ -1,0 +1,88 @@
+"""Which runs `worst_case` makes, and how many passes they take."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rai_toolbox.functional import project_l2_ball
+from rai_toolbox.kernels._points import scaled_into_ball
+from rai_toolbox.perturbations import worst_case
+
+
+class Linear(nn.Module):
+    """A linear classifier that counts the rows it is asked about."""
+
+    def __init__(self, classes: int, length: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(classes, length, generator=torch.Generator().manual_seed(3)))
+        self.rows = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows += len(x)
+        return x @ self.weight.T
+
+
+def curved(x: Tensor) -> Tensor:
+    """Forty classes, whose boundaries are bent."""
+    first = torch.randn(24, 48, generator=torch.Generator().manual_seed(1)) / 5
+    second = torch.randn(48, 40, generator=torch.Generator().manual_seed(2))
+    return torch.sin(3 * x @ first) @ second
+
+
+@pytest.mark.parametrize("length", [1, 2, 60])
+@pytest.mark.parametrize("radius", [1e-3, 0.3, 2.0, 50.0])
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_point_scaled_into_ball_and_box_is_the_nearest_one(length: int, radius: float, bounded: bool) -> None:
+    some = torch.Generator().manual_seed(length)
+    x = torch.rand(50, length, generator=some).round(decimals=1)
+    delta = torch.randn(50, length, generator=some) * torch.logspace(-3, 3, 50)[:, None]
+    low, high = (-x, 1 - x) if bounded else (None, None)
+    found = scaled_into_ball(delta.clone(), torch.full((50, 1), radius), low, high)
+    assert found is not None
+    expected = project_l2_ball(delta, radius, param_ndim=1, lower=low, upper=high)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5 * radius)
+
+
+def test_a_point_out_of_the_range_of_squares_is_left_to_the_exact_projection() -> None:
+    for delta, radius in ((1e25, 1.0), (1.0, 0.0), (float("nan"), 1.0), (1.0, 1e30)):
+        assert scaled_into_ball(torch.full((2, 3), delta), torch.full((2, 1), radius), None, None) is None
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_sample_far_from_every_error_is_given_up_after_a_third_of_the_passes(norm: Literal["linf", "l2"]) -> None:
+    model = Linear(10, 20)
+    x = torch.randn(6, 20, generator=torch.Generator().manual_seed(4))
+    y = model(x).argmax(1)
+    top = model(x).topk(2).values.diff().abs().amin().item()
+    model.rows = 0
+    found = worst_case(model, x, y, norm=norm, epsilon=top / 1000, steps=50, restarts=18)
+    assert not found.success.any()
+    assert model.rows <= 6 * 300
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_of_many_classes_the_defaults_find_what_nine_runs_find(norm: Literal["linf", "l2"]) -> None:
+    x = torch.rand(30, 24, generator=torch.Generator().manual_seed(5))
+    y = curved(x).argmax(1)
+    for epsilon in (0.02, 0.04):
+        radius = epsilon * (1 if norm == "linf" else 4)
+        nine, defaults = (
+            worst_case(curved, x, y, norm=norm, epsilon=radius, bounds=(0, 1), steps=10, restarts=restarts).success
+            for restarts in (9, 18)
+        )
+        assert nine.any()
+        assert not (nine & ~defaults).any()
+        assert not defaults.all()
+
+
+def test_few_steps_are_not_spent_on_ranking_many_classes() -> None:
+    model = Linear(50, 20)
+    x = torch.randn(6, 20, generator=torch.Generator().manual_seed(4))
+    y = model(x).argmax(1)
+    model.rows = 0
+    worst_case(model, x, y, norm="linf", epsilon=1e-5, steps=2, restarts=9)
+    assert model.rows <= 6 * (2 * 9 + 2)
