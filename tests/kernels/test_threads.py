@@ -65,6 +65,15 @@ def test_as_many_threads_work_at_once_as_torch_is_set_to() -> None:
         assert share_out(lambda i, b=barrier: meet(b, i), range(count)) == list(range(count))
 
 
+def test_what_one_thread_does_alone_uses_one_thread_on_request_and_gives_the_others_back() -> None:
+    before = torch.get_num_threads()
+    assert share_out(lambda _: torch.get_num_threads(), [0]) == [before]
+    assert share_out(lambda _: torch.get_num_threads(), [0], one_thread_each=True) == [1]
+    with pytest.raises(ZeroDivisionError):
+        share_out(lambda i: 1 // i, [0], one_thread_each=True)
+    assert torch.get_num_threads() == before
+
+
 def test_operators_of_a_piece_use_one_thread_and_nobody_elses_number_changes() -> None:
     assert share_out(lambda _: torch.get_num_threads(), range(50)) == [1] * 50
     assert torch.get_num_threads() == 2
@@ -143,7 +152,10 @@ def test_a_mode_sees_every_operator() -> None:
         assert threads_of() == {threading.get_ident()}
     with torch.device("cpu"):  # a function mode that concerns nobody here
         assert len(threads_of()) == 2
-    assert torch.func.vmap(lambda row: sum(share_out(lambda c: row * c, [1, 2])))(x).sum() == 8 * 4 * 2**20 * 3
+    assert (
+        torch.func.vmap(lambda row: torch.stack(share_out(lambda c: row * c, [1, 2])).sum(0))(x).sum()
+        == 8 * 4 * 2**20 * 3
+    )
 
 
 def test_the_first_error_comes_out_and_what_was_not_begun_is_left() -> None:

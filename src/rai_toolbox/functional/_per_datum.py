@@ -141,7 +141,12 @@ def map_rows_(
         return x
     with torch.no_grad():
         write_through(x)
-        share_out(lambda part: _map_block_(function, part, k, any_order), list(_aligned_blocks(x, k, columns, entries)))
+        parts = list(_aligned_blocks(x, k, columns, entries))
+        share_out(
+            lambda part: _map_block_(function, part, k, any_order),
+            parts,
+            one_thread_each=parts[0][0].numel() <= WORK_NUMEL,
+        )
     return x
 
 
@@ -168,11 +173,13 @@ def map_rows_of_all_(
     """
     alike: dict[tuple[torch.dtype, int], list[list[Tensor]]] = {}
     work: list[Callable[[], Any]] = []
+    is_cut = True
     for x, k in zip(xs, ks, strict=True):
         length = math.prod(x.shape[x.ndim - k :])
         if not (0 < x.numel() <= _TOGETHER_NUMEL and x.is_contiguous() and is_shared_out(x)):
             shared = length <= WORK_NUMEL and is_shared_out(x)  # else it is shared out by itself, or not at all
             some = blocks(write_through(x).detach(), k, WORK_NUMEL) if shared else [x]
+            is_cut = is_cut and shared
             work.extend(functools.partial(map_rows_, function, block, k, any_order=any_order) for block in some)
             continue
         groups = alike.setdefault((x.dtype, length), [])
@@ -181,7 +188,7 @@ def map_rows_of_all_(
         groups[-1].append(x.detach().view(-1, length))
     work.extend(functools.partial(_map_together_, function, parts) for groups in alike.values() for parts in groups)
     with torch.no_grad():
-        share_out(lambda call: call(), work, FEWEST_SHARED)
+        share_out(lambda call: call(), work, FEWEST_SHARED, one_thread_each=is_cut)
 
 
 def _map_together_(function: RowFunction, parts: Sequence[Tensor]) -> None:

@@ -49,7 +49,9 @@ def thread_count() -> int:
     return count if count > 1 and not _is_watched() else 1
 
 
-def share_out(function: Callable[[Piece], Result], pieces: Sequence[Piece], fewest: int = 2) -> list[Result]:
+def share_out(
+    function: Callable[[Piece], Result], pieces: Sequence[Piece], fewest: int = 2, one_thread_each: bool = False
+) -> list[Result]:
     """`[function(piece) for piece in pieces]`, the pieces shared out among threads.
 
     function: called once for each piece, in this thread or another, in any order, several at a time. It runs in the
@@ -57,6 +59,7 @@ def share_out(function: Callable[[Piece], Result], pieces: Sequence[Piece], fewe
     pieces: pieces of work that share nothing that is written to. How they are cut must not depend on the number of
         threads.
     fewest: from how many pieces on it is worth it.
+    one_thread_each: whether torch's operators use one thread also where this thread does all pieces.
 
     Returns the results, in the order of the pieces.
 
@@ -65,8 +68,20 @@ def share_out(function: Callable[[Piece], Result], pieces: Sequence[Piece], fewe
     """
     count = min(thread_count(), len(pieces)) if len(pieces) >= fewest else 1
     if count <= 1:
-        return [function(piece) for piece in pieces]
+        with _on_one_thread() if one_thread_each and thread_count() > 1 else contextlib.nullcontext():
+            return [function(piece) for piece in pieces]
     return _Work(function, pieces).done_by(count)
+
+
+@contextlib.contextmanager
+def _on_one_thread() -> Iterator[None]:
+    count = torch.get_num_threads()
+    _use_one_thread()
+    try:
+        yield
+    finally:
+        if _set_openmp_threads is not None:
+            _set_openmp_threads(count)
 
 
 class _Work:

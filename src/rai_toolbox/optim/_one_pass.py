@@ -91,7 +91,7 @@ class Blocks:
         self._bundles = [b for b in bundles if not b.large]
         self._large = [b for b in bundles if b.large]
         self._addresses: list[int] = []
-        self._fewest = FEWEST_SHARED if any(isinstance(s.transform, PerDatum) for s in stages) else 2
+        self._searches = any(isinstance(s.transform, PerDatum) for s in stages)
 
     def fit(self, plan: GroupPlan) -> bool:
         """Return whether the gradients can be worked on in place, block by block."""
@@ -121,10 +121,15 @@ class Blocks:
         grads, params = plan.grads, plan.params
         if self._cuts:
             grads, params = self._with_views(grads), self._with_views(params)
-        if len(self._bundles) == 1:
+        if len(self._bundles) == 1 and not self._searches:
             self._bundles[0].step(grads, params, lr, before, after)
         elif self._bundles:
-            share_out(lambda bundle: bundle.step(grads, params, lr, before, after), self._bundles, self._fewest)
+            share_out(
+                lambda bundle: bundle.step(grads, params, lr, before, after),
+                self._bundles,
+                FEWEST_SHARED if self._searches else 2,
+                one_thread_each=self._searches,
+            )
         for bundle in self._large:  # each is shared out by itself
             bundle.step(grads, params, lr, before, after)
 
