@@ -15,7 +15,10 @@ from torch.utils._pytree import tree_leaves
 from rai_toolbox.perturbations import minimum_norm, worst_case
 
 BATCH = (8, 3, 224, 224)
-MOST = {"linf": 13, "l2": 13, "l1": 14, "l0": 20}
+MOST = {
+    minimum_norm: {"linf": 8, "l2": 8.5, "l1": 9.5, "l0": 9.5},
+    worst_case: {"linf": 10, "l2": 10.5, "l1": 12.5, "l0": 12},
+}
 
 
 class Held(TorchDispatchMode):
@@ -66,4 +69,4 @@ def test_a_batch_of_large_images_takes_a_bounded_multiple_of_its_size(solve, nor
     # A thread of its own has none of the memory that earlier tests have left to be used again.
     with ThreadPoolExecutor(1) as alone:
         taken = alone.submit(peak).result()
-    assert x.nbytes < taken < MOST[norm] * x.nbytes, taken / x.nbytes
+    assert x.nbytes < taken < MOST[solve][norm] * x.nbytes, taken / x.nbytes

@@ -32,6 +32,8 @@ OVERSHOOT = 1.01
 # First and last length of a step, as a share of the radius. A step in Linf changes every entry alike.
 _STEP = {"l2": (1.0, 0.005), "linf": (2.0, 0.005), "l1": (0.5, 0.005)}
 _CHANGE = (0.05, 0.001)
+# In L1 the radius shrinks as far as to the linearized boundary, but by no more than this share at once.
+_NEARER = 0.3
 # A wide ball has narrowed after 1 / this of the steps.
 _NARROWING = 2.5
 # Every so many steps, rows that are done are looked for and removed: each look waits for the device.
@@ -59,7 +61,7 @@ def descend(
     problem: Problem,
     nearest: NearestFound,
     rows: Tensor,
-    start: Tensor,
+    start: Callable[[], Tensor],
     losses: LossOfRows,
     *,
     steps: int,
@@ -76,14 +78,15 @@ def descend(
 ) -> Tensor:
     """Look for nearer points for `rows`; `nearest` is updated with every point evaluated.
 
-    start, shape (n, D)
+    start: returns the first points, (n, D), which nobody else holds then.
     farthest, shape (n,): no radius is larger.
     limit, shape (n,): no point farther away is of interest.
     radius, shape (n,): the first radius. Default: as far as the linearized boundary.
     widen: at first a ball may reach so many times as far as points are of interest; it narrows over the first steps.
         A path to a near point often starts far away, above all where the gradient at the datum is zero or says little.
     scale: of the length of the steps.
-    sparse: steps along few entries, about as many as are changed. For L1: finds other optima than dense steps do.
+    sparse: steps along few entries, a third as many as are changed. For L1: finds other optima than dense steps do. As
+        long as the ball is wide, with gradients at random points around.
     patience: after so many steps, rows are given up that have not crossed the boundary.
     done: says of rows which need no further search; asked every few steps.
     spent, shape (N,): counts the evaluations of each row of the problem.
@@ -92,12 +95,11 @@ def descend(
     """
     found = torch.full_like(nearest.distance[rows], torch.inf)
     walk = _Walk(
-        rows=rows, at=torch.arange(len(rows), device=rows.device), x=start,
+        rows=rows, at=torch.arange(len(rows), device=rows.device), x=start(),
         found=found.clone(), epsilon=found.clone() if radius is None else radius, farthest=farthest, limit=limit,
     )  # fmt: skip
-    del start
     loss_fn, around = losses(rows), problem.ball_of(rows, walk.epsilon)
-    counted = 0
+    counted, draws = 0, stream + steps
     for step in range(steps):
         leave = _leaving(walk, step, patience, done)
         going = walk.at if leave is None else (~leave).nonzero()[:, 0]
@@ -110,9 +112,13 @@ def descend(
             if not len(walk.rows):
                 return found
             loss_fn, around = losses(walk.rows), problem.ball_of(walk.rows, walk.epsilon)
-        answer = problem.ask(walk.rows, walk.x, loss_fn, stream + step)
-        here = nearest.update(walk.rows, walk.x, answer.score, answer.achieved)
         wide = max(1.0, widen * (1 - _NARROWING * step / steps))
+        if sparse and wide > 1:
+            answer = problem.ask(walk.rows, problem.around(walk.rows, walk.x, draws + step), loss_fn, stream + step)
+            here = None
+        else:
+            answer = problem.ask(walk.rows, walk.x, loss_fn, stream + step)
+            here = nearest.update(walk.rows, walk.x, answer.score, answer.achieved)
         _step(problem.norm, nearest, around, walk, answer, here, step / steps, radius is None, wide, scale, sparse)
         del answer
     if spent is not None:
@@ -128,20 +134,17 @@ def _leaving(walk: _Walk, step: int, patience: int | None, done: Callable[[Tenso
 
 
 def _step(
-    norm: str, nearest: NearestFound, around: Ball, walk: _Walk, answer: Answer, here: Tensor, progress: float,
+    norm: str, nearest: NearestFound, around: Ball, walk: _Walk, answer: Answer, here: Tensor | None, progress: float,
     guess: bool, wide: float, scale: float, sparse: bool,
 ) -> None:  # fmt: skip
-    """Adapt the radius, take a step, and project on ball and box."""
+    """Adapt the radius, take a step, and project on ball and box.
+
+    `here`: the distances of the points; None if others around them were asked about.
+    """
     shrink = 0.5 * (1 + math.cos(math.pi * progress))
     change = _CHANGE[1] + (_CHANGE[0] - _CHANGE[1]) * shrink
     first, last = _STEP[norm]
-    across = answer.loss > 0
-    walk.found = torch.where(across, torch.minimum(walk.found, here), walk.found)
-    wider = walk.epsilon * (1 + change)
-    if guess:
-        aim = here.add(linearized_distance(answer, norm), alpha=OVERSHOOT)
-        wider = torch.where(walk.found < torch.inf, wider, aim)
-    epsilon = torch.where(across, torch.minimum(walk.found, walk.epsilon) * (1 - change), wider)
+    epsilon = _next_radius(norm, walk, answer, here, change, guess)
     most = torch.minimum(walk.limit, nearest.distance[walk.rows])
     most = most if wide == 1 else most * wide
     walk.epsilon = torch.minimum(torch.minimum(epsilon, walk.farthest), most)
@@ -156,9 +159,28 @@ def _step(
     walk.x = ball.by_blocks(moved)
 
 
+def _next_radius(
+    norm: str, walk: _Walk, answer: Answer, here: Tensor | None, change: float, guess: bool
+) -> Tensor:  # fmt: skip
+    across, wider = answer.loss > 0, walk.epsilon * (1 + change)
+    if here is not None:
+        walk.found = torch.where(across, torch.minimum(walk.found, here), walk.found)
+    nearer = torch.minimum(walk.found, walk.epsilon)
+    if here is None or not (guess or norm == "l1"):
+        return torch.where(across, nearer * (1 - change), wider)
+    away = linearized_distance(answer, norm)
+    if guess:
+        wider = torch.where(walk.found < torch.inf, wider, here.add(away, alpha=OVERSHOOT))
+    if norm == "l1":
+        nearer = torch.addcmul(nearer, nearer, away.div_(here).clamp_(change, _NEARER), value=-1)
+    else:
+        nearer = nearer * (1 - change)
+    return torch.where(across, nearer, wider)
+
+
 def _sparsely(grad: Tensor, changed: Tensor) -> Tensor:
-    # Signs of the largest entries, 2/3 as many as are changed.
-    return signs_of_largest(grad, ((changed.sum(dim=1) * 2 + 2) // 3).clamp_min_(1))
+    # Signs of the largest entries, a third as many as are changed.
+    return signs_of_largest(grad, ((changed.sum(dim=1) + 2) // 3).clamp_min_(1))
 
 
 def to_fewest(
@@ -192,18 +214,20 @@ def to_fewest(
         nearer = ((nearest.update(rows, trial, answer.score, answer.achieved) < before) & answer.achieved)[:, None]
         nearer |= step == 0
         x = torch.where(nearer, trial, x)
+        del trial
         aim = by_blocks(least, x)
         share = torch.where(nearer, (2 * share).clamp_max_(1.0), share / 3)
 
 
 def _least_sum(grad: Tensor, delta: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Of all perturbations within [low, high] that gain what delta does, the one of the least L1 norm: a knapsack."""
-    grad, delta = grad.double(), delta.double()
+    grad = grad.double()
+    goal = (grad * delta.double()).sum(dim=1, keepdim=True).clamp_min_(0.0)
     worth, order = grad.abs().sort(dim=1, descending=True, stable=True)
-    goal = (grad * delta).sum(dim=1, keepdim=True).clamp_min_(0.0)
+    worth.clamp_min_(1e-300)
     room = torch.where(grad > 0, high, -low).double().gather(1, order)
-    room = torch.minimum(room, goal / worth.clamp_min(1e-300))
+    room = torch.minimum(room, goal / worth)
     gain = worth * room
-    left = (goal - (gain.cumsum(dim=1) - gain)).clamp_min_(0.0)
-    size = torch.minimum(left / worth.clamp_min(1e-300), room)
-    return torch.zeros_like(grad).scatter_(1, order, size) * grad.sign()
+    left = gain.sub_(gain.cumsum(dim=1)).add_(goal).clamp_min_(0.0)
+    size = torch.minimum(left.div_(worth), room)
+    return torch.zeros_like(grad).scatter_(1, order, size).mul_(grad.sign_())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from rai_toolbox.kernels._points import distances, is_time_to_look, put_rows_
+from rai_toolbox.kernels._points import by_blocks, distances, is_time_to_look, put_rows_
+from rai_toolbox.perturbations._ball import Ball
 from rai_toolbox.perturbations._problem import Problem
 
 
@@ -38,11 +40,15 @@ class NearestFound:
         rows = rows[self.distance[rows].isinf()]
         if not len(rows):
             return
-        low, high = (bound.double() for bound in problem.search_range(rows))
+        low, high = problem.search_range(rows)
         box = problem.box(rows)
+
+        def anywhere(number: int, box: Ball, part: slice) -> Tensor:
+            share = problem.noise.uniform(rows[part], stream + number)
+            return torch.lerp(low[part].double(), high[part].double(), share) - box.data
+
         for number in range(times):
-            there = torch.lerp(low, high, problem.noise.uniform(rows, stream + number))
-            x = box.land(there - box.data)
+            x = box.by_blocks(partial(anywhere, number))
             self.update(rows, x, *problem.query.evaluate(x, problem.target_of(rows), beyond_rounding=True))
 
     def bisect(self, rows: Tensor, times: int) -> None:
@@ -51,14 +57,18 @@ class NearestFound:
         if not len(rows):
             return
         problem = self._problem
-        base = problem.data[rows].double()
-        delta = self.x[rows].double() - base
-        low = delta.new_zeros(len(rows), 1)
-        high = delta.new_ones(len(rows), 1)
+        base, end = problem.data_of(rows), self.x[rows]
+        low = self.distance.new_zeros(len(rows), 1)
+        high = self.distance.new_ones(len(rows), 1)
         # Small steps are likely: a search from the middle would waste its first evaluations.
-        share = delta.new_full((len(rows), 1), 0.99)
+        share = self.distance.new_full((len(rows), 1), 0.99)
+
+        def between(part: slice) -> Tensor:
+            here = base[part].double()
+            return (here + share[part] * (end[part].double() - here)).to(base.dtype)
+
         for _ in range(times):
-            x = (base + share * delta).to(problem.data.dtype)
+            x = by_blocks(between, base)
             score, achieved = problem.query.evaluate(x, problem.target_of(rows), beyond_rounding=True)
             self.update(rows, x, score, achieved)
             high = torch.where(achieved[:, None], share, high)
@@ -73,13 +83,17 @@ class NearestFound:
         if not len(rows):
             return
         problem = self._problem
-        base, x = problem.data[rows], points[rows]
+        base, x = problem.data_of(rows), points[rows]
         changed = x != base
-        size = torch.where(changed, (x.double() - base.double()).abs(), torch.inf)
+
+        def ranked(part: slice) -> Tensor:
+            size = (x[part].double() - base[part].double()).abs().masked_fill_(~changed[part], torch.inf)
+            order = size.argsort(dim=1, stable=True)
+            numbers = torch.arange(order.shape[1], device=order.device).expand_as(order)
+            return torch.empty_like(order).scatter_(1, order, numbers).to(torch.int32)
+
         # rank[i, j]: how many entries of row i are reset before its entry j.
-        order = size.argsort(dim=1, stable=True)
-        rank = torch.empty_like(order)
-        rank.scatter_(1, order, torch.arange(x.shape[1], device=x.device).expand_as(order))
+        rank = by_blocks(ranked, x)
         count = changed.sum(dim=1, keepdim=True)
         position = torch.zeros_like(count)
         stride = (count // 4).clamp_min(1)

@@ -39,6 +39,8 @@ class Problem:
     upper: Tensor | None
     noise: Noise
     norm: str
+    bounded: bool = False
+    """Whether both bounds of every entry are finite."""
     far: float = _FAR
     _last: dict[str, Any] = field(default_factory=dict)
     """Of the rows that were asked about last: they are often the same."""
@@ -94,11 +96,13 @@ class Problem:
         known: tuple[Tensor, Tensor] | None = last["range"]
         if known is not None and last["far"] == self.far:
             return known
+        lower, upper = (rows_of(bound, rows, len(self.data)) for bound in (self.lower, self.upper))
         data = last["data"]
+        if self.bounded and lower is not None and upper is not None:
+            return lower.expand_as(data), upper.expand_as(data)
         size = data.abs().amax(dim=1, keepdim=True)
         far = self.far * torch.where(size > 0, size, 1.0)
         low, high = data - far, data + far
-        lower, upper = rows_of(self.lower, rows, len(self.data)), rows_of(self.upper, rows, len(self.data))
         if lower is not None and upper is not None:
             low, high = torch.where(lower.isinf(), low, lower), torch.where(upper.isinf(), high, upper)
         last.update(far=self.far, range=(low, high))
@@ -113,6 +117,21 @@ class Problem:
             return distances(torch.maximum(high - data, data - low), torch.zeros_like(data), self.norm)
 
         return by_blocks(of, self.data_of(rows))
+
+    def around(self, rows: Tensor, x: Tensor, stream: int) -> Tensor:
+        """Random points around `x` of `rows`, whose entries differ by up to half of their range.
+
+        A network that small changes leave cold says there what large ones will do.
+        """
+        low, high = self.search_range(rows)
+        most = 1.0 if self.bounded else 0.5 / self.far
+
+        def shifted(part: slice) -> Tensor:
+            share, least, largest = self.noise.uniform(rows[part], stream), low[part], high[part]
+            shift = (largest - least) * (share[:, :1] * most)
+            return torch.clamp(x[part] + shift.mul_(share.sub_(0.5)).to(x.dtype), least, largest)
+
+        return by_blocks(shifted, x)
 
     def width(self, rows: Tensor) -> Tensor:
         """A typical size of a large change of an entry, (n, 1)."""
@@ -263,6 +282,7 @@ def check_shared_arguments(
 def batches(shared: SharedArguments) -> Iterator[tuple[slice, Problem]]:
     """A problem for each batch of data."""
     data, box = shared.data, shared.box
+    bounded = box is not None and bool((box[0].isfinite() & box[1].isfinite()).all())
     query = Query(shared.model, data.shape[1:], shared.objective, shared.samples)
     for begin in range(0, max(len(data), 1), shared.batch_size):
         part = slice(begin, begin + shared.batch_size)
@@ -271,7 +291,7 @@ def batches(shared: SharedArguments) -> Iterator[tuple[slice, Problem]]:
         noise = Noise(matrix, shared.seed)
         yield (
             part,
-            Problem(query, data[part].shape, matrix, shared.target[part], lower, upper, noise, shared.norm),
+            Problem(query, data[part].shape, matrix, shared.target[part], lower, upper, noise, shared.norm, bounded),
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.perturbations._attack_losses import ClassLosses
+from rai_toolbox.perturbations._ball import Ball
 from rai_toolbox.perturbations._descent import descend, to_fewest
 from rai_toolbox.perturbations._nearest_found import NearestFound
 from rai_toolbox.perturbations._problem import MOST_STEPS, Problem
@@ -20,11 +21,11 @@ _BISECTIONS = 8
 # Where the random streams of `finish` begin: after those of all runs.
 _END = 2**20 * MOST_STEPS
 # In L0, how many walks in L1 follow those for each class, before entries are added greedily and exchanged.
-_WALKS_L0 = 8
+_WALKS_L0 = 5
 # Where the nearest point changes at most `_FEW` entries, as few others are tried: so many choices for each class.
 _FEW, _RANDOM_CHOICES = 3, 4
 # The share of a run's steps that the first run of a class takes.
-_LOOK = {"linf": 0.6, "l2": 0.6, "l1": 0.6, "l0": 0.4}
+_LOOK = {"linf": 0.6, "l2": 0.6, "l1": 0.4, "l0": 0.4}
 # The scale of the first step of a walk that starts from the nearest point known.
 _CAREFULLY = 0.3
 # The largest share of entries that a run reflects, to come to another part of the boundary, which may be nearer.
@@ -69,17 +70,7 @@ _LATER = (
     _Run(turned=_TURNED, scale=_CAREFULLY),
 )
 # In L1 a walk from far away ends at a point with few changed entries, others each time.
-_LATER_L1 = (
-    _Run(radius=14.0, sparse=True, long=1.5),
-    _Run(rank=0, radius=3.0, sparse=True),
-    _Run(radius=25.0, sparse=True, long=1.5),
-    _Run(),
-    _Run(radius=50.0, sparse=True, long=1.5),
-    _Run(),
-    _Run(rank=1, radius=8.0, sparse=True, long=1.5),
-    _Run(radius=50.0, sparse=True, long=1.5),
-    _Run(radius=25.0, sparse=True, long=1.5),
-)
+_LATER_L1 = (_Run(radius=25.0, sparse=True, long=1.5),)
 
 
 class _SeenIn(NearestFound):
@@ -192,14 +183,15 @@ class Search:
         problem = self._walked if not sweep else self._walked.in_sweep(sweep)
         if not sweep:
             rank, how, steps = torch.full_like(rows, number), _Run(), self._first
-            start, radius = problem.data[rows], None
+            radius = None
         else:
             how, steps = self._later(number), self._cost(number)
             rank = None if how.rank is None else self._ranked(rows, how.rank)
-            start, radius = self._start(problem, rows, how, stream, limit)
+            radius = torch.minimum((how.radius or 1.0) * self._known(rows), problem.farthest(rows))
         loss = losses.any_class if rank is None else losses.of(rows, rank)
         found = descend(
-            problem, self._walks_to, rows, start, loss, steps=steps, stream=stream, farthest=problem.farthest(rows),
+            problem, self._walks_to, rows, lambda: self._start(problem, rows, how, stream, radius), loss,
+            steps=steps, stream=stream, farthest=problem.farthest(rows),
             limit=limit, radius=radius, widen=how.radius or 1.0, scale=how.scale, sparse=how.sparse,
             done=self._done, spent=self._spent, patience=max(1, steps // 2) if self._sweeps_all else None,
         )  # fmt: skip
@@ -210,23 +202,37 @@ class Search:
         """The class that came nearest to each row, or the one after it, and so on."""
         return self._reached[rows].argsort(dim=1, stable=True)[:, rank % self._losses.count]
 
-    def _start(self, problem: Problem, rows: Tensor, how: _Run, stream: int, limit: Tensor) -> tuple[Tensor, Tensor]:
-        """Where a run starts, and the radius of its first ball."""
-        nearest = self._walks_to
-        known = torch.minimum(nearest.distance[rows], limit)
-        radius = torch.minimum((how.radius or 1.0) * known, problem.farthest(rows))
-        lost = nearest.distance[rows].isinf()
-        near = nearest.x[rows]
-        if how.turned:
-            base, noise = problem.data_of(rows), problem.noise
-            some = noise.uniform(rows, stream) < how.turned * noise.uniform(rows, stream + 1)[:, :1]
-            turned = base if problem.norm == "l1" else 2 * base - near
-            near = problem.ball_of(rows, radius).nearest(torch.where(some, turned, near))
-        if how.radius is None and not bool(lost.any()):
-            return near, radius
-        ball = problem.ball_of(rows, radius)
-        start = ball.random(lambda kind, part: getattr(problem.noise, kind)(rows[part], stream))
-        return (start if how.radius else torch.where(lost[:, None], start, near)), radius
+    def _known(self, rows: Tensor) -> Tensor:
+        """As far as a point is of interest."""
+        return torch.minimum(self._walks_to.distance[rows], self._limit[rows])
+
+    def _start(self, problem: Problem, rows: Tensor, how: _Run, stream: int, radius: Tensor | None) -> Tensor:
+        """Where a run starts, within this radius."""
+        if radius is None:
+            return problem.data[rows]
+        lost = self._walks_to.distance[rows].isinf()
+        elsewhere = how.radius is not None or bool(lost.any())
+        if elsewhere:
+            ball = problem.ball_of(rows, radius)
+            start = ball.random(lambda kind, part: getattr(problem.noise, kind)(rows[part], stream))
+            if how.radius is not None:
+                return start
+        near = self._walks_to.x[rows]
+        near = self._turned(problem, rows, near, how.turned, stream, radius) if how.turned else near
+        return torch.where(lost[:, None], start, near) if elsewhere else near
+
+    def _turned(
+        self, problem: Problem, rows: Tensor, near: Tensor, share: float, stream: int, radius: Tensor
+    ) -> Tensor:
+        """These points with some entries reflected at the datum, or put back (L1): at most this share of them."""
+        noise = problem.noise
+
+        def turned(ball: Ball, part: slice) -> Tensor:
+            some = noise.uniform(rows[part], stream) < share * noise.uniform(rows[part], stream + 1)[:, :1]
+            away = ball.data if problem.norm == "l1" else 2 * ball.data - near[part]
+            return ball.project_(ball.delta(torch.where(some, away, near[part])))
+
+        return problem.ball_of(rows, radius).by_blocks(turned)
 
     def _run_l0(self, problem: Problem, rows: Tensor, number: int, stream: int) -> None:
         """After the walks: put back what does not matter, add entries greedily for each class, then exchange some."""
@@ -236,7 +242,7 @@ class Search:
             self._spent[rows] += steps // 2
             for rank in range(self._greedily):
                 add_greedily(
-                    problem, nearest, rows, problem.data_of(rows), losses[rank],
+                    problem, nearest, rows, lambda: problem.data_of(rows), losses[rank],
                     steps=self._greedy, stream=stream + rank * steps, spent=self._spent,
                 )  # fmt: skip
             return
@@ -257,7 +263,7 @@ class Search:
             few = rows[nearest.distance[rows] <= _FEW]
             for number in range(min(_RANDOM_CHOICES * losses.count, steps // _FEW) if len(few) else 0):
                 add_greedily(
-                    problem, nearest, few, problem.data_of(few), losses[number], steps=_FEW,
+                    problem, nearest, few, lambda: problem.data_of(few), losses[number], steps=_FEW,
                     stream=_END + (number + 1) * 4 * MOST_STEPS, spent=self._spent, randomly=True,
                 )  # fmt: skip
             return
@@ -265,7 +271,7 @@ class Search:
         linear = steps // 2 if problem.norm == "l1" else 0
         to_fewest(problem, nearest, rows, losses.any_class, steps=linear, stream=_END)
         descend(
-            problem, nearest, rows, nearest.x[rows], losses.any_class, steps=3 * steps // 2 - linear,
+            problem, nearest, rows, lambda: nearest.x[rows], losses.any_class, steps=3 * steps // 2 - linear,
             stream=_END + MOST_STEPS // 2, farthest=problem.farthest(rows),
             limit=self._limit[rows], radius=nearest.distance[rows], scale=_CAREFULLY, done=self._done,
         )  # fmt: skip
