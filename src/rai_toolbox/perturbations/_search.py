@@ -70,7 +70,8 @@ _LATER = (
     _Run(turned=_TURNED, scale=_CAREFULLY),
 )
 # In L1 a walk from far away ends at a point with few changed entries, others each time.
-_LATER_L1 = (_Run(radius=25.0, sparse=True, long=1.5),)
+_FROM_AFAR = _Run(radius=25.0, sparse=True, long=1.5)
+_LATER_L1 = (_FROM_AFAR, _Run(rank=1, radius=3.0, sparse=True), *(_FROM_AFAR,) * 9)
 
 
 class _SeenIn(NearestFound):
