@@ -176,7 +176,8 @@ def test_points_around_lie_in_the_box_within_half_the_range_and_belong_to_their_
 
     points = problem_of(x).around(torch.arange(5), x, 3)
     shift = (points - x).abs()
-    assert shift.max() <= 0.5 and shift.amax(dim=1).min() > 0.001
+    assert shift.max() <= 0.5
+    assert shift.amax(dim=1).min() > 0.001
     assert bounds is None or points.min() >= 0
     assert bounds != (0.0, 1.0) or points.max() <= 1
     torch.testing.assert_close(problem_of(x[3:4]).around(torch.arange(1), x[3:4], 3), points[3:4], rtol=0, atol=0)
