@@ -212,15 +212,16 @@ class Search:
         if radius is None:
             return problem.data[rows]
         lost = self._walks_to.distance[rows].isinf()
-        elsewhere = how.radius is not None or bool(lost.any())
-        if elsewhere:
-            ball = problem.ball_of(rows, radius)
-            start = ball.random(lambda kind, part: getattr(problem.noise, kind)(rows[part], stream))
-            if how.radius is not None:
-                return start
-        near = self._walks_to.x[rows]
-        near = self._turned(problem, rows, near, how.turned, stream, radius) if how.turned else near
-        return torch.where(lost[:, None], start, near) if elsewhere else near
+
+        def known() -> Tensor:
+            near = self._walks_to.x[rows]
+            return self._turned(problem, rows, near, how.turned, stream, radius) if how.turned else near
+
+        if how.radius is None and not bool(lost.any()):
+            return known()
+        ball = problem.ball_of(rows, radius)
+        start = ball.random(lambda kind, part: getattr(problem.noise, kind)(rows[part], stream))
+        return start if how.radius is not None else torch.where(lost[:, None], start, known())
 
     def _turned(
         self, problem: Problem, rows: Tensor, near: Tensor, share: float, stream: int, radius: Tensor
