@@ -415,7 +415,7 @@ def test_large_entries_of_one_segment_are_all_found():
     assert torch.equal(F.project_l1_ball_(x, 1.0), z)
 
 
-@pytest.mark.parametrize(("epsilon", "most"), [(1.0, 20), (100.0, 37)])
+@pytest.mark.parametrize(("epsilon", "most"), [(1.0, 20), (100.0, 39)])
 def test_projecting_normal_rows_on_an_l1_ball_takes_few_passes(epsilon: float, most: int):
     torch.manual_seed(0)
     x = torch.randn(64, 1024)

@@ -214,3 +214,23 @@ def test_a_nan_is_kept_by_every_form(count: int) -> None:
     for change_ in (F.top_q_, F.signed_top_q_):
         z = change_(x.clone(), 1 - count / 100)
         assert torch.equal(z.isnan(), x.isnan())
+
+
+@pytest.mark.parametrize("length", [17, 147, 512, 3072, 9000])
+@pytest.mark.parametrize("power", [0.3, 1.0, 3.0, 9.0])
+def test_the_largest_are_kept_whatever_the_distribution(length: int, power: float):
+    torch.manual_seed(0)
+    x = torch.randn(40, length)
+    x = x.abs().pow(power).copysign(x) * torch.rand(40, 1).pow(5)
+    x[3, : length // 2] = 0.0  # ties
+    x[5, ::9] = math.inf
+    x[7] = 0.0
+    for q in (0.05, 0.5, 0.9, 1 - 1.4 / length):
+        count = round((1 - q) * length)
+        order = torch.sort(x.abs(), dim=1, descending=True, stable=True).indices[:, :count]
+        expected = torch.zeros_like(x).scatter(1, order, x.gather(1, order))
+        assert torch.equal(F.top_q_(x.clone(), q), expected)
+        assert torch.equal(F.top_q(x, q), expected)
+        signed = F.signed_top_q_(x.clone(), q)
+        torch.testing.assert_close(signed.double().abs().sum(1), (expected != 0).any(1).double())
+        assert torch.equal(signed.sign(), expected.sign())

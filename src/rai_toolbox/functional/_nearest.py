@@ -73,13 +73,13 @@ def nearest_in_ball(
     return _nearest_anywhere(rows, epsilon, low, high, p) if found is None else found
 
 
-def nearest_on_simplex(rows: Tensor, total: Number) -> Tensor:
-    """The nearest point of {z ≥ 0, Σz = total} to each row."""
+def nearest_on_simplex(rows: Tensor, total: Number, *, in_place: bool = False) -> Tensor:
+    """The nearest point of {z ≥ 0, Σz = total} to each row; with `in_place` perhaps there."""
     if rows.dtype == torch.float64 and _near_the_end(total):
         smaller = rows * _DOWN
         z = nearest_on_simplex(smaller, total * _DOWN)
         return torch.where(z == smaller, rows, z / _DOWN)
-    found = None if is_differentiated(rows, total) else _nearest.nearest_on_simplex(rows, total)
+    found = None if is_differentiated(rows, total) else _nearest.nearest_on_simplex(rows, total, in_place)
     if found is not None:
         return found
     work = wide_dtype(rows)

@@ -125,7 +125,7 @@ def _moved_onto_simplex(rows: Tensor, total: Number) -> Tensor:
     """The nearest points of the simplex, perhaps in the memory of the rows."""
     if is_large(rows) and put_large_on_simplex_(rows, total):
         return rows
-    return nearest_on_simplex(rows, total)
+    return nearest_on_simplex(rows, total, in_place=True)
 
 
 def checked_bounds(x: Tensor, lower: Bound, upper: Bound) -> tuple[Bound, Bound]:

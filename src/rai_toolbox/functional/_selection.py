@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -13,8 +14,8 @@ from rai_toolbox.functional._docs import documented, twin_of
 from rai_toolbox.functional._layout import datum_ndim, is_number
 from rai_toolbox.functional._per_datum import checked_float, map_rows, map_rows_, map_rows_of_all_
 from rai_toolbox.kernels._large_selection import keep_largest_, signs_of_largest_
-from rai_toolbox.kernels._scratch import is_large, scratch
-from rai_toolbox.kernels._selection import guess, is_searched, kept, magnitudes, search
+from rai_toolbox.kernels._scratch import is_large
+from rai_toolbox.kernels._selection import is_searched, kept, search
 
 
 def kept_count(numel: int, q: float) -> int:
@@ -148,23 +149,19 @@ def signed_rows_(rows: Tensor, count: int, scale: float) -> Tensor:
         return signs_of_largest_(rows, count, scale)
     if not is_searched(rows, count):
         return rows.copy_(_signed(rows, count, scale))
-    a = magnitudes(rows)
-    keep = scratch(a, 1)
-    sums = torch.gt(a, guess(a, count, keep), out=keep).sum(1, keepdim=True)
-    wrong = (sums != count).nonzero()[:, 0]  # a row that is not finite has a threshold that nothing exceeds
-    exact = _signed(rows.index_select(0, wrong), count, scale) if wrong.numel() else None
-    rows.sign_().mul_(keep.mul_(scale / count))
-    if exact is not None:
-        rows.index_copy_(0, wrong, exact.to(rows.dtype))
-    return rows
+    keep, left = search(rows, count)
+    exact = _signed(rows.index_select(0, left), count, scale) if left.numel() else None
+    torch.addcmul(_zero(keep.dtype), rows.sign_(), keep, value=scale / count, out=rows)
+    return rows if exact is None else rows.index_copy_(0, left, exact.to(rows.dtype))
 
 
 def _keep(rows: Tensor, count: int) -> Tensor:
-    if is_searched(rows, count):
-        keep, _, odd = search(rows.detach(), count)
-        if not odd.numel():
-            return rows * keep.to(rows.dtype, copy=True) + 0.0
-    return _masked(rows, kept(rows.detach(), count))
+    if not is_searched(rows, count):
+        return _masked(rows, kept(rows.detach(), count))
+    keep, left = search(rows.detach(), count)
+    if not left.numel():
+        return rows * keep.to(rows.dtype, copy=True) + 0.0
+    return _masked(rows, keep.bool().index_copy_(0, left, kept(rows.detach().index_select(0, left), count)))
 
 
 def _keep_(rows: Tensor, count: int) -> Tensor:
@@ -174,12 +171,17 @@ def _keep_(rows: Tensor, count: int) -> Tensor:
         return keep_largest_(rows, count)
     if not is_searched(rows, count):
         return rows.copy_(_masked(rows, kept(rows, count)))
-    keep, _, odd = search(rows, count)
-    exact = _masked(rows[odd], kept(rows[odd], count)) if odd.numel() else None
-    rows.mul_(keep.to(rows.dtype)).add_(0.0)
-    if exact is not None:
-        rows.index_copy_(0, odd, exact)
-    return rows
+    keep, left = search(rows, count)
+    exact = _masked(part := rows.index_select(0, left), kept(part, count)) if left.numel() else None
+    torch.addcmul(_zero(rows.dtype), rows, keep.to(rows.dtype), out=rows)
+    return rows if exact is None else rows.index_copy_(0, left, exact)
+
+
+@functools.lru_cache(maxsize=8)
+def _zero(dtype: torch.dtype) -> Tensor:
+    """What is added for the sign of a zero: -0 + 0 is 0."""
+    with torch.inference_mode(False):  # it is kept
+        return torch.zeros((), dtype=dtype, device="cpu")
 
 
 def _masked(rows: Tensor, mask: Tensor) -> Tensor:

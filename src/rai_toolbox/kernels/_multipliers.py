@@ -19,16 +19,12 @@ from rai_toolbox.kernels import _portable
 from rai_toolbox.kernels._machine import can_branch_on_values
 from rai_toolbox.kernels._norms import divisor_near, row_sums
 from rai_toolbox.kernels._scratch import scratch
-from rai_toolbox.kernels._selection import erfinv
 
 # Newton's steps end after 3 to 12 on these piecewise functions; halving, where they leave the bracket, after 75.
 _STEPS = 160
 
 # Of so many entries of least depth a first level is computed.
 _FEW = 8
-
-# How many steps find the level of the least depths of segments.
-_STEPS_OF_FEW = 5
 
 _EXCESS_STEP = 1 / 64
 
@@ -55,31 +51,15 @@ def poured(y: Tensor, total: Tensor, sums: Tensor) -> Tensor:
 
     y, shape (N, D): overwritten: by how much each entry is below the largest of its row, which is > 0.
     total, sums, shape (N, 1): > 0; `sums` are of |y|. The first guess is the level of as many numbers from a normal
-        distribution, or where few entries are wet, of the largest entries of segments.
+        distribution. (Where few entries are wet, `with_few_left` is faster.)
     """
     length = y.shape[1]
     deviation = sums * (math.sqrt(math.pi / 2) / length)
     z = torch.searchsorted(_minus_expected_excess(), -total / (deviation * length)).to(y.dtype) * _EXCESS_STEP
-    segments = divisor_near(length, 64)
-    if not segments or float(z.median()) <= math.sqrt(2) * erfinv(1 - _FEW / length):
-        top = y.amax(1, keepdim=True)
-        depth = torch.sub(top, y, out=y)
-        level = top - z * deviation
-        return _even(depth, total, *_descended(depth, total, torch.where((level > 0) & (level < total), level, total)))
-    highest = y.view(y.shape[0], -1, segments).amax(1)
-    top = highest.amax(1, keepdim=True)
+    top = y.amax(1, keepdim=True)
     depth = torch.sub(top, y, out=y)
-    level = _level_of_few(highest.sub_(top).neg_(), total)
-    water = torch.sub(level, depth, out=scratch(depth, 1)).relu_()
-    found = row_sums(water)
-    off = ((found - total).abs() > total * (4 * torch.finfo(depth.dtype).eps)).nonzero()[:, 0]
-    if 2 * off.numel() > depth.shape[0]:
-        return _even(depth, total, *_descended(depth, total, level))
-    if off.numel():
-        rest, goal = depth.index_select(0, off), total.index_select(0, off)
-        water.index_copy_(0, off, _even(rest, goal, *_descended(rest, goal, level.index_select(0, off), slot=7)))
-        found.index_copy_(0, off, goal)
-    return water.mul_(total / found)
+    level = top - z * deviation
+    return _even(depth, total, *_descended(depth, total, torch.where((level > 0) & (level < total), level, total)))
 
 
 def _even(depth: Tensor, total: Tensor, level: Tensor, water: Tensor, found: Tensor, step: Tensor) -> Tensor:
@@ -87,15 +67,6 @@ def _even(depth: Tensor, total: Tensor, level: Tensor, water: Tensor, found: Ten
     if bool(((total - found).abs() > torch.finfo(depth.dtype).eps * total).any()):
         torch.sub(level, depth, out=water).add_(step).relu_()
     return water
-
-
-def _level_of_few(depth: Tensor, total: Tensor) -> Tensor:
-    """The level of `level_for_sum`, or after a few of Michelot's steps one above it; few entries are wet."""
-    level, wet, part = total, scratch(depth, 7), scratch(depth, 8)
-    for _ in range(_STEPS_OF_FEW):
-        torch.lt(depth, level, out=wet)
-        level = torch.mul(wet, depth, out=part).sum(1, keepdim=True).add_(total).div_(wet.sum(1, keepdim=True))
-    return level
 
 
 @functools.lru_cache(maxsize=1)

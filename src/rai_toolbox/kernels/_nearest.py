@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.kernels._factors import slack
+from rai_toolbox.kernels._few_left import with_few_left
 from rai_toolbox.kernels._machine import can_branch_on_values
 from rai_toolbox.kernels._multipliers import level_for_sum, poured, scale_for_square_sum, shift_for_sum
 from rai_toolbox.kernels._norms import direct_norms_of_rows, is_summed, scaled_norms, scratch_dtype, summed_norms
@@ -60,12 +61,15 @@ def nearest_in_ball(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: i
     return result.index_copy_(0, outside, moved.to(result.dtype))
 
 
-def nearest_on_simplex(rows: Tensor, total: Number) -> Tensor | None:
-    """The nearest point of {z ≥ 0, Σz = total} to each row; without a gradient."""
+def nearest_on_simplex(rows: Tensor, total: Number, in_place: bool) -> Tensor | None:
+    """The nearest point of {z ≥ 0, Σz = total} to each row; without a gradient.
+
+    With `in_place` it may be in the memory of the rows.
+    """
     if not can_branch_on_values(rows):
         return None
     if rows.dtype != torch.float64:
-        moved = _clearly_off_simplex(rows, column(total, rows, torch.float32))
+        moved = _clearly_off_simplex(rows, column(total, rows, torch.float32), in_place)
         if moved is not None:
             return moved
     x, s = rows.double(), column(total, rows, torch.float64)
@@ -91,7 +95,8 @@ def _moved(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int
         if not single:
             x = x.double()
             return with_sum(x.abs(), eps, level_for_sum).copysign(x)
-        return _soft_thresholded(x, _magnitudes(x), eps.float(), norm.float())
+        found = with_few_left(x, eps.float(), signed=True, in_place=False)
+        return _soft_thresholded(x, _magnitudes(x), eps.float(), norm.float()) if found is None else found
     if single:
         z, error = _boxed(x.float(), eps.float(), low, high, norm.float(), p)
         if float(error.amax()) <= 1e-6:
@@ -106,6 +111,9 @@ def _moved(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int
 
 def _clearly_outside(rows: Tensor, radius: Tensor, in_place: bool) -> Tensor | None:
     """The nearest points of an L1 ball where no row is near it and none too large for float32, else None."""
+    found = with_few_left(rows, radius, signed=True, in_place=in_place)
+    if found is not None:
+        return found
     a = _magnitudes(rows)
     sums = a.sum(1, keepdim=True)
     near = 1.001 + 8 * torch.finfo(rows.dtype).eps
@@ -114,11 +122,15 @@ def _clearly_outside(rows: Tensor, radius: Tensor, in_place: bool) -> Tensor | N
     return None
 
 
-def _clearly_off_simplex(rows: Tensor, total: Tensor) -> Tensor | None:
+def _clearly_off_simplex(rows: Tensor, total: Tensor, in_place: bool) -> Tensor | None:
     """The nearest points of a simplex where each row has negative entries and is in the range of float32, else None."""
+    low, high = _SINGLE_RANGE
+    if bool(((total > low) & (total < high)).all()):
+        found = with_few_left(rows, total, signed=False, in_place=in_place)
+        if found is not None:
+            return found
     x = scratch(rows, 0, torch.float32).copy_(rows)
     top, least = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
-    low, high = _SINGLE_RANGE
     if not bool(((least < 0) & (top.abs() < high) & (total > low) & (total < high)).all()):
         return None
     sums = torch.clamp_min(x, 0, out=scratch(x, 1)).sum(1, keepdim=True)

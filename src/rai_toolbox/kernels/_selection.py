@@ -1,27 +1,32 @@
 """The entries of largest magnitude of each row: a selection, never a sort.
 
-On a CPU a selection by comparing and swapping (`topk`, `kthvalue`, `numpy.partition`) runs at 3 to 6 ns an entry, where
-a pass of arithmetic takes 0.05. So the threshold is *searched*: count the entries above a guess, correct the guess by
-the density of the entries there, and after three passes most rows of thousands are right or a few entries off; the
-few are picked by their distance from the guess. A count of what is kept confirms each row, and the rare row that is
-not confirmed (ties, NaN) is selected exactly.
+On a CPU a selection by comparing and swapping (`topk`, `kthvalue`, `numpy.partition`) runs at 3 to 11 ns an entry,
+where a pass of arithmetic takes 0.1. So a threshold is *searched*. Entries above a guess are counted, as bytes eight at
+a time; then those above a second guess, which is meant to lie on the other side of the threshold. The few entries
+between the two are all that is ranked.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rai_toolbox.kernels import _portable
 from rai_toolbox.kernels._machine import can_branch_on_values
-from rai_toolbox.kernels._scratch import scratch
+from rai_toolbox.kernels._scratch import memory
 
-# How many entries a threshold may be off to be corrected by picking, and how many passes are made at most before.
-_PICKED = 12
+# After so many counts a row that has no threshold yet is selected exactly.
 _PASSES = 8
+
+# How many standard deviations of a count the second guess goes beyond the threshold.
+_MARGIN = 3.0
+
+# The bytes of a word sum up without a carry over so many words.
+_WORDS = 255
 
 
 def kept(rows: Tensor, count: int) -> Tensor:
@@ -43,63 +48,27 @@ def is_searched(rows: Tensor, count: int) -> bool:
     return 0 < count < rows.shape[1] and rows.shape[1] > 16 and can_branch_on_values(rows)
 
 
-def search(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mark the largest entries of each row by 1, all others by 0.
+def search(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Mark the `count` entries of largest magnitude of each row by 1, all others by 0.
 
     Returns:
-    keep, shape (N, D): float32 or float64. An entry that is zero is never marked (kept or not, it is zero).
-    sums, shape (N, 1): how many are marked: `count`, or less where there are not so many that are not zero.
-    odd, shape (M,): indices of rows that were left out: some entry is not finite (or their sum is not).
+    keep, shape (N, D): float32 or float64, in scratch memory. Marked entries are not zero.
+    left, shape (M,): indices of rows whose marks mean nothing: some entry is not finite, or entries at the threshold
+        are equal or zero.
     """
-    a = magnitudes(rows)
-    keep = scratch(a, 1)
-    threshold = guess(a, count, keep)
-    odd = (threshold - threshold).nonzero()[:, 0]
-    sums = torch.gt(a, threshold, out=keep).sum(1, keepdim=True)
-    wrong = (sums - count).nonzero()[:, 0]
-    if wrong.numel():
-        part = a.index_select(0, wrong)
-        mask = kept(part, count).logical_and_(part != 0).to(keep.dtype)
-        keep.index_copy_(0, wrong, mask)
-        sums.index_copy_(0, wrong, mask.sum(1, keepdim=True))
-    return keep, sums, odd
-
-
-def magnitudes(rows: Tensor) -> Tensor:
-    """|x| in scratch memory, in float32 or float64."""
-    a = scratch(rows, 0, torch.promote_types(rows.dtype, torch.float32))
-    return torch.abs(rows, out=a) if rows.dtype == a.dtype else a.copy_(rows).abs_()
-
-
-def guess(a: Tensor, count: int, above_t: Tensor) -> Tensor:
-    """Thresholds that exactly `count` entries exceed, in most rows; NaN or infinite for a row that is not finite.
-
-    Calls are few: an operator on numbers per row takes longer to call than to run, most of all where another thread
-    calls them too.
-    """
-    # First guess: as if the entries were normal. `hazard` is the density there of those above, relative to them.
-    share = count / a.shape[1]
-    z = math.sqrt(2) * erfinv(1 - share)
-    hazard = math.sqrt(2 / math.pi) * math.exp(-z * z / 2) / share
-    unit = math.sqrt(math.pi / 2) / a.shape[1]
-    sums = a.sum(1, keepdim=True)
-    t, slope = sums * (unit * z), sums * (unit / hazard)  # of the threshold, in the logarithm of the count
-    goal, chance = math.log(count + 0.5), 8.0 / count
-    before = change = None
-    for i in range(_PASSES):
-        above = torch.gt(a, t, out=above_t).sum(1, keepdim=True)
-        if i >= 2:
-            miss = above - float(count)
-            if i == _PASSES - 1 or int(torch.count_nonzero(miss.abs() > _PICKED)) <= a.shape[0] // 32:
-                return _picked(a, t, miss, slope, count)
-        log_ratio = above.add_(0.5).log_().sub_(goal)
-        if before is not None and change is not None:
-            # a secant, as far as the counts differ by more than chance
-            slope.mul_(chance).add_(change.abs_()).div_(before.sub_(log_ratio).abs_().add_(chance))
-        before, change = log_ratio, slope * log_ratio
-        change = torch.maximum(change, t * -0.75)
-        t = t + change
-    raise AssertionError("the last pass returns")
+    length = rows.shape[1]
+    width = 8 * math.prod(_words(length))
+    padded = memory((len(rows), width), 0, torch.promote_types(rows.dtype, torch.float32))
+    a = padded if width == length else padded[:, :length]
+    if rows.dtype == a.dtype:
+        torch.abs(rows, out=a)
+    else:
+        a.copy_(rows).abs_()
+    if width > length:
+        padded[:, length:] = -1.0  # below every threshold
+    found, is_right = _thresholds(padded, length, count, a.sum(1))
+    keep = torch.gt(a, found.unsqueeze(1), out=a)
+    return keep, is_right.logical_not_().nonzero()[:, 0]
 
 
 @functools.lru_cache(maxsize=256)
@@ -108,30 +77,118 @@ def erfinv(x: float) -> float:
     return float(torch.erfinv(torch.tensor(x, dtype=torch.float64, device="cpu")))
 
 
-def _picked(a: Tensor, t: Tensor, miss: Tensor, slope: Tensor, count: int) -> Tensor:
-    """Move each threshold over the `miss` entries that are nearest to it, where these are few."""
-    off = miss.nonzero()[:, 0]
-    if not off.numel():
-        return t
-    part = torch.index_select(a, 0, off, out=scratch(a[: len(off)], 2))
-    m, start = miss.index_select(0, off), t.index_select(0, off)
-    # One more step brings most of these rows within an entry.
-    log_ratio = torch.log((m + (count + 0.5)).mul_(1 / (count + 0.5)))
-    moved = torch.addcmul(start, slope.index_select(0, off), log_ratio)
-    left = torch.gt(part, moved, out=scratch(part, 3)).sum(1, keepdim=True).sub_(count)
-    closer = (left.abs() < m.abs()).logical_and_(moved >= 0)
-    m, start = torch.where(closer, left, m), torch.where(closer, moved, start)
-    side = m.sign()
-    m.abs_()
-    # The nearest entry on the right side has the largest reciprocal distance, the other side's are negative.
-    near = part.sub_(start).mul_(side).reciprocal_()
-    nearest = near.amax(1, keepdim=True)
-    far = (m > 1).nonzero()[:, 0]
-    if far.numel():
-        m = m.index_select(0, far).clamp_max_(min(_PICKED, a.shape[1]))
-        order = near.index_select(0, far).topk(int(m.amax()), 1).values
-        nearest.index_copy_(0, far, order.gather(1, m.long().sub_(1)))
-    # A difference of near numbers is exact, so the entry is what comes out, rounded; a count confirms it in the end.
-    value = start.add_(side / nearest)
-    below = torch.nextafter(value, torch.zeros_like(value))
-    return t.index_copy(0, off, torch.where(side < 0, below, value))
+@functools.lru_cache(maxsize=256)
+def _words(length: int) -> tuple[int, int]:
+    """As how many groups of how many words of eight bytes the marks of a row are summed."""
+    words = -(-length // 8)
+    groups = -(-words // _WORDS)
+    return groups, -(-words // groups)
+
+
+class _Normal(NamedTuple):
+    """What the threshold of a row would be if its entries were normal, in units of the sum of their magnitudes."""
+
+    threshold: float
+    slope: float  # of the threshold, in the logarithm of how many exceed it
+    steps: Tensor  # by how much to change a threshold that so many exceed, relative to it, to get to its other side
+
+
+@functools.lru_cache(maxsize=64)
+def _normal(length: int, count: int, dtype: torch.dtype) -> _Normal:
+    share = count / length
+    z = math.sqrt(2) * erfinv(1 - share)
+    hazard = math.sqrt(2 / math.pi) * math.exp(-z * z / 2) / share  # the density of those above, relative to them
+    unit = math.sqrt(math.pi / 2) / length
+    with torch.inference_mode(False), torch.device("cpu"):  # it is kept
+        miss = torch.arange(-count, length + 1 - count, dtype=torch.float64)
+        steps = (_log(miss, count) - _goal(miss, count)).div_(hazard * z).clamp_min_(-0.75)
+    return _Normal(unit * z, unit / hazard, steps.to(dtype))
+
+
+def _log(miss: Tensor, count: int) -> Tensor:
+    return torch.log(miss + (count + 0.5))
+
+
+def _goal(miss: Tensor, count: int) -> Tensor:
+    """The logarithm of what to count on the other side of the threshold from where `miss` too many were counted."""
+    beyond = count - miss.abs().add_(3.0).sqrt_().mul_(_MARGIN).copysign_(miss)
+    return beyond.clamp_min_(0.3 * count).add_(0.5).log_()
+
+
+def _thresholds(a: Tensor, length: int, count: int, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """What exactly `count` magnitudes of each row exceed, and for which rows it is that.
+
+    a, shape (N, W): the first `length` entries of a row; the others are negative.
+    sums, shape (N,): of the entries; for none that is 0 or not finite anything is found.
+    """
+    usable = (sums > 0).logical_and_(sums < math.inf)
+    sums = sums.where(usable, 1.0)
+    normal = _normal(length, count, a.dtype)
+    before, above = memory(a.shape, 1, torch.bool), memory(a.shape, 2, torch.bool)
+    threshold, slope = sums * normal.threshold, None
+    number = _exceed(a, threshold, before, length)
+    miss_before = number - count
+    change = threshold * normal.steps.index_select(0, number)
+    passes = 1
+    while True:
+        passes, last, threshold = passes + 1, threshold, threshold + change
+        miss = _exceed(a, threshold, above, length).sub_(count)
+        between = torch.sub(miss, miss_before).abs_()
+        is_right = (miss * miss_before <= 0).logical_and_(between <= 48 + length // 32)
+        wrong = (usable > is_right).nonzero()[:, 0]
+        if 16 * len(wrong) <= len(a) or passes == _PASSES:
+            break
+        slope = sums * normal.slope if slope is None else slope
+        # a secant, as far as the counts differ by more than chance
+        log = _log(miss.to(a.dtype), count)
+        apart = _log(miss_before.to(a.dtype), count).sub_(log).abs_().add_(8.0 / count)
+        slope = (slope * (8.0 / count)).add_(change.abs()).div_(apart)
+        change = torch.maximum((log - _goal(miss.to(a.dtype), count)).mul_(slope), threshold * -0.75)
+        above, before, miss_before = before, above, miss
+    need = torch.minimum(miss, miss_before).neg_()
+    is_right.logical_and_(usable)
+    if not bool(is_right.all()):
+        need, between = need * is_right, between * is_right
+        for marks in (above, before):
+            marks.logical_and_(is_right.unsqueeze(1))
+    found, is_ranked = _ranked(a, above, before, torch.minimum(last, threshold), between, need)
+    is_right.logical_and_(is_ranked)
+    if len(wrong):
+        largest = a.index_select(0, wrong).topk(count + 1, 1).values
+        least, next_ = largest[:, count - 1], largest[:, count]
+        found.index_copy_(0, wrong, next_)
+        is_right.index_copy_(0, wrong, (least > next_).logical_and_(least > 0))
+    return found, is_right
+
+
+def _exceed(a: Tensor, threshold: Tensor, marks: Tensor, length: int) -> Tensor:
+    """Mark what is above a number per row, and count it."""
+    # Comparisons whose results are numbers are vectorized, and so is their conversion; those to bool are not.
+    marks.copy_(torch.gt(a, threshold.unsqueeze(1), out=memory(a.shape, 3, a.dtype)))
+    groups, words = _words(length)
+    sums = marks.view(torch.int64).view(-1, words).sum(1)
+    return sums.view(torch.uint8).view(len(marks), 8 * groups).sum(1, dtype=torch.int64)
+
+
+def _ranked(
+    a: Tensor, one: Tensor, other: Tensor, lower: Tensor, between: Tensor, need: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What exactly the `need` largest of the entries exceed whose marks differ, and whether there is such a number.
+
+    lower, between, shape (N,): a number below these entries, and how many they are.
+    """
+    differ = one.view(torch.int64).bitwise_xor_(other.view(torch.int64)).view(-1)
+    words = differ.nonzero()[:, 0]
+    places = differ.index_select(0, words).view(torch.uint8).nonzero()[:, 0]
+    entries = words.index_select(0, places >> 3).mul_(8).add_(places & 7)
+    values = a.view(-1).index_select(0, entries)
+    # One row of a table for each, with `lower` before them, and after them so often as there is room.
+    width = int(between.max()) + 1
+    table = lower.unsqueeze(1).repeat(1, width)
+    shifts = torch.arange(width, (len(a) + 1) * width, width, device="cpu").sub_(between.cumsum(0))
+    shifts = shifts.repeat_interleave(between, output_size=len(values))
+    table.view(-1).index_copy_(0, shifts.add_(torch.arange(len(values), device="cpu")), values)
+    largest = table.topk(int(need.max()) + 1, 1).values
+    found = largest.gather(1, need.unsqueeze(1))
+    exceed = largest.gather(1, (need - 1).clamp_min_(0).unsqueeze(1)) > found
+    return found[:, 0], exceed[:, 0].logical_or_(need == 0)
