@@ -330,16 +330,17 @@ def main() -> None:
     print(setting, flush=True)
     tables: dict[str, list[Row]] = {table: [] for table in options.table or TITLES}
     usual = (*_SMALL, *((*_LARGE, "pairs") if DIGITS28.exists() else ()))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     for name in options.case or usual:
         bench = Bench(name, options)
         for table, rows in tables.items():
             if options.table or name in USUAL[table] or name not in usual:
                 rows += getattr(bench, table)()
+        # After each case: a run that is ended leaves what it has measured.
+        results = {"setting": setting, "tables": tables}
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        options.out.with_suffix(".md").write_text(as_markdown(results))
     print(f"\n{time.process_time() / 60:.1f} minutes of processor time", flush=True)
-    results = {"setting": setting, "tables": tables}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(as_markdown(results))
 
 
 if __name__ == "__main__":
