@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +20,8 @@ _DOUBTS = (
 # Of these, what agreeing attacks answer; that there is no gradient, or a false one, stays as it is.
 _ANSWERED = ("gradient-agreement", "boundary-jump", "finite-differences", "bpda", "transfer")
 _CLOSE = 0.05
+# Into how many parts the way from one reported epsilon to the next is cut.
+_PARTS = 4
 
 
 def asks_for_more(findings: tuple[Finding, ...]) -> bool:
@@ -39,14 +41,13 @@ def judged(
     grids: the reported radii.
     """
     evidence: dict[str, float | str] = {}
-    gap, drop = 0.0, 0.0
+    drop = 0.0
     for norm, by_attack in attacks.items():
         names = list(by_attack)
         least = np.min(list(by_attack.values()), axis=0)
         for epsilon in grids[norm]:
             shares = {name: float((distance > epsilon).mean()) for name, distance in by_attack.items()}
             final = float((least > epsilon).mean())
-            gap = max(gap, sorted(shares.values())[1] - final)
             drop = max(drop, shares[names[0]] - final)
             evidence[f"accuracy at {epsilon:g} ({norm})"] = final
             for name, share in shares.items():
@@ -55,6 +56,11 @@ def judged(
         broken = np.isfinite(least) & (least > 0)
         for number, name in enumerate(names):
             evidence[f"nearest errors found by {name} ({norm})"] = int((broken & (first == number)).sum())
+    # Where the curve is another one now, attacks must agree between the reported radii too.
+    parts = 1 if drop <= _CLOSE else _PARTS
+    gap = max(
+        (_gap(list(by_attack.values()), _radii(grids[norm], parts)) for norm, by_attack in attacks.items()), default=0.0
+    )
     agree = gap <= _CLOSE
     if drop <= 0.01:
         told = "Stronger attacks found no more: the solvers did not need that gradient."
@@ -77,6 +83,18 @@ def judged(
             finding = replace(finding, verdict="warning", summary=f"{finding.summary} {more}")
         after.append(finding)
     return tuple(after)
+
+
+def _gap(distances: Sequence[NDArray], radii: NDArray) -> float:
+    """Return by how much more the second best attack leaves than all together, at the radius where that is most."""
+    left = np.stack([distance > radii[:, None] for distance in (*distances, np.min(distances, axis=0))]).mean(axis=2)
+    return float((np.sort(left[:-1], axis=0)[1] - left[-1]).max())
+
+
+def _radii(grid: tuple[float, ...], parts: int) -> NDArray:
+    """Return the reported radii, with others between that cut each way from one to the next into so many parts."""
+    places = np.arange(1, parts * len(grid) + 1) / parts
+    return np.interp(places, np.arange(len(grid) + 1), (0.0, *grid))
 
 
 def _not_asked(context: CheckContext) -> CheckResult:
