@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from rai_toolbox.robustness import evaluate
+from rai_toolbox.robustness._results import Finding
+from rai_toolbox.robustness.checks._agreement import judged
 
 WEIGHT = torch.from_numpy(np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32))
 TRUTH = (WEIGHT[:, 1] - WEIGHT[:, 0]).numpy()
@@ -79,3 +81,16 @@ def test_a_model_of_values_gets_none():
     assert found["gradient-agreement"].verdict == "distrust"
     assert found["stronger-attacks"].verdict == "not run"
     assert not any("stronger" in stage for stage in result.timings)
+
+
+@pytest.mark.parametrize(("lowered", "verdict"), [(True, "distrust"), (False, "warning")])
+def test_attacks_that_changed_the_curve_must_agree_between_the_reported_radii_too(lowered: bool, verdict: str):
+    # Both break all samples by the radius 2 and none by 1; between them one is behind.
+    attacks = {
+        "the solvers": np.full(20, 3.0 if lowered else 1.95),
+        "differences": np.full(20, 1.3),
+        "decisions": np.full(20, 1.9),
+    }
+    doubts = tuple(Finding(check, check, "distrust", "So.") for check in ("boundary-jump", "stronger-attacks"))
+    found = judged(doubts, {"l2": attacks}, {"l2": (1.0, 2.0)})
+    assert [finding.verdict for finding in found] == [verdict, verdict]

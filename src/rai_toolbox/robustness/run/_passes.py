@@ -85,7 +85,7 @@ def _attacks(subject: Subject, norm: Norm, right: float, outputs: int) -> Iterat
         radii *= 1.0 if asked else _OF_A_GRID
         yield "confirm", Passes(4, sizes.steps * sizes.restarts).on(right).times(radii)
         return
-    yield "search", _search(norm, sizes.steps, sizes.restarts, outputs).on(right)
+    yield "search", _search(norm, sizes.steps, sizes.restarts).on(right)
     one = _below(norm, sizes.steps, sizes.restarts, outputs)
     # Each sample is tried below that, but where none of one or two radii lies there; of a random model at each radius.
     standing = _STANDING_ASKED if asked else 0.9 / radii if norm == "l0" else _STANDING
@@ -93,7 +93,7 @@ def _attacks(subject: Subject, norm: Norm, right: float, outputs: int) -> Iterat
     yield "confirm", one.on(right).times(tries, _ROUNDS * tries)
 
 
-def _search(norm: Norm, steps: int, restarts: int, outputs: int) -> Passes:
+def _search(norm: Norm, steps: int, restarts: int) -> Passes:
     if norm == "l0":
         return Passes(7, steps * restarts + steps / 2)
     return Passes(20, (restarts + 1.5) * steps)
@@ -102,7 +102,7 @@ def _search(norm: Norm, steps: int, restarts: int, outputs: int) -> Passes:
 def _below(norm: Norm, steps: int, restarts: int, outputs: int) -> Passes:
     """Return what a sample takes that is tried a little below its nearest error known."""
     if norm in ("l1", "l0"):
-        return _search(norm, steps, restarts, outputs)
+        return _search(norm, steps, restarts)
     return Passes(3, steps * restarts * (1.0 if restarts < outputs else _NOT_GIVEN_UP))
 
 
