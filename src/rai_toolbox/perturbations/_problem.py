@@ -121,7 +121,7 @@ class Problem:
     def around(self, rows: Tensor, x: Tensor, stream: int) -> Tensor:
         """Random points around `x` of `rows`, whose entries differ by up to half of their range.
 
-        A network that small changes leave cold says there what large ones will do.
+        Where a network ignores small changes, its gradient says there what large ones will do.
         """
         low, high = self.search_range(rows)
         most = 1.0 if self.bounded else 0.5 / self.far
