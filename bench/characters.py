@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -60,17 +61,17 @@ class Transformer(nn.Module):
         return self.head(self.last(self.blocks(self.token(x) + self.place.weight[: x.shape[1]])))
 
 
-def text() -> Tensor:
-    """The pages of the docs, as numbers of characters."""
-    pages = "".join(path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md")))
+def text(paths: Iterable[Path]) -> Tensor:
+    """The text of the files, as numbers of characters."""
+    pages = "".join(path.read_text(encoding="utf-8") for path in sorted(paths))
     place = {c: i for i, c in enumerate(sorted(set(pages)))}
     return torch.tensor([place[c] for c in pages])
 
 
-def recipe(matrices: list[Tensor], rest: list[Tensor]) -> list[torch.optim.Optimizer]:
+def recipe(matrices: list[Tensor], rest: list[Tensor], *, mix: float = 0.95) -> list[torch.optim.Optimizer]:
     """Muon and AdamW as in docs/how-to/recipes.md."""
     muon = ChainedParamTransformingOptimizer(
-        partial(AveragedGradientOptim, decay=0.95, mix=0.95),
+        partial(AveragedGradientOptim, decay=0.95, mix=mix),
         OrthogonalizedGradientOptim,
         params=matrices,
         param_ndim=2,
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    data = text()
+    data = text(DOCS.rglob("*.md"))
     print(f"torch {torch.__version__}, {len(data)} characters, {args.steps} steps")
     differences = []
     for seed in range(args.seeds):

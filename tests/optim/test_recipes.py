@@ -214,12 +214,16 @@ def test_hyperball_is_its_formula(orthogonal: bool) -> None:
 def test_a_character_transformer_ends_at_the_loss_of_torchs_optimizers() -> None:
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("this torch has no Muon")
-    path = Path(__file__).parents[2] / "bench" / "characters.py"
+    root = Path(__file__).parents[2]
+    path = root / "bench" / "characters.py"
     spec = importlib.util.spec_from_file_location("characters", path)
     assert spec is not None
     assert spec.loader is not None
     characters = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(characters)
-    data = characters.text()
-    ours, theirs = (characters.final_loss(make, 20, 0, data) for make in (characters.recipe, characters.torchs))
-    assert abs(ours - theirs) <= 1e-4
+    # The license does not change as the docs do. Both round to bfloat16 on the way, in orders of their own: in eight
+    # runs their losses lay .00003 apart at most, and those of another mix of the momentum .0002 to .0008.
+    data = characters.text([root / "LICENSE"])
+    makes = (characters.recipe, characters.torchs, partial(characters.recipe, mix=0.9))
+    ours, theirs, other = (characters.final_loss(make, 20, 1, data) for make in makes)
+    assert abs(ours - theirs) <= 2e-4 < abs(other - theirs)
