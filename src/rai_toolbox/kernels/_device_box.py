@@ -81,9 +81,9 @@ def finite(y, spread, unit, P: tl.constexpr):
 
     `spread`: infinite entries alone share the radius; each becomes `unit`, and the others 0.
     """
-    endless = y == float("inf")
-    shared = tl.where(endless, unit, 0.0)
-    bounded = tl.where(endless, 1e300, tl.maximum(y, -1e300))
+    is_inf = y == float("inf")
+    shared = tl.where(is_inf, unit, 0.0)
+    bounded = tl.where(is_inf, 1e300, tl.maximum(y, -1e300))
     return tl.where(spread, shared, bounded)
 
 
@@ -125,12 +125,12 @@ def measured_in_box(
         )  # fmt: skip
         z = tl.where(mask, clipped(x, low, high), 0.0)
         y, _, least, most = folded(x, low, high, goal)
-        endless = mask & (y == float("inf"))
-        bound = tl.where(mask, tl.where(endless, most, least), 0.0)
+        is_inf = mask & (y == float("inf"))
+        bound = tl.where(mask, tl.where(is_inf, most, least), 0.0)
         norms += power(z, P)
         ends += power(bound, P)
-        infinite += endless.to(tl.int32)
-        tops = tl.maximum(tops, tl.where(mask & (endless == 0), y, 0.0))
+        infinite += is_inf.to(tl.int32)
+        tops = tl.maximum(tops, tl.where(mask & (is_inf == 0), y, 0.0))
     return root(tl.sum(norms, 0), P), tl.sum(ends, 0), tl.sum(infinite, 0), tl.max(tops, 0)
 
 

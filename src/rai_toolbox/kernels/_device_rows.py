@@ -132,8 +132,8 @@ def measured_heights(pointer, length, BLOCK: tl.constexpr, SIMPLEX: tl.constexpr
 def level_for(pointer, length, goal, top, BLOCK: tl.constexpr, SIMPLEX: tl.constexpr):
     """The level for which max(level - depth, 0), summed over a datum, is the goal.
 
-    The depth of an entry is how far its height lies below the largest one, `top`. `water` is that sum and `wet` how
-    many of its terms are positive, at `level`; `water_2` and `wet_2` are these at `middle`.
+    The depth of an entry is how far its height lies below the largest one, `top`. `excess` is that sum and `active` how
+    many of its terms are positive, at `level`; `excess_2` and `active_2` are these at `middle`.
     """
     columns = tl.arange(0, BLOCK)
     low = goal / length.to(tl.float64)
@@ -142,22 +142,22 @@ def level_for(pointer, length, goal, top, BLOCK: tl.constexpr, SIMPLEX: tl.const
     passes = 0
     while going & (passes < PASSES):
         middle = tl.sqrt(low) * tl.sqrt(level)
-        water = tl.zeros([BLOCK], tl.float64)
-        wet = tl.zeros([BLOCK], tl.float64)
-        water_2 = tl.zeros([BLOCK], tl.float64)
-        wet_2 = tl.zeros([BLOCK], tl.float64)
+        excess = tl.zeros([BLOCK], tl.float64)
+        active = tl.zeros([BLOCK], tl.float64)
+        excess_2 = tl.zeros([BLOCK], tl.float64)
+        active_2 = tl.zeros([BLOCK], tl.float64)
         for start in range(0, length, BLOCK):
             mask = start + columns < length
             depth = top - heights(pointer, start + columns, mask, float("-inf"), SIMPLEX)
-            water += tl.maximum(level - depth, 0.0)
-            wet += (depth < level).to(tl.float64)
-            water_2 += tl.maximum(middle - depth, 0.0)
-            wet_2 += (depth < middle).to(tl.float64)
+            excess += tl.maximum(level - depth, 0.0)
+            active += (depth < level).to(tl.float64)
+            excess_2 += tl.maximum(middle - depth, 0.0)
+            active_2 += (depth < middle).to(tl.float64)
         # the sum is convex in the level: a Newton step from above the solution stays above it
-        error = tl.sum(water, 0) - goal
-        error_2 = tl.sum(water_2, 0) - goal
-        new = level - error / tl.maximum(tl.sum(wet, 0), 1.0)
-        new_2 = middle - error_2 / tl.maximum(tl.sum(wet_2, 0), 1.0)
+        error = tl.sum(excess, 0) - goal
+        error_2 = tl.sum(excess_2, 0) - goal
+        new = level - error / tl.maximum(tl.sum(active, 0), 1.0)
+        new_2 = middle - error_2 / tl.maximum(tl.sum(active_2, 0), 1.0)
         is_high = error_2 >= 0
         low = tl.where(is_high, low, middle)
         new = tl.where(is_high, tl.minimum(new, new_2), new)

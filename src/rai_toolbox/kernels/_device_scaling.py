@@ -279,7 +279,7 @@ def step_parts(
         factor = factor_of(norm, field(table, n, LENGTH), limit, factor_scale, slack, tiny, P, KIND)
     columns = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float64)
-    endless = tl.zeros([BLOCK], tl.float64)
+    p_infinite = tl.zeros([BLOCK], tl.float64)
     for start in range(0, count, BLOCK):
         mask = start + columns < count
         g = widened(tl.load(g_pointer + start + columns, mask=mask, other=0.0))
@@ -295,7 +295,7 @@ def step_parts(
             if MEASURE:
                 p = tl.where(mask, p, 0.0)
                 total += p.to(tl.float64) * p.to(tl.float64)
-                endless += is_infinite(p)
+                p_infinite += is_infinite(p)
     if MEASURE:
         tl.store(p_parts + tl.program_id(0), tl.sum(total, 0))
-        tl.store(p_parts + n_parts + tl.program_id(0), tl.sum(endless, 0))
+        tl.store(p_parts + n_parts + tl.program_id(0), tl.sum(p_infinite, 0))

@@ -79,7 +79,7 @@ def signs_of_largest(rows: Tensor, counts: Tensor) -> Tensor:
 
 
 def level_for_sum(depth: Tensor, total: Tensor) -> Tensor:
-    """Solve Σ max(level - depth, 0) = total: water poured into a vessel with this floor, whose least depth is 0."""
+    """Solve Σ max(level - depth, 0) = total for the level (water-filling); the least depth is 0."""
     floor = depth.minimum(total).sort(1).values
     n = torch.arange(1, depth.shape[1] + 1, dtype=depth.dtype, device=depth.device)
     levels = (total + floor.cumsum(1)) / n
@@ -159,11 +159,11 @@ def boxed(x: Tensor, radius: Tensor, low: Bound, high: Bound, p: int) -> Tensor:
     if p == 1:
         return shifted_to_sum(y, least, most, radius) * sign
     unit = torch.where(radius > 0, radius, torch.ones_like(radius))
-    endless = y == math.inf
-    bound = torch.where(endless, most, least) / unit
-    spread = endless.any(1, keepdim=True) & ((bound * bound).sum(1, keepdim=True) > 1)
-    y = torch.where(spread, endless.to(y.dtype), y)
-    largest = torch.where(endless, torch.zeros_like(y), y).amax(1, keepdim=True)
+    is_inf = y == math.inf
+    bound = torch.where(is_inf, most, least) / unit
+    spread = is_inf.any(1, keepdim=True) & ((bound * bound).sum(1, keepdim=True) > 1)
+    y = torch.where(spread, is_inf.to(y.dtype), y)
+    largest = torch.where(is_inf, torch.zeros_like(y), y).amax(1, keepdim=True)
     y = y / torch.where((largest > 0) & ~spread, largest, torch.ones_like(largest))
     return scaled_to_square_sum(y, least / unit, most / unit) * unit * sign
 
@@ -233,9 +233,9 @@ def _changed(rows: Tensor, change: Change, bound: Number) -> Tensor:
         y = rows.to(norm.dtype)
         limit = column(bound, rows, norm.dtype)
         if change.kind is Kind.BALL:
-            endless = y.isinf()
-            count = endless.sum(1, keepdim=True)
-            y = torch.where(count > 0, torch.where(endless, y.sign(), torch.zeros_like(y)), y)
+            is_inf = y.isinf()
+            count = is_inf.sum(1, keepdim=True)
+            y = torch.where(count > 0, torch.where(is_inf, y.sign(), torch.zeros_like(y)), y)
             norm = torch.where(count > 0, count.to(norm.dtype).sqrt(), norm)
             moves = outside(norm, limit, rows.dtype, rows.shape[1], change.order) | (count > 0)
             factor = torch.where(moves, limit / norm, torch.ones_like(norm))
