@@ -114,11 +114,19 @@ class Ranks:
             self._folder = None
 
 
+def has_fsdp2_on_a_cpu() -> bool:
+    """Whether this torch's `fully_shard` runs on a CPU: that of torch 2.6, in a build for CUDA, does not."""
+    import torch
+
+    return hasattr(torch.cpu.current_stream(), "record_event")
+
+
 def _work(rank: int, size: int, meeting_point: str, connection: multiprocessing.connection.Connection) -> None:
     import torch
     import torch.distributed as dist
 
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "DTensor random operators may not have complete support")  # of torch 2.6
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(

@@ -8,15 +8,12 @@ import on_ranks_training as training
 import pytest
 import torch
 from on_ranks_sharded import SOME
-from ranks import Ranks
+from ranks import Ranks, has_fsdp2_on_a_cpu
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("ranks")]
 
 
-# Such as torch 2.6, in a build for CUDA.
-fsdp2_on_a_cpu = pytest.mark.skipif(
-    not hasattr(torch.cpu.current_stream(), "record_event"), reason="this torch's fully_shard does not run on a CPU"
-)
+fsdp2_on_a_cpu = pytest.mark.skipif(not has_fsdp2_on_a_cpu(), reason="this torch's fully_shard does not run on a CPU")
 
 
 @fsdp2_on_a_cpu
@@ -68,6 +65,7 @@ def test_asking_for_the_optimizer_state_changes_nothing(two_ranks: Ranks) -> Non
     two_ranks.run(training.asking_for_the_state_changes_nothing)
 
 
+@fsdp2_on_a_cpu
 @pytest.mark.parametrize(("name", "steps"), [("projected", 3), ("remembering", 0), ("remembering", 3)])
 def test_a_checkpoint_of_two_ranks_goes_on_on_one_and_on_four(
     name: str, steps: int, two_ranks: Ranks, four_ranks: Ranks, tmp_path: Path
@@ -87,5 +85,6 @@ def _on_one_rank(folder: str, name: str) -> list[torch.Tensor]:
         one.stop()
 
 
+@fsdp2_on_a_cpu
 def test_the_whole_state_goes_through_torch_save_and_weights_only(ranks: Ranks) -> None:
     ranks.run(training.full_state_loads_anywhere)

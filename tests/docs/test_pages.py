@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import has_fsdp2_on_a_cpu
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -70,6 +71,8 @@ def test_the_examples_of_a_page_run(page: Path, cache: str, tmp_path: Path, monk
     for word, module in _NEEDS.items():
         if f"import {word}" in page.read_text("utf-8") and importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
+    if page.name == "fsdp2.md" and not has_fsdp2_on_a_cpu():
+        pytest.skip("this torch's fully_shard does not run on a CPU")
     # A tutorial has files beside it; another page may write some.
     monkeypatch.chdir(page.parent if page.parent.name == "tutorials" else tmp_path)
     monkeypatch.syspath_prepend(str(page.parent))

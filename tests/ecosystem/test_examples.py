@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ranks import has_fsdp2_on_a_cpu
 
 from rai_toolbox.cli import main
 from rai_toolbox.robustness import Evaluation, evaluate
@@ -93,6 +94,8 @@ def test_compiled_step(example: Any) -> None:
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", ["fsdp2", "data_parallel"])
 def test_on_two_ranks_under_torchrun(name: str, tmp_path: Path) -> None:
+    if name == "fsdp2" and not has_fsdp2_on_a_cpu():
+        pytest.skip("this torch's fully_shard does not run on a CPU")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, f"{name}.py", *([str(tmp_path)] if name == "data_parallel" else [])]
     ran = subprocess.run(

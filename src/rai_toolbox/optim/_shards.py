@@ -192,11 +192,12 @@ def gather(bundles: Sequence[Bundle]) -> None:
     if len(stages) > 1 and any(covers_the_world(bundle.layout.mesh) for bundle in bundles):
         # Every rank takes part: one exchange among all costs less than one along each dimension.
         stages = [(dist.group.WORLD, [(bundle, bundle.dims) for bundle in bundles])]
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
     for group, members in stages:
         sent = torch.cat([bundle.values.reshape(-1) for bundle, _ in members])
         sent = sent.to(members[0][0].layout.mesh.device_type)
         received = sent.new_empty(dist.get_world_size(group) * sent.numel())
-        dist.all_gather_single(received, sent, group=group)
+        all_gather(received, sent, group=group)
         columns = received.view(-1, sent.numel()).split([b.values.numel() for b, _ in members], dim=1)
         for (bundle, dims), everything in zip(members, columns, strict=True):
             bundle._receive(everything, group, dims)
