@@ -22,6 +22,9 @@ from rai_toolbox.kernels._scratch import memory
 # After so many counts a row that has no threshold yet is selected exactly.
 _PASSES = 8
 
+# Up to this length the two guesses come after one that brings them closer together: ranking takes longer than counting.
+_SHORT = 1024
+
 # How many standard deviations of a count the second guess goes beyond the threshold.
 _MARGIN = 3.0
 
@@ -56,6 +59,7 @@ def search(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     left, shape (M,): indices of rows whose marks mean nothing: some entry is not finite, or entries at the threshold
         are equal or zero.
     """
+    # Numbers per row are columns here. A call on some hundred of them takes 3 µs whatever it does: there are few calls.
     length = rows.shape[1]
     width = 8 * math.prod(_words(length))
     padded = memory((len(rows), width), 0, torch.promote_types(rows.dtype, torch.float32))
@@ -66,9 +70,8 @@ def search(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
         a.copy_(rows).abs_()
     if width > length:
         padded[:, length:] = -1.0  # below every threshold
-    found, is_right = _thresholds(padded, length, count, a.sum(1))
-    keep = torch.gt(a, found.unsqueeze(1), out=a)
-    return keep, is_right.logical_not_().nonzero()[:, 0]
+    found, is_left = _thresholds(padded, length, count, a.sum(1, keepdim=True))
+    return torch.gt(a, found, out=a), is_left.nonzero()[:, 0]
 
 
 @functools.lru_cache(maxsize=256)
@@ -90,7 +93,9 @@ class _Normal(NamedTuple):
 
     threshold: float
     slope: float  # of the threshold, in the logarithm of how many exceed it
-    steps: Tensor  # by how much to change a threshold that so many exceed, relative to it, to get to its other side
+    # What to multiply a threshold by that so many exceed, to get to the right one, or to its other side.
+    nearer: Tensor
+    beyond: Tensor
 
 
 @functools.lru_cache(maxsize=64)
@@ -101,8 +106,11 @@ def _normal(length: int, count: int, dtype: torch.dtype) -> _Normal:
     unit = math.sqrt(math.pi / 2) / length
     with torch.inference_mode(False), torch.device("cpu"):  # it is kept
         miss = torch.arange(-count, length + 1 - count, dtype=torch.float64)
-        steps = (_log(miss, count) - _goal(miss, count)).div_(hazard * z).clamp_min_(-0.75)
-    return _Normal(unit * z, unit / hazard, steps.to(dtype))
+        nearer, beyond = (
+            (_log(miss, count) - goal).div_(hazard * z).clamp_min_(-0.75).add_(1.0).to(dtype)
+            for goal in (math.log(count + 0.5), _goal(miss, count))
+        )
+    return _Normal(unit * z, unit / hazard, nearer, beyond)
 
 
 def _log(miss: Tensor, count: int) -> Tensor:
@@ -116,79 +124,96 @@ def _goal(miss: Tensor, count: int) -> Tensor:
 
 
 def _thresholds(a: Tensor, length: int, count: int, sums: Tensor) -> tuple[Tensor, Tensor]:
-    """What exactly `count` magnitudes of each row exceed, and for which rows it is that.
+    """What exactly `count` magnitudes of each row exceed, and for which rows it is not that.
 
     a, shape (N, W): the first `length` entries of a row; the others are negative.
-    sums, shape (N,): of the entries; for none that is 0 or not finite anything is found.
+    sums, shape (N, 1): of the entries; for none that is 0 or not finite anything is found.
     """
-    usable = (sums > 0).logical_and_(sums < math.inf)
-    sums = sums.where(usable, 1.0)
+    usable = None
+    least, largest = torch.aminmax(sums)
+    if not (float(least) > 0 and float(largest) < math.inf):
+        usable = (sums > 0).logical_and_(sums < math.inf)
+        sums = sums.where(usable, 1.0)
     normal = _normal(length, count, a.dtype)
     before, above = memory(a.shape, 1, torch.bool), memory(a.shape, 2, torch.bool)
-    threshold, slope = sums * normal.threshold, None
-    number = _exceed(a, threshold, before, length)
+    last, slope = sums * normal.threshold, None
+    number = _exceed(a, last, before, length)
+    if length <= _SHORT:
+        last = last * normal.nearer.take(number)
+        number = _exceed(a, last, before, length)
     miss_before = number - count
-    change = threshold * normal.steps.index_select(0, number)
+    threshold = last * normal.beyond.take(number)
     passes = 1
     while True:
-        passes, last, threshold = passes + 1, threshold, threshold + change
+        passes += 1
         miss = _exceed(a, threshold, above, length).sub_(count)
         between = torch.sub(miss, miss_before).abs_()
-        is_right = (miss * miss_before <= 0).logical_and_(between <= 48 + length // 32)
-        wrong = (usable > is_right).nonzero()[:, 0]
+        # both on one side, or too many between them
+        is_wrong = torch.maximum(miss * miss_before, between - (48 + length // 32)) > 0
+        if usable is not None:
+            is_wrong.logical_and_(usable)
+        wrong = is_wrong.nonzero()[:, 0]
         if 16 * len(wrong) <= len(a) or passes == _PASSES:
             break
         slope = sums * normal.slope if slope is None else slope
         # a secant, as far as the counts differ by more than chance
         log = _log(miss.to(a.dtype), count)
         apart = _log(miss_before.to(a.dtype), count).sub_(log).abs_().add_(8.0 / count)
-        slope = (slope * (8.0 / count)).add_(change.abs()).div_(apart)
+        slope = (slope * (8.0 / count)).add_((threshold - last).abs_()).div_(apart)
         change = torch.maximum((log - _goal(miss.to(a.dtype), count)).mul_(slope), threshold * -0.75)
+        last, threshold = threshold, threshold + change
         above, before, miss_before = before, above, miss
     need = torch.minimum(miss, miss_before).neg_()
-    is_right.logical_and_(usable)
-    if not bool(is_right.all()):
-        need, between = need * is_right, between * is_right
-        for marks in (above, before):
-            marks.logical_and_(is_right.unsqueeze(1))
-    found, is_ranked = _ranked(a, above, before, torch.minimum(last, threshold), between, need)
-    is_right.logical_and_(is_ranked)
+    is_out = is_wrong if usable is None else is_wrong.logical_or_(usable.logical_not_())
+    out = wrong if usable is None else is_out.nonzero()[:, 0]
+    if len(out):
+        for numbers in (need, between, above, before):
+            numbers.index_fill_(0, out, 0)
+    found, is_left = _ranked(a, above, before, torch.minimum(last, threshold), between, need)
+    if len(out):
+        is_left.logical_or_(is_out)
     if len(wrong):
         largest = a.index_select(0, wrong).topk(count + 1, 1).values
-        least, next_ = largest[:, count - 1], largest[:, count]
+        least, next_ = largest[:, count - 1 : count], largest[:, count:]
         found.index_copy_(0, wrong, next_)
-        is_right.index_copy_(0, wrong, (least > next_).logical_and_(least > 0))
-    return found, is_right
+        is_left.index_copy_(0, wrong, (least <= next_).logical_or_(least <= 0))
+    return found, is_left
 
 
 def _exceed(a: Tensor, threshold: Tensor, marks: Tensor, length: int) -> Tensor:
     """Mark what is above a number per row, and count it."""
     # Comparisons whose results are numbers are vectorized, and so is their conversion; those to bool are not.
-    marks.copy_(torch.gt(a, threshold.unsqueeze(1), out=memory(a.shape, 3, a.dtype)))
+    marks.copy_(torch.gt(a, threshold, out=memory(a.shape, 3, a.dtype)))
     groups, words = _words(length)
     sums = marks.view(torch.int64).view(-1, words).sum(1)
-    return sums.view(torch.uint8).view(len(marks), 8 * groups).sum(1, dtype=torch.int64)
+    return sums.view(torch.uint8).view(len(marks), 8 * groups).sum(1, keepdim=True, dtype=torch.int64)
 
 
 def _ranked(
     a: Tensor, one: Tensor, other: Tensor, lower: Tensor, between: Tensor, need: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What exactly the `need` largest of the entries exceed whose marks differ, and whether there is such a number.
+    """What exactly the `need` largest of the entries exceed whose marks differ, and where there is no such number.
 
-    lower, between, shape (N,): a number below these entries, and how many they are.
+    lower, between, shape (N, 1): a number below these entries, and how many they are.
     """
     differ = one.view(torch.int64).bitwise_xor_(other.view(torch.int64)).view(-1)
     words = differ.nonzero()[:, 0]
     places = differ.index_select(0, words).view(torch.uint8).nonzero()[:, 0]
     entries = words.index_select(0, places >> 3).mul_(8).add_(places & 7)
     values = a.view(-1).index_select(0, entries)
-    # One row of a table for each, with `lower` before them, and after them so often as there is room.
-    width = int(between.max()) + 1
-    table = lower.unsqueeze(1).repeat(1, width)
-    shifts = torch.arange(width, (len(a) + 1) * width, width, device="cpu").sub_(between.cumsum(0))
-    shifts = shifts.repeat_interleave(between, output_size=len(values))
+    # One row of a table for each, and after them so many of the largest number that what is looked for is at one rank
+    # of all rows; zeros between them.
+    rank = int(need.max()) + 1
+    room = rank - need
+    width = int((between + room).max()) + 1
+    table = torch.lt(_down_from(width, a.dtype), room, out=a.new_empty(len(a), width)).mul_(torch.finfo(a.dtype).max)
+    counts = between[:, 0]
+    shifts = torch.arange(0, len(a) * width, width, device="cpu").add_(counts).sub_(counts.cumsum(0))
+    shifts = shifts.repeat_interleave(counts, output_size=len(values))
     table.view(-1).index_copy_(0, shifts.add_(torch.arange(len(values), device="cpu")), values)
-    largest = table.topk(int(need.max()) + 1, 1).values
-    found = largest.gather(1, need.unsqueeze(1))
-    exceed = largest.gather(1, (need - 1).clamp_min_(0).unsqueeze(1)) > found
-    return found[:, 0], exceed[:, 0].logical_or_(need == 0)
+    found = torch.maximum(table.kthvalue(width - rank, 1, keepdim=True).values, lower)
+    return found, torch.gt(table, found, out=table).sum(1, keepdim=True) != rank
+
+
+def _down_from(width: int, dtype: torch.dtype) -> Tensor:
+    return torch.arange(width - 1, -1, -1, dtype=dtype, device="cpu")
