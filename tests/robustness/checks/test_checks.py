@@ -142,6 +142,22 @@ def test_a_gradient_that_is_honest_at_the_samples_alone_is_noticed(small_net, di
     assert found.evidence["correlation_within_0.3_epsilon_after_a_step"] < 0.8
 
 
+def test_a_kink_that_a_whole_step_reaches_in_all_entries_at_once_is_no_lie():
+    # As in networks trained on attacks: background pixels are 0, and below a threshold they count for less.
+    rng = np.random.default_rng(0)
+    weight = torch.from_numpy(rng.choice([-1.0, 1.0], 400).astype(np.float32))
+    more = weight * torch.from_numpy(rng.uniform(0, 4, 400).astype(np.float32))
+
+    def model(x):
+        score = x @ weight + (x - 0.2).relu() @ more - 30
+        return torch.stack([-score, score], dim=1)
+
+    x, y = np.zeros((24, 400), np.float32), np.zeros(24, np.int64)
+    options = {"norms": "linf", "epsilons": [0.2], "bounds": (0, 1), "steps": 5, "restarts": 1, "adaptive": False}
+    found = {finding.check: finding for finding in evaluate(model, (x, y), **options).findings}
+    assert found["gradient-agreement"].verdict == "ok", found["gradient-agreement"]
+
+
 def test_a_margin_that_falls_only_just_before_the_boundary_is_noticed(small_net, digits):
     found = verdicts(Wrapped(small_net, after=moat), digits, steps=5, adaptive=False)
     assert found["boundary-jump"].verdict == "distrust"
