@@ -76,6 +76,13 @@ def test_a_large_tensor_is_read_and_written_once_per_block():
     assert (norms, scalings, updates) == (2 * blocks, blocks, blocks)  # pieces, then their norm
 
 
+def test_a_norm_of_order_1_takes_few_calls_and_no_memory_for_each_piece():
+    build = functools.partial(ro.L1NormedGradientOptim, param_ndim=None)
+    calls = calls_of_a_step(build, [(4, 2**20)])  # eight pieces
+    assert not calls["aten.new_empty.default"]
+    assert calls.total() <= 130
+
+
 def test_a_step_with_every_parameter_inside_its_ball_writes_no_parameter_after_the_update():
     params = [torch.zeros(8, 5000, requires_grad=True)]
     params[0].grad = torch.ones(8, 5000)

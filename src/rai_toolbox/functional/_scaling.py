@@ -23,16 +23,7 @@ from rai_toolbox.functional._layout import BLOCK_NUMEL, as_rows, block_indices, 
 from rai_toolbox.functional._norms import TINY, check_floating, check_order
 from rai_toolbox.kernels._factors import NormFactor
 from rai_toolbox.kernels._machine import is_on_cpu
-from rai_toolbox.kernels._norms import (
-    SUM_SCRATCH_NUMEL,
-    is_summed,
-    piece_length,
-    safe_factors,
-    safe_range,
-    scratch_dtype,
-    summed_norms,
-)
-from rai_toolbox.kernels._scratch import kept_memory
+from rai_toolbox.kernels._norms import is_summed, piece_length, safe_factors, safe_range, summed_norms
 from rai_toolbox.kernels._threads import share_out
 
 # Up to so many entries, norms are computed in float64 from the start.
@@ -229,9 +220,7 @@ class _Member:
         if self.is_large:
             self._norms.copy_(large_norm(rows[0], self._p))
         elif self.summed:
-            dtype = scratch_dtype(self.dtype, self._p)
-            scratch = kept_memory((min(self.numel, SUM_SCRATCH_NUMEL),), "powers", dtype)
-            self._norms.copy_(summed_norms(rows, self._p, scratch))
+            self._norms.copy_(summed_norms(rows, self._p))
         elif self.length == 1:
             self._measured.view(rows.shape).copy_(rows).abs_()
         elif self.direct:

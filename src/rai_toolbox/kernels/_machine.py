@@ -44,7 +44,7 @@ def seen(look: Callable[[], Seen], *at: object) -> Seen | None:
 
 def is_on_cpu(*xs: Tensor) -> bool:
     """Whether the form for CPUs works on these tensors."""
-    return _forced is None and all(x.device.type == "cpu" for x in xs)
+    return _forced is None and all(device.type == "cpu" for device in {x.device for x in xs})
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:

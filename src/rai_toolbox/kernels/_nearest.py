@@ -15,7 +15,7 @@ from rai_toolbox.kernels._factors import slack
 from rai_toolbox.kernels._few_left import with_few_left
 from rai_toolbox.kernels._machine import can_branch_on_values
 from rai_toolbox.kernels._multipliers import level_for_sum, poured, scale_for_square_sum, shift_for_sum
-from rai_toolbox.kernels._norms import direct_norms_of_rows, is_summed, scaled_norms, scratch_dtype, summed_norms
+from rai_toolbox.kernels._norms import direct_norms_of_rows, scaled_norms
 from rai_toolbox.kernels._portable import Bound, Number, clip, column, l2_scaled, on_simplex, with_sum
 from rai_toolbox.kernels._portable import folded as folded_anywhere
 from rai_toolbox.kernels._scratch import scratch
@@ -41,7 +41,7 @@ def nearest_in_ball(rows: Tensor, epsilon: Number, low: Bound, high: Bound, p: i
             return moved
     clipped = clip(rows, low, high)
     eps = column(epsilon, rows, torch.float64)
-    norm = (_norms(clipped, p) if sane else scaled_norms(clipped, p)).unsqueeze(1)
+    norm = (direct_norms_of_rows(clipped, p) if sane else scaled_norms(clipped, p)).unsqueeze(1)
     relative, absolute = slack(rows.dtype, rows.shape[1], p)
     outside = (norm > eps * (1 + relative) + absolute).nonzero()[:, 0]
     count = outside.numel()
@@ -75,12 +75,6 @@ def nearest_on_simplex(rows: Tensor, total: Number, in_place: bool) -> Tensor | 
     x, s = rows.double(), column(total, rows, torch.float64)
     inside = on_simplex(x, s, rows.dtype)
     return rows if bool(inside.all()) else torch.where(inside, x, with_sum(x, s, level_for_sum))
-
-
-def _norms(rows: Tensor, p: int) -> Tensor:
-    if is_summed(rows.dtype, p):  # in memory that is there
-        return summed_norms(rows, p, scratch(rows, 0, scratch_dtype(rows.dtype, p)).view(-1))
-    return direct_norms_of_rows(rows, p)
 
 
 def _moved(x: Tensor, eps: Tensor, low: Bound, high: Bound, norm: Tensor, p: int, sane: bool) -> Tensor:

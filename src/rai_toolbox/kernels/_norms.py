@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from rai_toolbox.kernels._machine import wide_dtype
+from rai_toolbox.kernels._machine import can_branch_on_values, wide_dtype
+from rai_toolbox.kernels._scratch import kept_memory
 
 # Sums of float32 over many entries lose digits (7 ulp on 1,344 equal ones, 1e-3 on 2e7): norms of pieces, then their
 # norm. Pieces of 128 to 1,344 take the same time.
@@ -22,7 +23,7 @@ _PIECE = 128
 _LITTLE_NUMEL = 2**14
 
 # The largest temporary for sums of powers: it stays in the cache (2**15 to 2**20 were tried; 2**17 is half as fast).
-SUM_SCRATCH_NUMEL = 2**20
+_SUM_SCRATCH_NUMEL = 2**20
 
 
 def direct_norms_of_rows(rows: Tensor, p: float) -> Tensor:
@@ -48,13 +49,16 @@ def is_summed(dtype: torch.dtype, p: float) -> bool:
     return p != math.inf and (p != 2 or dtype == torch.float64)
 
 
-def summed_norms(rows: Tensor, p: float, scratch: Tensor | None = None) -> Tensor:
+def summed_norms(rows: Tensor, p: float) -> Tensor:
     """The norms of rows, float64, as roots of sums of powers.
 
     torch's sums are cascades, right to an eps or two whatever the length; its norms are not: of order 1 they are off by
-    30 ulp on 1,024 entries, of order 2 by 16 in float64, and of order 1 they take 8 times as long. `scratch` (see
-    `scratch_dtype`), 1-D, spares an allocation, which costs as much as a pass over memory.
+    30 ulp on 1,024 entries, of order 2 by 16 in float64, and of order 1 they take 8 times as long.
     """
+    dtype = rows.dtype if p == 1 else torch.float64  # magnitudes need no wider one, powers do
+    size = min(rows.numel(), _SUM_SCRATCH_NUMEL)
+    is_plain = can_branch_on_values(rows)  # then there is memory: an allocation costs as much as a pass over memory
+    scratch = kept_memory((size,), "powers", dtype) if is_plain else rows.new_empty(size, dtype=dtype)
     return _root(_sums_of_powers(rows, p, scratch), p)
 
 
@@ -66,36 +70,39 @@ def row_sums(rows: Tensor) -> Tensor:
     return rows.view(rows.shape[0], -1, piece).sum(2).sum(1, keepdim=True)
 
 
-def scratch_dtype(dtype: torch.dtype, p: float) -> torch.dtype:
-    """Of the scratch of `summed_norms`: magnitudes need no wider one, powers do."""
-    return dtype if p == 1 else torch.float64
-
-
-def _sums_of_powers(rows: Tensor, p: float, scratch: Tensor | None) -> Tensor:
-    if scratch is None:
-        scratch = rows.new_empty(min(rows.numel(), SUM_SCRATCH_NUMEL), dtype=scratch_dtype(rows.dtype, p))
+def _sums_of_powers(rows: Tensor, p: float, scratch: Tensor) -> Tensor:
     piece = piece_length(rows.shape[1])
-    if piece < rows.shape[1] and rows.shape[1] % piece == 0 and rows.is_contiguous():  # fewer and simpler calls
-        return _sums_of_powers(rows.view(-1, piece), p, scratch).view(rows.shape[0], -1).sum(1)
-    columns = min(rows.shape[1], scratch.numel())
-    lines = max(1, scratch.numel() // max(1, columns))
+    is_cut = piece < rows.shape[1] and rows.shape[1] % piece == 0 and rows.is_contiguous()
     little = rows.numel() <= _LITTLE_NUMEL
     accumulate = torch.float64 if little else torch.promote_types(scratch.dtype, torch.float32)
+    if is_cut or piece == rows.shape[1]:  # fewer and simpler calls
+        sums = []
+        pieces = rows.view(-1, piece) if is_cut else rows
+        for part in pieces.split(scratch.numel() // piece):
+            sums.append(_powers(part, p, scratch).sum(1, dtype=accumulate))  # noqa: PERF401 - the memory is one
+        total = torch.cat(sums) if len(sums) > 1 else sums[0]
+        return total.view(rows.shape[0], -1).sum(1, dtype=torch.float64) if is_cut else total.double()
+    columns = min(rows.shape[1], scratch.numel())
+    lines = max(1, scratch.numel() // max(1, columns))
     sums = rows.new_zeros(rows.shape[0], dtype=torch.float64)
     for some, total in zip(rows.split(lines), sums.split(lines), strict=True):
         for part in some.split(columns, 1):
-            powers = scratch[: part.numel()].view(part.shape)
-            if part.dtype == powers.dtype:
-                torch.abs(part, out=powers)
-            else:
-                powers.copy_(part).abs_()
-            if p != 1:
-                powers.pow_(p)
+            powers = _powers(part, p, scratch)
             cut = part.shape[1] // piece * piece
             total += powers[:, :cut].unflatten(1, (-1, piece)).sum(2, dtype=accumulate).sum(1, dtype=torch.float64)
             if cut < part.shape[1]:
                 total += powers[:, cut:].sum(1, dtype=accumulate)
     return sums
+
+
+def _powers(part: Tensor, p: float, scratch: Tensor) -> Tensor:
+    """The powers of magnitudes, in scratch memory."""
+    powers = scratch[: part.numel()].view(part.shape)
+    if part.dtype == powers.dtype:
+        torch.abs(part, out=powers)
+    else:
+        powers.copy_(part).abs_()
+    return powers if p == 1 else powers.pow_(p)
 
 
 def _root(total: Tensor, p: float) -> Tensor:
