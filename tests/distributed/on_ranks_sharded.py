@@ -138,10 +138,9 @@ _SENDING_NOTHING: Any = (
 def sharded(x: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> DTensor:
     """Cut a tensor that every rank has; nothing is sent."""
     part = x
-    ordinary = [p if isinstance(p, (Shard, Replicate)) else Replicate() for p in placements]
-    if list(placements) == ordinary:
+    if not any(isinstance(p, _StridedShard) for p in placements):
         return distribute_tensor(x, mesh, placements, **_SENDING_NOTHING)
-    # As fully_shard does: first the inner, tensor-parallel cut, then chunks of its parts.
+    # As fully_shard does: first the inner, tensor-parallel cut, then chunks of its parts. (Torch 2.9 cuts otherwise.)
     outer, inner = mesh["outer"], mesh["inner"]
     part = distribute_tensor(x, inner, [Shard(0)], **_SENDING_NOTHING).to_local()
     part = distribute_tensor(part.contiguous(), outer, [Shard(0)], **_SENDING_NOTHING).to_local()

@@ -127,6 +127,7 @@ def _work(rank: int, size: int, meeting_point: str, connection: multiprocessing.
 
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "DTensor random operators may not have complete support")  # of torch 2.6
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch 2.9, by its own checkpoints
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(
