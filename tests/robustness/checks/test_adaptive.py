@@ -94,3 +94,23 @@ def test_attacks_that_changed_the_curve_must_agree_between_the_reported_radii_to
     doubts = tuple(Finding(check, check, "distrust", "So.") for check in ("boundary-jump", "stronger-attacks"))
     found = judged(doubts, {"l2": attacks}, {"l2": (1.0, 2.0)})
     assert [finding.verdict for finding in found] == [verdict, verdict]
+
+
+@pytest.mark.parametrize(
+    ("solvers", "second", "verdict"),
+    [(3.0, 1.31, "warning"), (3.0, 1.9, "distrust"), (1.3, 3.0, "distrust")],
+    ids=["two lowered it and agree", "one alone lowered it", "one found what the solvers had found"],
+)
+def test_what_blind_search_found_is_answered_by_two_attacks_that_lowered_the_curve(solvers, second, verdict):
+    attacks = {"solvers": np.full(20, solvers), "differences": np.full(20, 1.3), "decisions": np.full(20, second)}
+    doubts = tuple(Finding(check, check, "distrust", "So.") for check in ("gradient-masking", "stronger-attacks"))
+    masking, _ = judged(doubts, {"l2": attacks}, {"l2": (1.0, 2.0)})
+    assert masking.verdict == verdict
+
+
+@pytest.mark.parametrize(("found", "told"), [(3.0, "found no more"), (1.3, "those of stronger attacks")])
+def test_a_warning_says_whose_figures_are_reported(found, told):
+    attacks = {"solvers": np.full(20, 3.0), "differences": np.full(20, found), "decisions": np.full(20, found)}
+    (agreement,) = judged((Finding("bpda", "bpda", "distrust", "So."),), {"l2": attacks}, {"l2": (1.0, 2.0)})
+    assert agreement.verdict == "warning"
+    assert told in agreement.summary

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rai_toolbox.robustness._results import Finding
+from rai_toolbox.robustness._results import Finding, Verdict
 from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult
 
 _NAME = "stronger-attacks"
@@ -19,7 +19,10 @@ _DOUBTS = (
 )  # fmt: skip
 # Of these, what agreeing attacks answer; that there is no gradient, or a false one, stays as it is.
 _ANSWERED = ("gradient-agreement", "boundary-jump", "finite-differences", "bpda", "transfer")
+# What they answer only where they changed the curve, and agree without the solvers.
+_ANSWERED_ANEW = "gradient-masking"
 _CLOSE = 0.05
+_SMALL = 0.01
 # Into how many parts the way from one reported epsilon to the next is cut.
 _PARTS = 4
 
@@ -57,32 +60,42 @@ def judged(
         for number, name in enumerate(names):
             evidence[f"nearest errors found by {name} ({norm})"] = int((broken & (first == number)).sum())
     # Where the curve is another one now, attacks must agree between the reported radii too.
-    parts = 1 if drop <= _CLOSE else _PARTS
-    gap = max(
-        (_gap(list(by_attack.values()), _radii(grids[norm], parts)) for norm, by_attack in attacks.items()), default=0.0
-    )
+    changed = drop > _CLOSE
+    radii = {norm: _radii(grids[norm], _PARTS if changed else 1) for norm in attacks}
+    gap = max((_gap(list(found.values()), radii[norm]) for norm, found in attacks.items()), default=0.0)
     agree = gap <= _CLOSE
-    if drop <= 0.01:
-        told = "Stronger attacks found no more: the solvers did not need that gradient."
-        verdict = "warning"
-    elif not agree and drop <= _CLOSE:
-        told = f"Stronger attacks lowered the curve by up to {drop:.2f}: the solvers had found nearly all of it."
-        verdict = "warning"
-    elif not agree:
-        told = f"Stronger attacks lowered the curve by up to {drop:.2f}, and differ among each other by {gap:.2f}."
-        verdict = "distrust"
-    else:
-        told = f"Stronger attacks lowered the curve by up to {drop:.2f}, and two kinds of them agree within {gap:.2f}."
-        verdict = "warning"
+    answered = _ANSWERED if agree else ()
+    # The first attack is the solvers.
+    if (
+        agree
+        and changed
+        and all(_gap(list(found.values())[1:], radii[norm]) <= _CLOSE for norm, found in attacks.items())
+    ):
+        answered += (_ANSWERED_ANEW,)
+    verdict, told = _told(drop, gap)
+    more = "The figures are those of stronger attacks now, which agree."
+    if drop <= _SMALL:
+        more = "Stronger attacks found no more, so the figures stand."
     after = []
     for finding in findings:
         if finding.check == _NAME:
             finding = replace(finding, verdict=verdict, summary=told, evidence=evidence)
-        elif agree and finding.check in _ANSWERED and finding.verdict == "distrust":
-            more = "The figures are now those of stronger attacks, which agree."
+        elif finding.check in answered and finding.verdict == "distrust":
             finding = replace(finding, verdict="warning", summary=f"{finding.summary} {more}")
         after.append(finding)
     return tuple(after)
+
+
+def _told(drop: float, gap: float) -> tuple[Verdict, str]:
+    """Return the verdict on a curve that was lowered by `drop`, by attacks of which the two best differ by `gap`."""
+    if drop <= _SMALL:
+        return "warning", "Stronger attacks, which do without the model's gradient, found no more than the solvers."
+    lowered = f"Stronger attacks lowered the curve by up to {drop:.2f}"
+    if gap <= _CLOSE:
+        return "warning", f"{lowered}, and the two best agree within {gap:.2f}: the figures are theirs."
+    if drop <= _CLOSE:
+        return "warning", f"{lowered}: the solvers had found nearly all errors."
+    return "distrust", f"{lowered}, and the two best differ by up to {gap:.2f}: the true curve may be lower still."
 
 
 def _gap(distances: Sequence[NDArray], radii: NDArray) -> float:

@@ -245,9 +245,9 @@ def _concerned(evaluation: Results, norm: str) -> tuple[str, str] | None:
     """Return the gravest verdict on a curve, and the checks that say so: those of other curves are left out."""
     for verdict, words in (("distrust", "Do not trust this curve"), ("warning", "Read these warnings first")):
         checks = [finding.check for finding in evaluation.findings if finding.verdict == verdict]
-        others = tuple(f"({other})" for other in evaluation.curves if other != norm)
+        others = [f"({other})" for other in evaluation.curves if other != norm]
         summaries = {finding.check: finding.summary for finding in evaluation.findings}
-        checks = [check for check in checks if not summaries[check].endswith(others)]
+        checks = [check for check in checks if not any(other in summaries[check] for other in others)]
         if checks:
             return verdict, f"{words}: {', '.join(checks)}."
     return None
