@@ -124,8 +124,21 @@ def test_gradients_that_vanish_are_noticed(small_net, digits):
         # A staircase whose treads rise by next to nothing.
         return (x * 4).round() / 4 + 1e-7 * x
 
-    found = verdicts(Wrapped(small_net, before=flat_steps), digits)
+    found = verdicts(Wrapped(small_net, before=flat_steps), digits, adaptive=False)
     assert found["zero-gradients"].evidence["share_vanishing"] > 0.9
+    assert found["zero-gradients"].verdict == "warning"
+    assert found["gradient-agreement"].verdict == "distrust"
+
+
+def test_probabilities_of_a_confident_network_are_no_reason_to_distrust(small_net, digits):
+    def confident(logits):
+        return (2 * logits).softmax(dim=1)
+
+    options = {"epsilons": [0.3], "steps": 5, "restarts": 1, "adaptive": False}
+    found = verdicts(Wrapped(small_net, after=confident), digits, **options)
+    assert found["zero-gradients"].evidence["share_vanishing"] > 0.1
+    assert found["zero-gradients"].verdict == "warning"
+    assert found["gradient-agreement"].verdict == "ok"
 
 
 def test_a_gradient_that_is_honest_at_the_samples_alone_is_noticed(small_net, digits):

@@ -110,8 +110,11 @@ def _gradients(context: CheckContext) -> CheckResult:
     if useless == 0:
         return CheckResult("ok", "Every sample tried has a gradient that is not zero.", evidence)
     message = ", ".join(f"{name.replace('_', ' ')} for {100 * share:.0f} %" for name, share in shares.items() if share)
+    # A faint gradient still points somewhere, and the solvers take its direction alone: whether that is right is what
+    # gradient-agreement measures.
+    lost = shares["zero"] + shares["not_finite"]
     return CheckResult(
-        "distrust" if useless >= 0.1 else "warning", f"The gradient is {message} of the samples tried.", evidence
+        "distrust" if lost >= 0.1 else "warning", f"The gradient is {message} of the samples tried.", evidence
     )
 
 
