@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import linprog
 from solver_optima import nearest_error, trained  # pyright: ignore[reportMissingImports]
 
-from rai_toolbox.perturbations import minimum_norm
+from rai_toolbox.perturbations import minimum_norm, worst_case
 
 QUICK = [("wine", (12,), "linf"), ("breast_cancer", (10,), "linf"), ("wine", (), "l1"), ("wine", (12,), "l1")]
 SLOW = [
     (name, hidden, norm)
     for name, hidden in (
-        ("wine", (12,)), ("wine", (100,)), ("wine", (50, 50)), ("breast_cancer", (100,)), ("digits", (10,)),
+        ("wine", (12,)), ("wine", (100,)), ("wine", (50, 50)), ("breast_cancer", (100,)),
+        ("breast_cancer", (50, 50)), ("digits", (10,)),
         ("digits", ()), ("wine", ()),
     )
     for norm in ("linf", "l1")
@@ -55,3 +58,29 @@ def test_changed_entries_of_a_linear_model_in_a_box_are_as_few_as_can_be():
             across = (row @ datum + bias[other] - bias[label] + gain > 0).nonzero()
             fewest = min([fewest, *(across[:1, 0] + 1.0).tolist()])
         assert distance == fewest
+
+
+def nearest_of_a_class(weight, bias, datum, wanted):
+    """In Linf, for a linear model in [0, 1]: the distance at which the wanted class's logit is the largest, by LP."""
+    others, d = [k for k in range(len(bias)) if k != wanted], len(datum)
+    rise = weight[others] - weight[wanted]
+    rules = np.block(
+        [[rise, np.zeros((len(others), 1))], [np.eye(d), -np.ones((d, 1))], [-np.eye(d), -np.ones((d, 1))]]
+    )
+    most = np.concatenate([bias[wanted] - bias[others] - rise @ datum, np.zeros(2 * d)])
+    box = [*zip(-datum, 1 - datum, strict=True), (0, None)]
+    return linprog(np.r_[np.zeros(d), 1.0], A_ub=rules, b_ub=most, bounds=box).fun
+
+
+def test_where_several_classes_have_to_be_passed_at_once_the_nearest_point_is_that_of_a_linear_program():
+    model, x, y = trained("wine", (), 16)
+    wanted = (y + 1 + torch.arange(16) % 2) % 3
+    layer = model[0].weight.detach().numpy(), model[0].bias.detach().numpy()
+    known = torch.tensor(
+        [nearest_of_a_class(*layer, *one) for one in zip(x.numpy(), wanted.tolist(), strict=True)], dtype=torch.float64
+    )
+    found = minimum_norm(model, x, wanted, norm="linf", bounds=(0.0, 1.0), targeted=True).distances
+    assert (found / known).min() > 1 - 1e-6
+    assert (found / known).max() < 1.005
+    fixed = worst_case(model, x, wanted, norm="linf", epsilon=1.05 * known, bounds=(0.0, 1.0), targeted=True)
+    assert fixed.success.all()

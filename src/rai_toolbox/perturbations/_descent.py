@@ -72,6 +72,7 @@ def descend(
     widen: float = 1.0,
     scale: float = 1.0,
     sparse: bool = False,
+    signs: float = 1.0,
     patience: int | None = None,
     done: Callable[[Tensor], Tensor] | None = None,
     spent: Tensor | None = None,
@@ -87,6 +88,8 @@ def descend(
     scale: of the length of the steps.
     sparse: steps along few entries, a third as many as are changed. For L1: finds other optima than dense steps do. As
         long as the ball is wide, with gradients at random points around.
+    signs: the share of the steps that go along the signs of the gradient in Linf; later steps are in proportion to it.
+        At a kink of the loss the gradients of its sides cancel out where an entry is best, their signs do not.
     patience: after so many steps, rows are given up that have not crossed the boundary.
     done: says of rows which need no further search; asked every few steps.
     spent, shape (N,): counts the evaluations of each row of the problem.
@@ -119,7 +122,9 @@ def descend(
         else:
             answer = problem.ask(walk.rows, walk.x, loss_fn, stream + step)
             here = nearest.update(walk.rows, walk.x, answer.score, answer.achieved)
-        _step(problem.norm, nearest, around, walk, answer, here, step / steps, radius is None, wide, scale, sparse)
+        proportional = problem.norm == "linf" and step >= signs * steps
+        move = _sparse_move if sparse else _proportional_move if proportional else _steepest_move
+        _step(problem.norm, nearest, around, walk, answer, here, step / steps, radius is None, wide, scale, move)
         del answer
     if spent is not None:
         spent[walk.rows] += steps - counted
@@ -135,7 +140,7 @@ def _leaving(walk: _Walk, step: int, patience: int | None, done: Callable[[Tenso
 
 def _step(
     norm: str, nearest: NearestFound, around: Ball, walk: _Walk, answer: Answer, here: Tensor | None, progress: float,
-    guess: bool, wide: float, scale: float, sparse: bool,
+    guess: bool, wide: float, scale: float, move: _Move,
 ) -> None:  # fmt: skip
     """Adapt the radius, take a step, and project on ball and box.
 
@@ -152,9 +157,8 @@ def _step(
     length = scale * (last + (first - last) * shrink)
 
     def moved(ball: Ball, part: slice) -> Tensor:
-        x, grad = walk.x[part], answer.grad[part]
-        move = _sparsely(ball.free(grad, x), x != ball.data) if sparse else ball.steepest(grad)
-        return ball.project_(ball.delta(x) + move * (ball.radius * length))
+        x = walk.x[part]
+        return ball.project_(ball.delta(x) + move(ball, answer.grad[part], x) * (ball.radius * length))
 
     walk.x = ball.by_blocks(moved)
 
@@ -178,9 +182,24 @@ def _next_radius(
     return torch.where(across, nearer, wider)
 
 
-def _sparsely(grad: Tensor, changed: Tensor) -> Tensor:
-    # Signs of the largest entries, a third as many as are changed.
-    return signs_of_largest(grad, ((changed.sum(dim=1) + 2) // 3).clamp_min_(1))
+#: The direction of a step: from the ball, the gradient and the points.
+_Move = Callable[[Ball, Tensor, Tensor], Tensor]
+
+
+def _steepest_move(ball: Ball, grad: Tensor, x: Tensor) -> Tensor:
+    return ball.steepest(grad)
+
+
+def _proportional_move(ball: Ball, grad: Tensor, x: Tensor) -> Tensor:
+    # As long on average as the signs.
+    grad = grad.to(ball.dtype)
+    return grad / grad.abs().mean(dim=1, keepdim=True).clamp_min_(torch.finfo(grad.dtype).tiny)
+
+
+def _sparse_move(ball: Ball, grad: Tensor, x: Tensor) -> Tensor:
+    # Signs of the largest entries that have room, a third as many as are changed.
+    changed = (x != ball.data).sum(dim=1)
+    return signs_of_largest(ball.free(grad, x), ((changed + 2) // 3).clamp_min_(1))
 
 
 def to_fewest(

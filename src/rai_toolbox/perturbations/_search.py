@@ -43,7 +43,8 @@ class _Run:
     `rank`: for which class, 0 the one that came nearest so far; None: for any. `radius`: of the ball around the datum
     that a random start is drawn from, in units of the nearest distance known; None: start at the nearest point known.
     `turned`: the share of that point's entries that are reflected at the datum at most (L1: put back), at random.
-    `scale`: of the first step. `sparse`: with sparse steps. `long`: how many times the usual steps it takes.
+    `scale`: of the first step. `sparse`: with sparse steps. `signs`: the share of its steps
+    that go along signs in Linf, if there is one loss for all runs. `long`: how many times the usual steps it takes.
     """
 
     rank: int | None = None
@@ -51,6 +52,7 @@ class _Run:
     turned: float = 0.0
     scale: float = 1.0
     sparse: bool = False
+    signs: float = 1.0
     long: float = 1.0
 
 
@@ -60,7 +62,7 @@ _LATER = (
     _Run(radius=5.0),
     _Run(rank=0, radius=3.0),
     _Run(radius=12.0),
-    _Run(scale=_CAREFULLY),
+    _Run(scale=_CAREFULLY, signs=0.5),
     _Run(rank=1, radius=3.0),
     _Run(radius=25.0),
     _Run(rank=2, radius=5.0),
@@ -190,10 +192,12 @@ class Search:
             rank = None if how.rank is None else self._ranked(rows, how.rank)
             radius = torch.minimum((how.radius or 1.0) * self._known(rows), problem.farthest(rows))
         loss = losses.any_class if rank is None else losses.of(rows, rank)
+        # A loss for all classes has kinks of its own, as where a target has to pass several at once.
+        signs = how.signs if losses.count == 1 else 1.0
         found = descend(
             problem, self._walks_to, rows, lambda: self._start(problem, rows, how, stream, radius), loss,
             steps=steps, stream=stream, farthest=problem.farthest(rows),
-            limit=limit, radius=radius, widen=how.radius or 1.0, scale=how.scale, sparse=how.sparse,
+            limit=limit, radius=radius, widen=how.radius or 1.0, scale=how.scale, sparse=how.sparse, signs=signs,
             done=self._done, spent=self._spent, patience=max(1, steps // 2) if self._sweeps_all else None,
         )  # fmt: skip
         if rank is not None:
@@ -275,6 +279,6 @@ class Search:
         descend(
             problem, nearest, rows, lambda: nearest.x[rows], losses.any_class, steps=3 * steps // 2 - linear,
             stream=_END + MOST_STEPS // 2, farthest=problem.farthest(rows),
-            limit=self._limit[rows], radius=nearest.distance[rows], scale=_CAREFULLY, done=self._done,
+            limit=self._limit[rows], radius=nearest.distance[rows], scale=_CAREFULLY, signs=0.0, done=self._done,
         )  # fmt: skip
         nearest.bisect(rows, _BISECTIONS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,8 @@ from zoo import moat
 from rai_toolbox.perturbations import Solution, minimum_norm, worst_case
 from rai_toolbox.robustness import evaluate
 from rai_toolbox.robustness.attack import _solver
+from rai_toolbox.robustness.checks import _search_checks
+from rai_toolbox.robustness.run import _run
 
 
 class Wrapped(nn.Module):
@@ -203,6 +207,34 @@ def test_a_search_that_is_cut_short_is_noticed(small_net, digits, norm):
     assert evidence["median_distance_of_the_longer_search"] < evidence["median_distance_found"]
     assert f"breaks {evidence['samples_broken_nearer']} of {evidence['samples']} samples" in found.summary
     assert " 0 " not in found.summary
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "verdict"),
+    [
+        ({"steps": 5, "restarts": 1}, 1, "ok"),
+        ({"steps": 5, "restarts": 1}, 2, "warning"),
+        ({}, 3, "ok"),
+        ({}, 4, "warning"),
+    ],
+)
+def test_two_searches_of_one_length_may_each_miss_a_few_errors(small_net, digits, monkeypatch, sizes, count, verdict):
+    left = [count]
+
+    def breaks_a_few(subject, x, target, *, epsilon=None, **options):
+        few = np.full(len(x), np.inf)
+        if epsilon is not None:
+            few[: left[0]] = 0.0
+            left[0] -= int((few == 0).sum())
+        return SimpleNamespace(distance=few)
+
+    monkeypatch.setattr(_search_checks, "run_solver", breaks_a_few)
+    monkeypatch.setattr(_run, "CHECKS", tuple(check for check in _run.CHECKS if check.name == "convergence"))
+    x, y = digits
+    result = evaluate(small_net, (x[:24], y[:24]), norms="linf", epsilons=[0.05, 0.1], average=0, **sizes)
+    (found,) = result.findings
+    assert found.verdict == verdict
+    assert found.evidence["samples_broken_nearer"] == count
 
 
 def test_a_search_that_missed_much_is_not_to_be_trusted(small_net, digits, monkeypatch):

@@ -23,6 +23,9 @@ _PLAIN_STEPS = 10
 _CLOSE, _FAR = 0.02, 0.1
 _SUBSET = 48
 _LOOKED_AT, _TRIED_AGAIN = 6, 16
+# So many samples that are broken nearer say that a search is too short: if it was shorter than the one it is compared
+# with, and if it was as long, where each finds some that the other misses.
+_IF_SHORTER, _IF_AS_LONG = 2, 4
 # Of how many samples the loss should rise: of a few first, of all where it does not.
 _FIRST, _ALL = 12, 64
 
@@ -125,8 +128,9 @@ def _convergence(context: CheckContext, norm: Norm) -> CheckResult:
         "restarts_of_the_longer_search": restarts,
         "samples_broken_nearer": int(broken.sum()),
     }
-    if broken.sum() < 2:  # one may always be missed
-        count = "none" if not broken.any() else "one"
+    shorter = sizes.steps * sizes.restarts < steps * restarts
+    if broken.sum() < (_IF_SHORTER if shorter else _IF_AS_LONG):
+        count = ("none", "one", "two", "three")[int(broken.sum())]
         return CheckResult(
             "ok", f"A search of {steps * restarts} passes breaks {count} of {tried} samples {nearer}.", evidence
         )
