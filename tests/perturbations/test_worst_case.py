@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rai_toolbox.functional import project_l2_ball
-from rai_toolbox.kernels._points import scaled_into_ball
+from rai_toolbox.functional import project_l1_ball, project_l2_ball
+from rai_toolbox.kernels._points import scaled_into_ball, shrunk_into_ball
 from rai_toolbox.perturbations import worst_case
 
 
@@ -52,8 +52,34 @@ def test_a_point_out_of_the_range_of_squares_is_left_to_the_exact_projection() -
         assert scaled_into_ball(torch.full((2, 3), delta), torch.full((2, 1), radius), None, None) is None
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_a_sample_far_from_every_error_is_given_up_after_a_third_of_the_passes(norm: Literal["linf", "l2"]) -> None:
+@pytest.mark.parametrize("length", [1, 2, 60])
+@pytest.mark.parametrize("radius", [1e-3, 0.3, 2.0, 50.0])
+def test_a_point_shrunk_into_ball_and_box_is_the_nearest_one_whatever_the_batch(length: int, radius: float) -> None:
+    some = torch.Generator().manual_seed(length)
+    x = torch.rand(50, length, generator=some).round(decimals=1)
+    delta = radius * torch.randn(50, length, generator=some) * torch.logspace(-3, 2, 50)[:, None]
+    radii, low, high = torch.full((50, 1), radius), -x, 1 - x
+    found, rest = shrunk_into_ball(delta, radii, low, high)
+    assert not set(rest.tolist()) & set((delta.abs().amax(1) < 32 * radius).nonzero()[:, 0].tolist())
+    trusted = torch.ones(50, dtype=torch.bool).index_fill_(0, rest, False)
+    expected = project_l1_ball(delta, radius, param_ndim=1, lower=low, upper=high)
+    torch.testing.assert_close(found[trusted], expected[trusted], rtol=1e-6, atol=1e-5 * radius)
+    assert (found.double().abs().sum(1)[trusted] <= radius * (1 + 1e-6)).all()
+    alone = [shrunk_into_ball(delta[i : i + 1], radii[:1], low[i : i + 1], high[i : i + 1])[0] for i in range(50)]
+    assert torch.equal(torch.cat(alone)[trusted], found[trusted])
+
+
+def test_rows_beyond_single_precision_are_left_to_the_exact_projection_and_these_alone() -> None:
+    delta = torch.tensor([[1e25, 1.0], [float("nan"), 1.0], [0.4, 0.3], [float("inf"), 0.0], [0.8, 0.8]])
+    radii = torch.tensor([[1.0], [1.0], [1.0], [1.0], [0.0]])
+    _, rest = shrunk_into_ball(delta, radii, torch.full((5, 2), -1.0), torch.full((5, 2), 1.0))
+    assert rest.tolist() == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_sample_far_from_every_error_is_given_up_after_a_third_of_the_passes(
+    norm: Literal["linf", "l2", "l1"],
+) -> None:
     model = Linear(10, 20)
     x = torch.randn(6, 20, generator=torch.Generator().manual_seed(4))
     y = model(x).argmax(1)

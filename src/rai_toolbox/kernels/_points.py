@@ -21,8 +21,9 @@ _LOOK_EVERY = 8
 # How many entries are worked on together on a CPU: what lies between, in float64, is many times as large as they are.
 _BLOCK = 2**18
 
-# For the nearest point of a ball and a box in L2: Newton's steps at most, where they end, and the range of radii.
-_NEWTON_STEPS, _NEAR_ENOUGH, _SAFE = 30, 1e-5, 1e12
+# For the nearest point of a ball and a box: Newton's steps at most, where they end, the range of radii, and, in L1, of
+# how many radii an entry may be for its digits to do.
+_NEWTON_STEPS, _NEAR_ENOUGH, _SAFE, _FEW_RADII = 30, 1e-5, 1e12, 32.0
 
 _ORDERS = {"l1": 1, "l2": 2, "linf": -1, "l0": 0}
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -183,6 +184,40 @@ def scaled_into_ball(delta: Tensor, radius: Tensor, low: Tensor | None, high: Te
         free = squares.masked_fill_(clipped != scaled, 0.0).sum(dim=1, keepdim=True).clamp_min_(1 / _SAFE**2)
         t = (t * (left / free).clamp_min_(0.0).add_(1.0).sqrt_()).clamp_max_(1.0)
     return None
+
+
+def shrunk_into_ball(delta: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """clip(sign(δ) max(|δ| - θ, 0), low, high), θ ≥ 0, with the L1 norm `radius` or less: the nearest of ball ∩ box.
+
+    Up to `_NEAR_ENOUGH` of the radius; never beyond it but for rounding. Second, the numbers of the rows for which
+    single precision might not do, or which hold NaN: what is returned for them is of no use.
+
+    low ≤ 0 ≤ high; where looking at values is free. The norm falls in θ along lines: Newton's steps, and half of the
+    bracket where they leave it.
+    """
+    size, room = delta.abs(), torch.where(delta > 0, high, low).abs_()
+    top = size.amax(dim=1, keepdim=True)
+    sane = (top <= _FEW_RADII * radius) & (radius > 1 / _SAFE) & (radius < _SAFE)
+    near = radius * (_NEAR_ENOUGH / 2)
+    aim = radius - near
+    theta = bottom = torch.full_like(top, torch.finfo(top.dtype).tiny)  # not 0: entries that are 0 are not free
+    done, work, left = ~sane, torch.empty_like(size), torch.empty_like(size)
+    for step in range(_NEWTON_STEPS):
+        torch.sub(size, theta, out=work)
+        torch.minimum(torch.clamp_min(work, 0, out=left), room, out=left)
+        excess = left.sum(dim=1, keepdim=True).sub_(aim)
+        done |= (excess if step == 0 else excess.abs()) <= near
+        if bool(done.all()):
+            break
+        free = torch.eq(left, work, out=work).sum(dim=1, keepdim=True)
+        above = excess > 0
+        bottom, top = torch.where(above, theta, bottom), torch.where(above, top, theta)
+        new = excess.div_(free).add_(theta)
+        new = torch.where((new > bottom) & (new < top), new, torch.lerp(bottom, top, 0.5))
+        theta = torch.where(done, theta, new)
+    else:
+        torch.minimum(size.sub_(torch.where(done, theta, top)).relu_(), room, out=left)
+    return left.copysign_(delta), (~sane[:, 0]).nonzero()[:, 0]
 
 
 def put_rows_(into: Sequence[Tensor], rows: Tensor, mask: Tensor, values: Sequence[Tensor]) -> None:

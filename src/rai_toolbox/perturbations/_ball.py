@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional._projections import project_l1_ball_, project_l2_ball_
-from rai_toolbox.kernels._points import by_blocks, is_one_block, land, scaled_into_ball, unit_l2
+from rai_toolbox.kernels._machine import can_branch_on_values
+from rai_toolbox.kernels._points import by_blocks, is_one_block, land, scaled_into_ball, shrunk_into_ball, unit_l2
 
 NORMS = ("l1", "l2", "linf", "l0")
 
@@ -113,7 +114,7 @@ class Ball:
 
     def nearest(self, x: Tensor) -> Tensor:
         """`land(project_(x - data))`."""
-        return self.land(self.project_(self.delta(x)))
+        return self.by_blocks(lambda ball, part: ball.project_(ball.delta(x[part])))
 
     def steepest(self, grad: Tensor) -> Tensor:
         """The unit perturbation that a linear function with this gradient grows fastest along (L1 and L0: of L2)."""
@@ -171,8 +172,17 @@ def _project_l2(delta: Tensor, epsilon: Tensor, low: Tensor | None, high: Tensor
     return project_l2_ball_(delta, epsilon[:, 0], lower=low, upper=high) if moved is None else moved
 
 
+def _project_l1(delta: Tensor, epsilon: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+    if low is None or high is None or not can_branch_on_values(delta) or not delta.numel():
+        return project_l1_ball_(delta, epsilon[:, 0], lower=low, upper=high)
+    moved, rest = shrunk_into_ball(delta, epsilon, low, high)
+    if len(rest):
+        moved[rest] = project_l1_ball_(delta[rest], epsilon[rest, 0], lower=low[rest], upper=high[rest])
+    return moved
+
+
 _PROJECTIONS: dict[str, Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]] = {
-    "l1": lambda delta, epsilon, low, high: project_l1_ball_(delta, epsilon[:, 0], lower=low, upper=high),
+    "l1": _project_l1,
     "l2": _project_l2,
     "l0": _project_l0,
 }

@@ -13,14 +13,20 @@ from rai_toolbox.perturbations._nearest_found import NearestFound
 
 # Of (a, b): another run is made if the nearest known error is at most 1 + a + b radii away when no step is spent, at
 # most 1 + b when all are. Later runs of `minimum_norm` showed how much nearer they come.
-_SLACK = {"linf": (0.4, 0.02), "l2": (0.8, 0.02), "l1": (2.5, 0.05)}
+_SLACK = {"linf": (0.4, 0.02), "l2": (0.8, 0.02), "l1": (0.8, 0.05)}
 
-# In Linf and L2, each row has a run for so many classes, and then so many runs from far outside. (On six networks 2,230
-# samples withstood Auto-PGD: runs for the three classes broke 69, those for six others none, those from afar 42.)
-_CLASSES, _FROM_AFAR = 3, 3
-# After `_LATEST` runs from far outside, a row is given up that would not come within the radius in the runs that are
-# left, at `_PACE` times the speed of the latest ones, in radii a run, and `_LEAST_SPEED`.
-_LATEST, _PACE, _LEAST_SPEED = 4, 3.0, {"linf": 0.0012, "l2": 0.004}
+# But in L0, each row has a run for so many classes, and then so many runs from far outside. (On six networks 2,230
+# samples withstood Auto-PGD in Linf and L2: runs for the three classes broke 69, those for six others none, those from
+# afar 42. In L1 what the first run from afar leaves more than .31 radii outside, no later one broke.)
+_CLASSES, _FROM_AFAR = 3, {"linf": 3, "l2": 3, "l1": 1}
+# After `_LATEST` runs from far outside, a row is given up that would not come within the radius in as many runs as it
+# has evaluations for, at `_PACE` times the speed of the latest ones, in radii a run, and `_LEAST_SPEED`.
+_LATEST = 4
+_PACE, _LEAST_SPEED = {"linf": 3.0, "l2": 3.0, "l1": 1.0}, {"linf": 0.0006, "l2": 0.002, "l1": 0.006}
+# In L1, for rows whose nearest error is at most `_JUST_OUTSIDE` radii outside, and no nearer for `_LATEST` runs, every
+# second run from then on is Auto-PGD within the ball, of `_LONG` times the steps: walks end at few entries that change
+# much, which need not be the nearest error.
+_JUST_OUTSIDE, _LONG = 0.05, 2
 
 
 class Promising:
@@ -29,7 +35,7 @@ class Promising:
     nearest: the nearest points found.
     radii, shape (N,)
     classes: how many classes have a run of their own.
-    restarts: how many runs are made at most.
+    runs: as many evaluations as these take are made at most.
     tried: the classes were tried already, from inside the ball.
     in_turn: every class has its run first.
     """
@@ -42,13 +48,13 @@ class Promising:
         nearest: NearestFound,
         radii: Tensor,
         classes: int,
-        restarts: int,
+        runs: int,
         *,
         tried: bool,
         in_turn: bool,
     ) -> None:
         self._norm, self._nearest, self._radii = norm, nearest, radii
-        self._classes, self._restarts, self._tried = classes, restarts, tried
+        self._classes, self._runs, self._tried = classes, runs, tried
         self._in_turn = (in_turn and not tried) or norm not in _LEAST_SPEED
         # Before each of the latest runs: how many radii the nearest error was outside.
         self._gaps = radii.new_full((_LATEST, len(radii)), torch.inf)
@@ -75,11 +81,21 @@ class Promising:
         if later >= 0:
             self._gaps[number % _LATEST] = gaps
         certain = number < (self._classes if self._in_turn else _CLASSES)
-        if certain or (0 <= later < _FROM_AFAR and not self._in_turn):
+        if certain or (0 <= later < _FROM_AFAR[self._norm] and not self._in_turn):
             return rows
         wide, narrow = _SLACK[self._norm]
         worth = gaps <= narrow + wide * (1 - spent).clamp_min(0) ** 3
         if later >= _LATEST and self._norm in _LEAST_SPEED:
             speed = (before - gaps).nan_to_num(nan=0.0) / _LATEST
-            worth &= gaps <= (_LEAST_SPEED[self._norm] + _PACE * speed) * (self._restarts - number)
+            pace = _LEAST_SPEED[self._norm] + _PACE[self._norm] * speed
+            worth &= gaps <= pace * (1 - spent) * self._runs
         return rows[(worth | always)[rows]]
+
+    def within(self, rows: Tensor, number: int, spent: Tensor) -> tuple[Tensor, int]:
+        """Which of the rows make this run within the ball, shape (n,); and of how many times the steps."""
+        later = number - self._classes
+        if self._norm != "l1" or later < _LATEST or later % 2:
+            return torch.zeros_like(rows, dtype=torch.bool), 0
+        gaps = self._nearest.distance / self._radii - 1
+        stuck = (gaps <= _JUST_OUTSIDE) & (self._gaps == gaps).all(0)
+        return (stuck & ((1 - spent) * self._runs >= _LONG))[rows], _LONG

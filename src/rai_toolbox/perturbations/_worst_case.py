@@ -35,7 +35,7 @@ from rai_toolbox.perturbations._search import Search
 from rai_toolbox.perturbations._solution import Solution, concatenate
 
 # The last walk is made from errors no further away than this many radii.
-_NEAR = {"linf": 1.005, "l2": 1.005, "l1": 1.3, "l0": 1.3}
+_NEAR = {"linf": 1.005, "l2": 1.005, "l1": 1.1, "l0": 1.3}
 
 # The searches ignore points further away than this many radii.
 _LIMIT = {"linf": 1.5, "l2": 2.0, "l1": 3.0}
@@ -138,11 +138,12 @@ def worst_case(
     three others are random searches [3]_, which need none.
 
     With runs enough for the classes, the first is Auto-PGD within the ball. The others are `minimum_norm`'s searches,
-    which come from outside; the last walk starts from the nearest point known, if that is just outside. In Linf and L2
-    three go to the nearest classes and three come from far outside; only where these come near the other classes
-    follow. Of more than ten classes, the first nine runs are Auto-PGD within the ball, one for each of the nearest
-    classes. With fewer runs, with a criterion of your own, or without `early_stop`, all are Auto-PGD within the ball
-    (L1 and L0 still come from outside if they may stop).
+    which come from outside; the last walk starts from the nearest point known, if that is just outside. But in L0 three
+    go to the nearest classes and three (L1: one) come from far outside; only where these come near the other classes
+    follow. In L1, where walks come no nearer than just outside, every second run is Auto-PGD within the ball. Of more
+    than ten classes, the first nine runs are Auto-PGD within the ball, one for each of the nearest classes. With fewer
+    runs, with a criterion of your own, or without `early_stop`, all are Auto-PGD within the ball (L1 and L0 still come
+    from outside if they may stop).
 
     References
     ----------
@@ -268,7 +269,7 @@ def _from_outside(
     search = Search(problem, within, ranked, steps, left, limit=limit, done=lambda rows: best.achieved[rows])
     if ranked is not losses:
         search.count(every, losses.candidates())
-    promising = Promising(problem.norm, within, radii, losses.count, restarts, tried=many, in_turn=left <= losses.count)
+    promising = Promising(problem.norm, within, radii, losses.count, left, tried=many, in_turn=left <= losses.count)
     parts = best, within, promising, *search.parts
     for number in range(resume(callback, *parts), inside):
         rows = every[movable & ~best.achieved]
@@ -290,6 +291,11 @@ def _from_outside(
             _at_random(problem, ball, best, rows[blind[rows]], steps, turn, restarts)
             search.count(rows[blind[rows]], steps)
             rows = rows[~blind[rows]]
+        near, long = promising.within(rows, number, search.spent)
+        if bool(near.any()):
+            _run(problem, ball, best, rows[near], losses.any_class, turn, long * steps, stop)
+            search.count(rows[near], long * steps)
+            rows = rows[~near]
         if len(rows):
             search.run(rows, number)
         yield turn, parts
