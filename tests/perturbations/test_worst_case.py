@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from rai_toolbox.functional import project_l1_ball, project_l2_ball
 from rai_toolbox.kernels._points import scaled_into_ball, shrunk_into_ball
 from rai_toolbox.perturbations import worst_case
+from rai_toolbox.perturbations._promising import Promising
 
 
 class Linear(nn.Module):
@@ -112,3 +114,31 @@ def test_few_steps_are_not_spent_on_ranking_many_classes() -> None:
     model.rows = 0
     worst_case(model, x, y, norm="linf", epsilon=1e-5, steps=2, restarts=9)
     assert model.rows <= 6 * (2 * 9 + 2)
+
+
+def promising(norm: str, distance: list[float]) -> Promising:
+    """Of rows with a radius of 1, after seven runs, the last four from far outside, in which nothing came nearer."""
+    nearest = SimpleNamespace(distance=torch.tensor(distance, dtype=torch.float64))
+    radii = torch.ones(len(distance), dtype=torch.float64)
+    made = Promising(norm, nearest, radii, 9, 17, tried=False, in_turn=False)  # pyright: ignore[reportArgumentType]
+    rows = torch.arange(len(distance))
+    for number in (0, 1, 2, 9, 10, 11, 12):
+        made.of(rows, number, torch.zeros_like(radii), rows < 0)
+    return made
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_how_many_evaluations_are_left_says_what_is_given_up_not_the_number_of_the_run(norm: str) -> None:
+    made, rows = promising(norm, [1.003, 1.5]), torch.arange(2)
+    spent = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    assert made.of(rows, 17, spent, rows < 0).tolist() == [0]
+    assert made.of(rows, 13, spent + 0.49, rows < 0).tolist() == []
+
+
+def test_in_l1_every_second_run_is_within_the_ball_where_walks_come_no_nearer_than_just_outside() -> None:
+    made, rows = promising("l1", [1.02, 1.2, 1.02]), torch.arange(3)
+    spent = torch.tensor([0.5, 0.5, 0.95], dtype=torch.float64)
+    for number, expected in ((13, [True, False, False]), (14, [False, False, False])):
+        made.of(rows, number, spent, rows < 0)
+        assert made.within(rows, number, spent)[0].tolist() == expected
+    assert not promising("l2", [1.02]).within(rows[:1], 13, spent[:1])[0].any()
