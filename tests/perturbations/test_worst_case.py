@@ -38,7 +38,9 @@ def curved(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("length", [1, 2, 60])
 @pytest.mark.parametrize("radius", [1e-3, 0.3, 2.0, 50.0])
 @pytest.mark.parametrize("bounded", [True, False])
-def test_a_point_scaled_into_ball_and_box_is_the_nearest_one(length: int, radius: float, bounded: bool) -> None:
+def test_a_point_scaled_into_ball_and_box_is_the_nearest_one_whatever_the_batch(
+    length: int, radius: float, bounded: bool
+) -> None:
     some = torch.Generator().manual_seed(length)
     x = torch.rand(50, length, generator=some).round(decimals=1)
     delta = torch.randn(50, length, generator=some) * torch.logspace(-3, 3, 50)[:, None]
@@ -47,6 +49,9 @@ def test_a_point_scaled_into_ball_and_box_is_the_nearest_one(length: int, radius
     assert found is not None
     expected = project_l2_ball(delta, radius, param_ndim=1, lower=low, upper=high)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5 * radius)
+    sides = [(None, None)] * 50 if low is None or high is None else list(zip(low[:, None], high[:, None], strict=True))
+    alone = [scaled_into_ball(delta[i : i + 1], torch.full((1, 1), radius), *sides[i]) for i in range(50)]
+    assert all(row is not None and torch.equal(row[0], found[i]) for i, row in enumerate(alone))
 
 
 def test_a_point_out_of_the_range_of_squares_is_left_to_the_exact_projection() -> None:

@@ -179,10 +179,12 @@ def scaled_into_ball(delta: Tensor, radius: Tensor, low: Tensor | None, high: Te
         clipped = torch.minimum(torch.maximum(scaled, low), high)
         squares = clipped.square()
         left = square - squares.sum(dim=1, keepdim=True)
-        if not bool(((left > _NEAR_ENOUGH * square) & (t < 1)).any()):
+        short = left > _NEAR_ENOUGH * square
+        if not bool((short & (t < 1)).any()):
             return clipped
         free = squares.masked_fill_(clipped != scaled, 0.0).sum(dim=1, keepdim=True).clamp_min_(1 / _SAFE**2)
-        t = (t * (left / free).clamp_min_(0.0).add_(1.0).sqrt_()).clamp_max_(1.0)
+        growth = left.div_(free).masked_fill_(~short, 0.0)  # a row that is there stays: others do not move its last bit
+        t = (t * growth.add_(1.0).sqrt_()).clamp_max_(1.0)
     return None
 
 
