@@ -43,10 +43,10 @@ def with_few_left(x: Tensor, total: Tensor, *, signed: bool, in_place: bool) -> 
         return None
     top = highest.amax(1, keepdim=True)
     depth = torch.sub(top, highest, out=scratch(highest, 7))
-    level, wet, part = total, scratch(highest, 8), scratch(highest, 9)
+    level, active, part = total, scratch(highest, 8), scratch(highest, 9)
     for _ in range(_STEPS):  # Michelot's: a level of too many entries is too high
-        torch.lt(depth, level, out=wet)
-        level = torch.mul(wet, depth, out=part).sum(1, keepdim=True).add_(total).div_(wet.sum(1, keepdim=True))
+        torch.lt(depth, level, out=active)
+        level = torch.mul(active, depth, out=part).sum(1, keepdim=True).add_(total).div_(active.sum(1, keepdim=True))
     least = top - level.add_((level + top.abs()).mul_(1e-5))  # a little lower, since it is rounded
     some = torch.gt(highest, least).nonzero()
     if len(some) > _FEW * len(x):
@@ -57,10 +57,10 @@ def with_few_left(x: Tensor, total: Tensor, *, signed: bool, in_place: bool) -> 
         levels = torch.zeros(len(x), dtype=torch.float64, device="cpu").index_add_(0, rows, depths)
         levels = levels.add_(total[:, 0]).div_(rows.bincount(minlength=len(x)))
         stay = levels.index_select(0, rows).sub_(depths)
-        wet = (stay > 0).nonzero()[:, 0]
-        if len(wet) == len(stay):
+        active = (stay > 0).nonzero()[:, 0]
+        if len(active) == len(stay):
             break
-        rows, places, depths = (part.index_select(0, wet) for part in (rows, places, depths))
+        rows, places, depths = (part.index_select(0, active) for part in (rows, places, depths))
     if signed:
         stay.copysign_(x.reshape(-1).index_select(0, places))
     out = x.zero_() if in_place and x.is_contiguous() else torch.zeros(x.shape, dtype=x.dtype, device="cpu")

@@ -33,7 +33,7 @@ Parts = Callable[[], Iterable[tuple[Tensor, Tensor | None, Tensor]]]
 
 
 def level_for_sum(depth: Tensor, total: Tensor) -> Tensor:
-    """Solve Σ max(level - depth, 0) = total for the level: water poured into a vessel with this floor.
+    """Solve Σ max(level - depth, 0) = total for the level (water-filling).
 
     depth, shape (N, D): ≥ 0 and 0 somewhere in each row: the distance of each entry below the largest of its row. (A
         threshold that is subtracted from the entries would lose the digits of a small total of large entries.)
@@ -46,12 +46,12 @@ def level_for_sum(depth: Tensor, total: Tensor) -> Tensor:
     return _descended(depth, total, _first_level(depth, total))[0]
 
 
-def poured(y: Tensor, total: Tensor, sums: Tensor) -> Tensor:
+def nearest_with_sum(y: Tensor, total: Tensor, sums: Tensor) -> Tensor:
     """The nearest points with entries ≥ 0 that sum to `total`, in scratch memory; where looking is free.
 
     y, shape (N, D): overwritten: by how much each entry is below the largest of its row, which is > 0.
     total, sums, shape (N, 1): > 0; `sums` are of |y|. The first guess is the level of as many numbers from a normal
-        distribution. (Where few entries are wet, `with_few_left` is faster.)
+        distribution. (Where few entries are active, `with_few_left` is faster.)
     """
     length = y.shape[1]
     deviation = sums * (math.sqrt(math.pi / 2) / length)
@@ -62,11 +62,11 @@ def poured(y: Tensor, total: Tensor, sums: Tensor) -> Tensor:
     return _even(depth, total, *_descended(depth, total, torch.where((level > 0) & (level < total), level, total)))
 
 
-def _even(depth: Tensor, total: Tensor, level: Tensor, water: Tensor, found: Tensor, step: Tensor) -> Tensor:
-    """The water, changed by the last step where a level large beside most of it has not the digits of its sum."""
+def _even(depth: Tensor, total: Tensor, level: Tensor, excess: Tensor, found: Tensor, step: Tensor) -> Tensor:
+    """The excess, changed by the last step where a level large beside most of it has not the digits of its sum."""
     if bool(((total - found).abs() > torch.finfo(depth.dtype).eps * total).any()):
-        torch.sub(level, depth, out=water).add_(step).relu_()
-    return water
+        torch.sub(level, depth, out=excess).add_(step).relu_()
+    return excess
 
 
 @functools.lru_cache(maxsize=1)
@@ -79,42 +79,42 @@ def _minus_expected_excess() -> Tensor:
 
 
 def _descended(depth: Tensor, total: Tensor, level: Tensor, slot: int = 1) -> tuple[Tensor, ...]:
-    """The level, from a first guess; the water; its sums; and the step that Newton's method would make next."""
+    """Level, from a first guess; excess max(level - depth, 0); its sums; and the step Newton's method makes next."""
     # Σ max(level - depth, 0) is convex: from wherever it starts, Newton's method is above the root after one step, then
     # descends to it, and is there when a step leaves the count as it was.
-    water, wet = scratch(depth, slot), scratch(depth, slot + 1)
+    excess, active = scratch(depth, slot), scratch(depth, slot + 1)
     count = None
     while True:
         before = count
-        found = row_sums(torch.sub(level, depth, out=water).relu_())
-        count = torch.sign(water, out=wet).sum(1, keepdim=True)
+        found = row_sums(torch.sub(level, depth, out=excess).relu_())
+        count = torch.sign(excess, out=active).sum(1, keepdim=True)
         step = (total - found) / count.clamp_min(1)
         if before is None:
             level = level + step
             continue
         rest = (count != before).nonzero()[:, 0]
         if not rest.numel():
-            return level, water, found, step
+            return level, excess, found, step
         step.clamp_max_(0)  # one that goes up again has met the last digit
         if slot == 1 and 4 * rest.numel() <= depth.shape[0]:
             break
         level = level + step
     # The few rows that are left go on by themselves.
     some = _descended(*(v.index_select(0, rest) for v in (depth, total, level + step)), slot=7)
-    return tuple(v.index_copy_(0, rest, part) for v, part in zip((level, water, found, step), some, strict=True))
+    return tuple(v.index_copy_(0, rest, part) for v, part in zip((level, excess, found, step), some, strict=True))
 
 
 def _first_level(depth: Tensor, total: Tensor) -> Tensor:
-    """A level that is right where few entries are wet, and else too high."""
+    """A level that is right where few entries are active, and else too high."""
     segments = divisor_near(depth.shape[1], 32)
     if not segments:
         return total
     # The entries of least depth of strided segments, which a pass of arithmetic finds: the level is right if all that
-    # are wet are among them.
+    # are active are among them.
     least = depth.view(depth.shape[0], -1, segments).amin(1).topk(_FEW, 1, largest=False).values
     levels = (total + least.cumsum(1)) / torch.arange(1, _FEW + 1, dtype=depth.dtype, device=depth.device)
-    wet = (least < levels).sum(1, keepdim=True).clamp_min_(1)
-    return levels.gather(1, wet - 1).minimum(total)
+    active = (least < levels).sum(1, keepdim=True).clamp_min_(1)
+    return levels.gather(1, active - 1).minimum(total)
 
 
 class Shift(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor
 from rai_toolbox.kernels._factors import slack
 from rai_toolbox.kernels._few_left import with_few_left
 from rai_toolbox.kernels._machine import can_branch_on_values
-from rai_toolbox.kernels._multipliers import level_for_sum, poured, scale_for_square_sum, shift_for_sum
+from rai_toolbox.kernels._multipliers import level_for_sum, nearest_with_sum, scale_for_square_sum, shift_for_sum
 from rai_toolbox.kernels._norms import direct_norms_of_rows, scaled_norms
 from rai_toolbox.kernels._portable import Bound, Number, clip, column, l2_scaled, on_simplex, with_sum
 from rai_toolbox.kernels._portable import folded as folded_anywhere
@@ -112,7 +112,11 @@ def _clearly_outside(rows: Tensor, radius: Tensor, in_place: bool) -> Tensor | N
     sums = a.sum(1, keepdim=True)
     near = 1.001 + 8 * torch.finfo(rows.dtype).eps
     if bool(((sums > radius * near) & (sums < 1e15)).all()):
-        return rows.sign_().mul_(poured(a, radius, sums)) if in_place else _soft_thresholded(rows, a, radius, sums)
+        return (
+            rows.sign_().mul_(nearest_with_sum(a, radius, sums))
+            if in_place
+            else _soft_thresholded(rows, a, radius, sums)
+        )
     return None
 
 
@@ -128,7 +132,7 @@ def _clearly_off_simplex(rows: Tensor, total: Tensor, in_place: bool) -> Tensor 
     if not bool(((least < 0) & (top.abs() < high) & (total > low) & (total < high)).all()):
         return None
     sums = torch.clamp_min(x, 0, out=scratch(x, 1)).sum(1, keepdim=True)
-    return poured(x, total, 2 * sums)
+    return nearest_with_sum(x, total, 2 * sums)
 
 
 def _magnitudes(x: Tensor) -> Tensor:
@@ -138,7 +142,7 @@ def _magnitudes(x: Tensor) -> Tensor:
 
 def _soft_thresholded(x: Tensor, a: Tensor, total: Tensor, sums: Tensor) -> Tensor:
     """sign(x) max(a - θ, 0) with the L1 norm `total`, in float32 and in scratch memory, for `a` = |x|."""
-    z = poured(a, total, sums)
+    z = nearest_with_sum(a, total, sums)
     return z.mul_(torch.sign(x, out=a) if x.dtype == a.dtype else a.copy_(x).sign_())
 
 
