@@ -188,15 +188,17 @@ def scaled_into_ball(delta: Tensor, radius: Tensor, low: Tensor | None, high: Te
     return None
 
 
-def shrunk_into_ball(delta: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def shrunk_into_ball(delta: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor] | None:
     """clip(sign(δ) max(|δ| - θ, 0), low, high), θ ≥ 0, with the L1 norm `radius` or less: the nearest of ball ∩ box.
 
     Up to `_NEAR_ENOUGH` of the radius; never beyond it but for rounding. Second, the numbers of the rows for which
-    single precision might not do, or which hold NaN: what is returned for them is of no use.
+    single precision might not do, or which hold NaN: what is returned for them is of no use. None where looking at
+    values is not free.
 
-    low ≤ 0 ≤ high; where looking at values is free. The norm falls in θ along lines: Newton's steps, and half of the
-    bracket where they leave it.
+    low ≤ 0 ≤ high. The norm falls in θ along lines: Newton's steps, and half of the bracket where they leave it.
     """
+    if not _machine.can_branch_on_values(delta) or not delta.numel():
+        return None
     size, room = delta.abs(), torch.where(delta > 0, high, low).abs_()
     top = size.amax(dim=1, keepdim=True)
     sane = (top <= _FEW_RADII * radius) & (radius > 1 / _SAFE) & (radius < _SAFE)

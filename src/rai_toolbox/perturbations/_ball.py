@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from rai_toolbox.functional._projections import project_l1_ball_, project_l2_ball_
-from rai_toolbox.kernels._machine import can_branch_on_values
 from rai_toolbox.kernels._points import by_blocks, is_one_block, land, scaled_into_ball, shrunk_into_ball, unit_l2
 
 NORMS = ("l1", "l2", "linf", "l0")
@@ -173,10 +172,11 @@ def _project_l2(delta: Tensor, epsilon: Tensor, low: Tensor | None, high: Tensor
 
 
 def _project_l1(delta: Tensor, epsilon: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
-    if low is None or high is None or not can_branch_on_values(delta) or not delta.numel():
+    found = None if low is None or high is None else shrunk_into_ball(delta, epsilon, low, high)
+    if found is None:
         return project_l1_ball_(delta, epsilon[:, 0], lower=low, upper=high)
-    moved, rest = shrunk_into_ball(delta, epsilon, low, high)
-    if len(rest):
+    moved, rest = found
+    if len(rest) and low is not None and high is not None:
         moved[rest] = project_l1_ball_(delta[rest], epsilon[rest, 0], lower=low[rest], upper=high[rest])
     return moved
 

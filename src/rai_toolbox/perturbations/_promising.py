@@ -91,11 +91,11 @@ class Promising:
             worth &= gaps <= pace * (1 - spent) * self._runs
         return rows[(worth | always)[rows]]
 
-    def within(self, rows: Tensor, number: int, spent: Tensor) -> tuple[Tensor, int]:
-        """Which of the rows make this run within the ball, shape (n,); and of how many times the steps."""
+    def within(self, rows: Tensor, number: int, spent: Tensor) -> tuple[Tensor, int] | None:
+        """Which of the rows make this run within the ball, shape (n,); and of how many times the steps; None: none."""
         later = number - self._classes
         if self._norm != "l1" or later < _LATEST or later % 2:
-            return torch.zeros_like(rows, dtype=torch.bool), 0
+            return None
         gaps = self._nearest.distance / self._radii - 1
         stuck = (gaps <= _JUST_OUTSIDE) & (self._gaps == gaps).all(0)
         return (stuck & ((1 - spent) * self._runs >= _LONG))[rows], _LONG

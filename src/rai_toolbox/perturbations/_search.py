@@ -148,7 +148,11 @@ class Search:
 
     def left(self, rows: Tensor, number: int) -> Tensor:
         """Return those of `rows` with enough evaluations left for this run."""
-        return rows[self._spent[rows] + self._cost(number) <= self._steps * self._restarts]
+        return rows[self.can_afford(number)[rows]]
+
+    def can_afford(self, number: int) -> Tensor:
+        """Whether each row has enough evaluations left for this run, shape (N,)."""
+        return self._spent + self._cost(number) <= self._steps * self._restarts
 
     def _cost(self, number: int) -> int:
         if self._problem.norm == "l0" and number >= self._walks:

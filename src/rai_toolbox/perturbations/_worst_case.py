@@ -271,7 +271,8 @@ def _from_outside(
         search.count(every, losses.candidates())
     promising = Promising(problem.norm, within, radii, losses.count, left, tried=many, in_turn=left <= losses.count)
     parts = best, within, promising, *search.parts
-    for number in range(resume(callback, *parts), inside):
+    kept = resume(callback, *parts)
+    for number in range(kept, inside):
         rows = every[movable & ~best.achieved]
         first = steps if many or restarts <= losses.count else max(1, steps // 2)
         loss = ranked[number] if many else losses.all_classes
@@ -279,20 +280,21 @@ def _from_outside(
         yield number, parts
     if not many:
         search.rank(every[movable & ~best.achieved])
-    blind = best.blind
-    # `resume` once more: in a solve that goes on, `rank` has just counted its evaluations a second time.
+        if kept > inside:  # the state has been kept after `rank`, and counts what it asks
+            resume(callback, *parts)
+    blind, some_are_blind = best.blind, bool(best.blind.any())
     turns = enumerate(promising.order(), start=inside)
-    for turn, number in islice(turns, max(0, resume(callback, *parts) - inside), None):
-        rows = search.left(every[movable & ~best.achieved], number)
+    for turn, number in islice(turns, max(0, kept - inside), None):
+        rows = every[movable & ~best.achieved & search.can_afford(number)]
         rows = promising.of(rows, number, search.spent, blind)
         if not len(rows):
             break
-        if turn % 3 and bool(blind[rows].any()):
+        if turn % 3 and some_are_blind and bool(blind[rows].any()):
             _at_random(problem, ball, best, rows[blind[rows]], steps, turn, restarts)
             search.count(rows[blind[rows]], steps)
             rows = rows[~blind[rows]]
-        near, long = promising.within(rows, number, search.spent)
-        if bool(near.any()):
+        if (inside_now := promising.within(rows, number, search.spent)) is not None:
+            near, long = inside_now
             _run(problem, ball, best, rows[near], losses.any_class, turn, long * steps, stop)
             search.count(rows[near], long * steps)
             rows = rows[~near]

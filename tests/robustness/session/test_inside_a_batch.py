@@ -46,14 +46,16 @@ def figures(result):
     return {name: value for name, value in result.to_dict().items() if name not in ("timings", "environment")}
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf", "l1", "l0"])
+@pytest.mark.parametrize(
+    ("norm", "restarts"), [("l2", 6), ("linf", 6), ("l1", 9), ("l0", 6), ("l2", 12), ("linf", 12), ("l1", 12)]
+)
 def test_a_run_that_was_killed_in_its_only_batch_goes_on_from_its_last_run(
-    norm, small_net, digits, tmp_path, monkeypatch
+    norm, restarts, small_net, digits, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(_under_way, "_SECONDS_BETWEEN_WRITES", 0.0)
     monkeypatch.setattr(_under_way, "_WRITING_SHARE", 1e9)
     data = digits[0][:8], digits[1][:8]
-    options = OPTIONS | {"norms": norm, "diagnostics": False}
+    options = OPTIONS | {"norms": norm, "restarts": restarts, "diagnostics": False}
     whole, calls = calls_of(small_net, data, **options)
     for _ in range(2):
         with pytest.raises(Killed):
