@@ -158,13 +158,14 @@ class Calls(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         self.count += 1
         first = next((a for a in args if isinstance(a, torch.Tensor)), None)
-        if first is not None and first.numel() >= 64 * 1024 and "view" not in str(func):
+        passes = not any(name in str(func) for name in ("view", "detach", "new_empty"))
+        if passes and first is not None and first.numel() >= 64 * 1024:
             self.of_size[str(func)] += 1
         return result
 
 
 def test_selecting_from_normal_rows_takes_few_passes_and_few_calls():
-    for length, passes, number in ((1024, 13, 112), (3072, 11, 100)):
+    for length, passes, number in ((1024, 11, 112), (3072, 9, 100)):
         x = torch.randn(64, length, generator=torch.Generator().manual_seed(0))
         F.signed_top_q_(x.clone(), 0.9)  # tables are made
         with Calls() as calls:

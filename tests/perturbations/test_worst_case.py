@@ -143,7 +143,10 @@ def test_how_many_evaluations_are_left_says_what_is_given_up_not_the_number_of_t
 def test_in_l1_every_second_run_is_within_the_ball_where_walks_come_no_nearer_than_just_outside() -> None:
     made, rows = promising("l1", [1.02, 1.2, 1.02]), torch.arange(3)
     spent = torch.tensor([0.5, 0.5, 0.95], dtype=torch.float64)
-    for number, expected in ((13, [True, False, False]), (14, [False, False, False])):
-        made.of(rows, number, spent, rows < 0)
-        assert made.within(rows, number, spent)[0].tolist() == expected
-    assert not promising("l2", [1.02]).within(rows[:1], 13, spent[:1])[0].any()
+    made.of(rows, 13, spent, rows < 0)
+    inside = made.within(rows, 13, spent)
+    assert inside is not None
+    assert inside[0].tolist() == [True, False, False]
+    made.of(rows, 14, spent, rows < 0)
+    assert made.within(rows, 14, spent) is None
+    assert promising("l2", [1.02]).within(rows[:1], 13, spent[:1]) is None
