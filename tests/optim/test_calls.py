@@ -57,3 +57,13 @@ def test_a_warm_step_takes_a_short_way_to_the_arithmetic(build: Any, most: int, 
     above = {file: n for file, n in calls_of_a_warm_step(build()).items() if file.startswith("optim")}
     assert sum(above.values()) <= most, above
     assert len(above) <= files, above
+
+
+def test_a_step_of_frank_wolfe_makes_no_call_of_ours_for_each_parameter() -> None:
+    def calls(number: int) -> int:
+        params = [torch.zeros(2, 3, requires_grad=True) for _ in range(number)]
+        for p in params:
+            p.grad = torch.ones(2, 3)
+        return calls_of_a_warm_step(ro.FrankWolfe(params)).total()
+
+    assert calls(40) == calls(4)

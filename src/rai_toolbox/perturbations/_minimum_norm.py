@@ -167,7 +167,7 @@ def _find(
     search = Search(problem, nearest, losses, steps, restarts)
     search.rank(rows)
     for number in count(resume(callback, nearest, *search.parts)):
-        left = search.left(rows, number)
+        left = rows[search.can_afford(number)[rows]]
         if not len(left):
             break
         search.run(left, number)

@@ -146,10 +146,6 @@ class Search:
         """Count evaluations of these rows that were made elsewhere."""
         self._spent[rows] += questions
 
-    def left(self, rows: Tensor, number: int) -> Tensor:
-        """Return those of `rows` with enough evaluations left for this run."""
-        return rows[self.can_afford(number)[rows]]
-
     def can_afford(self, number: int) -> Tensor:
         """Whether each row has enough evaluations left for this run, shape (N,)."""
         return self._spent + self._cost(number) <= self._steps * self._restarts
