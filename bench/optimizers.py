@@ -6,12 +6,13 @@
     python bench/optimizers.py --compile                 # compiled too, by optim.compile()
     python bench/optimizers.py --busy 2                  # beside two processes that keep a core busy each
 
-A round steps every candidate once, in turn; a figure is the median of the rounds (least to most), divided by the
-median of the fastest SGD step (loop, foreach or fused). Rounds go on for half a second at least, and every case has a
-process of its own: what an earlier one left of the caches and the heap is worth up to a third of a step. With `--adam`
-the same around Adam, as a ratio to the fastest Adam step. `bound` is the least memory traffic, as a ratio to SGD's
-(read g, read p, write p): the gradient is read and written, the parameter too, once each if a datum fits the cache,
-and again where a norm of the whole tensor must be known first.
+A round steps every candidate once, in turn; a figure is the median of the rounds (least to most), divided by the median
+of the fastest SGD step (loop, foreach or fused). `total` is the same of the sums: beside busy processes a median says
+which step fits a time slice of the system, the sum what the steps cost. Rounds go on for half a second at least, and
+every case has a process of its own: what an earlier one left of the caches and the heap is worth up to a third of a
+step. With `--adam` the same around Adam, as a ratio to the fastest Adam step. `bound` is the least memory traffic, as a
+ratio to SGD's (read g, read p, write p): the gradient is read and written, the parameter too, once each if a datum fits
+the cache, and again where a norm of the whole tensor must be known first.
 """
 
 from __future__ import annotations
@@ -151,6 +152,7 @@ def run_case(name: str, rounds: int, device: str, only: str, adam: bool, compile
                 "ratio": medians["ours"] / floor,
                 "least": min(times["ours"]) / floor,
                 "most": max(times["ours"]) / floor,
+                "total": sum(times["ours"]) / min(sum(times[k]) for k in plain),
             }
             if compiled:
                 figures[inner.__name__] |= {"compiled": medians["compiled"] / floor, "compiling s": seconds}
@@ -165,6 +167,7 @@ def _cells(figures: dict[str, Any]) -> str:
         if inner in figures:
             f = figures[inner]
             cells += f"  {inner} {f['plain ms']:8.3f} ms  {f['ratio']:6.2f} ({f['least']:.2f} to {f['most']:.2f})"
+            cells += f"  total {f['total']:.2f}"
             if "compiled" in f:
                 cells += f"  compiled {f['compiled']:6.2f} (after {f['compiling s']:.0f} s)"
     return cells + f"   bound {figures['bound']:.2f}"
