@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from types import SimpleNamespace
 from typing import Literal
 
@@ -140,7 +141,7 @@ def test_how_many_evaluations_are_left_says_what_is_given_up_not_the_number_of_t
     assert made.of(rows, 13, spent + 0.49, rows < 0).tolist() == []
 
 
-def test_in_l1_every_second_run_is_within_the_ball_where_walks_come_no_nearer_than_just_outside() -> None:
+def test_in_l1_two_runs_are_within_the_ball_where_walks_come_no_nearer_than_just_outside() -> None:
     made, rows = promising("l1", [1.02, 1.2, 1.02]), torch.arange(3)
     spent = torch.tensor([0.5, 0.5, 0.95], dtype=torch.float64)
     made.of(rows, 13, spent, rows < 0)
@@ -148,5 +149,10 @@ def test_in_l1_every_second_run_is_within_the_ball_where_walks_come_no_nearer_th
     assert inside is not None
     assert inside[0].tolist() == [True, False, False]
     made.of(rows, 14, spent, rows < 0)
-    assert made.within(rows, 14, spent) is None
+    assert [made.within(rows, number, spent) is None for number in (14, 15, 16, 17)] == [True, False, True, True]
     assert promising("l2", [1.02]).within(rows[:1], 13, spent[:1]) is None
+
+
+def test_the_fourth_class_and_those_after_it_have_runs_of_their_own_but_in_l1() -> None:
+    assert list(islice(promising("l2", [1.0]).order(), 14)) == [0, 1, 2, 9, 10, 11, 12, 3, 4, 5, 6, 7, 8, 13]
+    assert list(islice(promising("l1", [1.0]).order(), 9)) == [0, 1, 2, 9, 10, 11, 12, 13, 14]

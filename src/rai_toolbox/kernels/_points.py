@@ -22,8 +22,8 @@ _LOOK_EVERY = 8
 _BLOCK = 2**18
 
 # For the nearest point of a ball and a box: Newton's steps at most, where they end, the range of radii, and, in L1, of
-# how many radii an entry may be for its digits to do.
-_NEWTON_STEPS, _NEAR_ENOUGH, _SAFE, _FEW_RADII = 30, 1e-5, 1e12, 32.0
+# how many radii an entry may be for its digits to do, and how many of the steps need no bracket.
+_NEWTON_STEPS, _NEAR_ENOUGH, _SAFE, _FEW_RADII, _FREE_STEPS = 30, 1e-5, 1e12, 32.0, 3
 
 _ORDERS = {"l1": 1, "l2": 2, "linf": -1, "l0": 0}
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -64,6 +64,8 @@ def distances(points: Tensor, data: Tensor, norm: str) -> Tensor:
     """The norm of each row of `points - data`, in float64, where the difference of stored values is exact."""
     if points.numel() and _machine.all_have_kernels([points, data]):
         return _row_distances(points, data, _ORDERS[norm])
+    if is_one_block(points):
+        return _distances(points, data, norm)
     return by_blocks(lambda part: _distances(points[part], data[part], norm), points)
 
 
@@ -80,6 +82,8 @@ def land(delta: Tensor, data: Tensor, epsilon: Tensor, lower: Tensor | None, upp
         and len(bounds) != 1
     ):
         return _land_rows(delta, data, epsilon, lower, upper, _ORDERS[norm])
+    if is_one_block(data):
+        return _land(delta, data, epsilon, lower, upper, norm)
     return by_blocks(
         lambda part: _land(delta[part], data[part], epsilon[part], _of(lower, part), _of(upper, part), norm), data
     )
@@ -94,12 +98,18 @@ def usable_gradients(grad: Tensor) -> tuple[Tensor, Tensor]:
     if grad.numel() and _machine.all_have_kernels([grad]):
         result, dead = _usable_gradients(grad, None, None, 0)
         return result, dead.view(torch.bool)
+    return _usable(grad)[:2]
+
+
+def _usable(grad: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """As `usable_gradients`; and whether no row is known to be zero."""
     grad = grad.float() if grad.element_size() == 2 else grad
     largest = torch.linalg.vector_norm(grad, ord=torch.inf, dim=1)
-    if not _machine.seen(lambda: bool(largest.isfinite().all()), grad):
+    ends = _machine.seen(lambda: [float(end) for end in largest.aminmax()] if len(largest) else [1.0, 1.0], grad)
+    if ends is None or not ends[1] < torch.inf:
         grad = grad.nan_to_num(nan=0.0)
         largest = torch.linalg.vector_norm(grad, ord=torch.inf, dim=1)
-    return grad, largest == 0
+    return grad, largest == 0, ends is not None and 0 < ends[0] <= ends[1] < torch.inf
 
 
 def directions(grad: Tensor, keys: Tensor, rows: Tensor, stream: int) -> tuple[Tensor, Tensor]:
@@ -107,8 +117,8 @@ def directions(grad: Tensor, keys: Tensor, rows: Tensor, stream: int) -> tuple[T
     if grad.numel() and _machine.all_have_kernels([grad]):
         result, dead = _usable_gradients(grad, keys, rows, _hashing.draw_of(stream))
         return result, dead.view(torch.bool)
-    grad, dead = usable_gradients(grad)
-    if _machine.seen(lambda: not bool(dead.any()), dead):
+    grad, dead, none_is_zero = _usable(grad)
+    if none_is_zero:
         return grad, dead
     random = _hashing.normals(keys[rows], _hashing.draw_of(stream), grad.shape[1]).to(grad.dtype)
     return torch.where(dead[:, None], random, grad), dead
@@ -174,16 +184,17 @@ def scaled_into_ball(delta: Tensor, radius: Tensor, low: Tensor | None, high: Te
     if low is None or high is None:
         return delta * t
     square = radius.square()
+    near = _NEAR_ENOUGH * square
     for _ in range(_NEWTON_STEPS):
         scaled = delta * t
-        clipped = torch.minimum(torch.maximum(scaled, low), high)
+        clipped = scaled.clamp(low, high)
         squares = clipped.square()
         left = square - squares.sum(dim=1, keepdim=True)
-        short = left > _NEAR_ENOUGH * square
-        if not bool((short & (t < 1)).any()):
+        there = left <= near
+        if bool((there | (t >= 1)).all()):
             return clipped
         free = squares.masked_fill_(clipped != scaled, 0.0).sum(dim=1, keepdim=True).clamp_min_(1 / _SAFE**2)
-        growth = left.div_(free).masked_fill_(~short, 0.0)  # a row that is there stays: others do not move its last bit
+        growth = left.div_(free).masked_fill_(there, 0.0)  # a row that is there stays: others do not move its last bit
         t = (t * growth.add_(1.0).sqrt_()).clamp_max_(1.0)
     return None
 
@@ -195,25 +206,35 @@ def shrunk_into_ball(delta: Tensor, radius: Tensor, low: Tensor, high: Tensor) -
     single precision might not do, or which hold NaN: what is returned for them is of no use. None where looking at
     values is not free.
 
-    low ≤ 0 ≤ high. The norm falls in θ along lines: Newton's steps, and half of the bracket where they leave it.
+    low ≤ 0 ≤ high. The norm falls in θ along lines: Newton's steps, after a few also half of the bracket where they
+    leave it.
     """
     if not _machine.can_branch_on_values(delta) or not delta.numel():
         return None
     size, room = delta.abs(), torch.where(delta > 0, high, low).abs_()
     top = size.amax(dim=1, keepdim=True)
-    sane = (top <= _FEW_RADII * radius) & (radius > 1 / _SAFE) & (radius < _SAFE)
-    near = radius * (_NEAR_ENOUGH / 2)
-    aim = radius - near
+    sane = (top <= _FEW_RADII * radius) & (radius.clamp(1 / _SAFE, _SAFE) == radius)
+    rest = torch.empty(0, dtype=torch.int64, device=delta.device)
+    if not bool(sane.all()):
+        rest = (~sane[:, 0]).nonzero()[:, 0]
+        size[rest] = room[rest] = 0.0  # at once done
+    near, aim = radius * (_NEAR_ENOUGH / 2), radius * (1 - _NEAR_ENOUGH / 2)
     theta = bottom = torch.full_like(top, torch.finfo(top.dtype).tiny)  # not 0: entries that are 0 are not free
-    done, work, left = ~sane, torch.empty_like(size), torch.empty_like(size)
+    work, left, done = torch.empty_like(size), torch.empty_like(size), sane
     for step in range(_NEWTON_STEPS):
         torch.sub(size, theta, out=work)
         torch.minimum(torch.clamp_min(work, 0, out=left), room, out=left)
         excess = left.sum(dim=1, keepdim=True).sub_(aim)
-        done |= (excess if step == 0 else excess.abs()) <= near
+        done = (excess if step == 0 else excess.abs()) <= near
         if bool(done.all()):
             break
+        if step == 0:
+            near = near.masked_fill(done, torch.inf)  # what is inside stays
         free = torch.eq(left, work, out=work).sum(dim=1, keepdim=True)
+        if step < _FREE_STEPS:
+            # a row that is done stays: others do not move its last bit
+            theta = excess.div_(free.clamp_min_(1)).masked_fill_(done, 0.0).add_(theta).clamp_(bottom, top)
+            continue
         above = excess > 0
         bottom, top = torch.where(above, theta, bottom), torch.where(above, top, theta)
         new = excess.div_(free).add_(theta)
@@ -221,7 +242,7 @@ def shrunk_into_ball(delta: Tensor, radius: Tensor, low: Tensor, high: Tensor) -
         theta = torch.where(done, theta, new)
     else:
         torch.minimum(size.sub_(torch.where(done, theta, top)).relu_(), room, out=left)
-    return left.copysign_(delta), (~sane[:, 0]).nonzero()[:, 0]
+    return left.copysign_(delta), rest
 
 
 def put_rows_(into: Sequence[Tensor], rows: Tensor, mask: Tensor, values: Sequence[Tensor]) -> None:
@@ -230,6 +251,13 @@ def put_rows_(into: Sequence[Tensor], rows: Tensor, mask: Tensor, values: Sequen
         _put_rows_(
             [v.detach() for v in into], rows, mask, [v.detach().to(t.dtype) for v, t in zip(values, into, strict=True)]
         )
+        return
+    if _machine.can_branch_on_values(mask):
+        chosen = mask.nonzero()[:, 0]  # mostly few, or none
+        if len(chosen):
+            places = rows[chosen]
+            for t, v in zip(into, values, strict=True):
+                t[places] = v[chosen].to(t.dtype)
         return
     for t, v in zip(into, values, strict=True):
         t[rows] = torch.where(mask.view(-1, *(1,) * (v.ndim - 1)), v, t[rows])
@@ -300,22 +328,23 @@ def _land_rows(
 def _land(
     delta: Tensor, data: Tensor, epsilon: Tensor, lower: Tensor | None, upper: Tensor | None, norm: str
 ) -> Tensor:
-    base, delta = data.double(), delta.double()
+    base = data.double()
     if norm == "linf":
-        delta = delta.clamp(-epsilon, epsilon)
+        delta = delta.double().clamp(-epsilon, epsilon)
     elif norm != "l0":
-        size = torch.linalg.vector_norm(delta, ord=_ORDERS[norm], dim=1, keepdim=True)
-        delta = delta * torch.where(size > epsilon, epsilon / size * (1 - 1e-15), 1.0)
+        size = torch.linalg.vector_norm(delta, ord=_ORDERS[norm], dim=1, keepdim=True, dtype=torch.float64)
+        outside = size > epsilon
+        if not _machine.seen(lambda: not bool(outside.any()), outside):
+            delta = delta * torch.where(outside, epsilon / size * (1 - 1e-15), 1.0)
     wish = base + delta
     # Rounded, but never further from the data than the wish is.
     x = wish.to(data.dtype)
-    beyond = (x.double() - base).abs() > (wish - base).abs()
+    beyond = (x - base).abs() > (wish - base).abs()
     x = torch.where(beyond, torch.nextafter(x, data), x)
     if norm == "linf" and data.dtype == torch.float64:
         # The sum above was itself rounded.
         x = torch.where((x - base).abs() > epsilon, torch.nextafter(x, base), x)
-    x = x if lower is None else torch.maximum(x, lower)
-    return x if upper is None else torch.minimum(x, upper)
+    return x if lower is None and upper is None else x.clamp(lower, upper)
 
 
 def _fake_usable(grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

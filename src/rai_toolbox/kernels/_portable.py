@@ -74,7 +74,7 @@ def signs_of_largest(rows: Tensor, counts: Tensor) -> Tensor:
     """As `signed`, with a scale of 1 and a count for each row."""
     order = rows.abs().argsort(dim=1, descending=True, stable=True)
     among = torch.arange(rows.shape[1], device=rows.device) < counts[:, None]
-    signs = rows.sign().mul_(torch.zeros_like(rows).scatter_(1, order, among.to(rows.dtype)))
+    signs = rows.sign().mul_(torch.zeros_like(among).scatter_(1, order, among))
     return signs / torch.linalg.vector_norm(signs, 1, 1, keepdim=True).clamp_min_(1)
 
 

@@ -30,7 +30,8 @@ class _State:
 
     rows: Tensor
     x: Tensor
-    before: Tensor
+    before: Tensor | None
+    """The point before it, for the momentum; None in L1, where there is none."""
     loss: Tensor
     grad: Tensor
     step: Tensor
@@ -57,7 +58,7 @@ class _State:
         return cls(
             rows=rows,
             x=start,
-            before=start,
+            before=None if problem.norm == "l1" else start,
             loss=answer.loss,
             grad=answer.grad,
             step=first.to(ball.dtype),
@@ -76,7 +77,8 @@ class _State:
         """Take a point and the model's answer there as the current ones, and as the best where they are."""
         self.dead += answer.dead
         self.increases += answer.loss > self.loss
-        self.before, self.x, self.loss, self.grad = self.x, x, answer.loss, answer.grad
+        self.before = None if self.before is None else self.x
+        self.x, self.loss, self.grad = x, answer.loss, answer.grad
         better = answer.loss > self.best_loss
         self.best_loss = torch.where(better, answer.loss, self.best_loss)
         self.best_x = torch.where(better[:, None], x, self.best_x)
@@ -85,7 +87,8 @@ class _State:
     def keep(self, which: Tensor) -> None:
         """Drop all rows but these."""
         for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[which])
+            if (value := getattr(self, field.name)) is not None:
+                setattr(self, field.name, value[which])
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -168,7 +171,7 @@ def _propose(ball: Ball, state: _State, problem: Problem, step: int) -> Tensor:
             free = ball.free(grad, state.x[part])
             return ball.project_(delta + length * signs_of_largest(free, state.active[part]))
         aim = ball.project_(delta + length * ball.steepest(grad))
-        if step > 1:
+        if step > 1 and state.before is not None:
             step_back = delta - ball.delta(state.before[part])
             aim = ball.project_(delta.add(aim - delta, alpha=MOMENTUM).add(step_back, alpha=1 - MOMENTUM))
         return aim
@@ -202,7 +205,9 @@ def _check_sparse(ball: Ball, state: _State) -> None:
 
 def _back_to_best(state: _State, mask: Tensor) -> None:
     column = mask[:, None]
-    state.x = torch.where(column, state.best_x, state.x)
-    state.before = torch.where(column, state.best_x, state.before)
-    state.grad = torch.where(column, state.best_grad, state.grad)
+    # In place: nobody else holds these since the last step.
+    torch.where(column, state.best_x, state.x, out=state.x)
+    if state.before is not None:
+        torch.where(column, state.best_x, state.before, out=state.before)
+    torch.where(column, state.best_grad, state.grad, out=state.grad)
     state.loss = torch.where(mask, state.best_loss, state.loss)

@@ -61,7 +61,7 @@ class Ball:
         )
 
     def with_epsilon(self, epsilon: Tensor) -> Ball:
-        ball = replace(self, epsilon=epsilon)
+        ball = Ball(self.norm, self.data, epsilon, self.lower, self.upper)
         if is_one_block(self.data):
             ball.__dict__["_box"] = self._box  # computed once
         return ball

@@ -170,7 +170,9 @@ class Query:
         if self._samples > 1:
             loss, score, achieved = loss / self._samples, score / self._samples, 2 * achieved > self._samples
         grad, dead = usable(grad.contiguous())
-        return Answer(loss=_nan_loses(loss), score=_nan_loses(score), achieved=achieved, grad=grad, dead=dead)
+        loss, score = _nan_loses(loss), score if score is not loss else None
+        score = loss if score is None else _nan_loses(score)
+        return Answer(loss=loss, score=score, achieved=achieved, grad=grad, dead=dead)
 
 
 def _nan_loses(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rai_toolbox.kernels._machine import seen
 from rai_toolbox.perturbations._attack_losses import ClassLosses, LossOfRows
 from rai_toolbox.perturbations._auto_pgd import auto_pgd
 from rai_toolbox.perturbations._ball import Ball, Norm
@@ -140,10 +141,10 @@ def worst_case(
     With runs enough for the classes, the first is Auto-PGD within the ball. The others are `minimum_norm`'s searches,
     which come from outside; the last walk starts from the nearest point known, if that is just outside. But in L0 three
     go to the nearest classes and three (L1: one) come from far outside; only where these come near the other classes
-    follow. In L1, where walks come no nearer than just outside, every second run is Auto-PGD within the ball. Of more
-    than ten classes, the first nine runs are Auto-PGD within the ball, one for each of the nearest classes. With fewer
-    runs, with a criterion of your own, or without `early_stop`, all are Auto-PGD within the ball (L1 and L0 still come
-    from outside if they may stop).
+    follow (L1: none). In L1, where walks come no nearer than just outside, two runs are Auto-PGD within the ball. Of
+    more than ten classes, the first nine runs are Auto-PGD within the ball, one for each of the nearest classes. With
+    fewer runs, with a criterion of your own, or without `early_stop`, all are Auto-PGD within the ball (L1 and L0 still
+    come from outside if they may stop).
 
     References
     ----------
@@ -331,6 +332,8 @@ class _Within(NearestFound):
         if self._of_last[0] is not rows:
             self._of_last = rows, self._radii[rows]
         outside = distance > self._of_last[1]
+        if seen(lambda: bool(outside.all()), outside):
+            return distance
         self._best.update(rows, x, torch.where(outside, self._no_score, score), achieved > outside)
         return distance
 
