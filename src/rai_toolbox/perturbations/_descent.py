@@ -72,6 +72,7 @@ def descend(
     widen: float = 1.0,
     scale: float = 1.0,
     sparse: bool = False,
+    around: bool = False,
     signs: float = 1.0,
     patience: int | None = None,
     done: Callable[[Tensor], Tensor] | None = None,
@@ -86,8 +87,8 @@ def descend(
     widen: at first a ball may reach so many times as far as points are of interest; it narrows over the first steps.
         A path to a near point often starts far away, above all where the gradient at the datum is zero or says little.
     scale: of the length of the steps.
-    sparse: steps along few entries, a third as many as are changed. For L1: finds other optima than dense steps do. As
-        long as the ball is wide, with gradients at random points around.
+    sparse: steps along few entries, a third as many as are changed. For L1: finds other optima than dense steps do.
+    around: as long as the ball is wide, with gradients at random points around.
     signs: the share of the steps that go along the signs of the gradient in Linf; later steps are in proportion to it.
         At a kink of the loss the gradients of its sides cancel out where an entry is best, their signs do not.
     patience: after so many steps, rows are given up that have not crossed the boundary.
@@ -101,7 +102,7 @@ def descend(
         rows=rows, at=torch.arange(len(rows), device=rows.device), x=start(),
         found=found.clone(), epsilon=found.clone() if radius is None else radius, farthest=farthest, limit=limit,
     )  # fmt: skip
-    loss_fn, around = losses(rows), problem.ball_of(rows, walk.epsilon)
+    loss_fn, balls = losses(rows), problem.ball_of(rows, walk.epsilon)
     counted, draws = 0, stream + steps
     for step in range(steps):
         leave = _leaving(walk, step, patience, done)
@@ -114,9 +115,9 @@ def descend(
             walk.keep(going)
             if not len(walk.rows):
                 return found
-            loss_fn, around = losses(walk.rows), problem.ball_of(walk.rows, walk.epsilon)
+            loss_fn, balls = losses(walk.rows), problem.ball_of(walk.rows, walk.epsilon)
         wide = max(1.0, widen * (1 - _NARROWING * step / steps))
-        if sparse and wide > 1:
+        if around and wide > 1:
             answer = problem.ask(walk.rows, problem.around(walk.rows, walk.x, draws + step), loss_fn, stream + step)
             here = None
         else:
@@ -124,7 +125,7 @@ def descend(
             here = nearest.update(walk.rows, walk.x, answer.score, answer.achieved)
         proportional = problem.norm == "linf" and step >= signs * steps
         move = _sparse_move if sparse else _proportional_move if proportional else _steepest_move
-        _step(problem.norm, nearest, around, walk, answer, here, step / steps, radius is None, wide, scale, move)
+        _step(problem.norm, nearest, balls, walk, answer, here, step / steps, radius is None, wide, scale, move)
         del answer
     if spent is not None:
         spent[walk.rows] += steps - counted
@@ -139,7 +140,7 @@ def _leaving(walk: _Walk, step: int, patience: int | None, done: Callable[[Tenso
 
 
 def _step(
-    norm: str, nearest: NearestFound, around: Ball, walk: _Walk, answer: Answer, here: Tensor | None, progress: float,
+    norm: str, nearest: NearestFound, balls: Ball, walk: _Walk, answer: Answer, here: Tensor | None, progress: float,
     guess: bool, wide: float, scale: float, move: _Move,
 ) -> None:  # fmt: skip
     """Adapt the radius, take a step, and project on ball and box.
@@ -153,7 +154,7 @@ def _step(
     most = torch.minimum(walk.limit, nearest.distance[walk.rows])
     most = most if wide == 1 else most * wide
     walk.epsilon = torch.minimum(torch.minimum(epsilon, walk.farthest), most)
-    ball = around.with_epsilon(walk.epsilon[:, None])
+    ball = balls.with_epsilon(walk.epsilon[:, None])
     length = scale * (last + (first - last) * shrink)
 
     def moved(ball: Ball, part: slice) -> Tensor:

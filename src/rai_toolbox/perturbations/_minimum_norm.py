@@ -110,8 +110,8 @@ def minimum_norm(
 
     For L1, L2 and Linf the descents are in the spirit of FMN [1]_ and DDN [2]_, with exact projections on ball ∩ box;
     for L0, walks in L1 from far away, which end at few entries, then a greedy choice of entries [3]_, and exchanges of
-    some entries for fewer others. Walks in L1 and exchanges take gradients at random points around too. What is found
-    is brought nearer along the segment to the datum (L0: by putting back entries).
+    some entries for fewer others. Walks in L1 and L2 and exchanges take gradients at random points around too. What is
+    found is brought nearer along the segment to the datum (L0: by putting back entries).
 
     References
     ----------

@@ -15,7 +15,7 @@ from rai_toolbox.perturbations._descent import descend, to_fewest
 from rai_toolbox.perturbations._nearest_found import NearestFound
 from rai_toolbox.perturbations._problem import MOST_STEPS, Problem
 from rai_toolbox.perturbations._resuming import Part
-from rai_toolbox.perturbations._sparse_descent import add_greedily, exchange
+from rai_toolbox.perturbations._sparse_descent import add_greedily, exchange, put_back
 
 _BISECTIONS = 8
 # Where the random streams of `finish` begin: after those of all runs.
@@ -42,16 +42,20 @@ class _Run:
 
     `rank`: for which class, 0 the one that came nearest so far; None: for any. `radius`: of the ball around the datum
     that a random start is drawn from, in units of the nearest distance known; None: start at the nearest point known.
-    `turned`: the share of that point's entries that are reflected at the datum at most (L1: put back), at random.
-    `scale`: of the first step. `sparse`: with sparse steps. `signs`: the share of its steps
-    that go along signs in Linf, if there is one loss for all runs. `long`: how many times the usual steps it takes.
+    `turned`: the share of that point's entries that are reflected at the datum at most, at random. `back`: how many of
+    its changed entries, drawn at random, are put back. With either, a run starts there, in a ball of that radius.
+    `scale`: of the first step. `sparse`: with sparse steps. `around`: with gradients at random points around while the
+    ball is wide. `signs`: the share of its steps that go along signs in Linf, if there is one loss for all runs.
+    `long`: how many times the usual steps it takes.
     """
 
     rank: int | None = None
     radius: float | None = None
     turned: float = 0.0
+    back: int = 0
     scale: float = 1.0
     sparse: bool = False
+    around: bool = False
     signs: float = 1.0
     long: float = 1.0
 
@@ -71,9 +75,22 @@ _LATER = (
     _Run(rank=0, radius=5.0),
     _Run(turned=_TURNED, scale=_CAREFULLY),
 )
-# In L1 a walk from far away ends at a point with few changed entries, others each time.
-_FROM_AFAR = _Run(radius=25.0, sparse=True, long=1.5)
-_LATER_L1 = (_FROM_AFAR, _Run(rank=1, radius=3.0, sparse=True), *(_FROM_AFAR,) * 9)
+# In L1 a walk from far away ends at a point with few changed entries, others each time. After a few of them most fail;
+# a short walk after some entries of the nearest point were put back finds a nearer one more often.
+_FROM_AFAR = _Run(radius=25.0, sparse=True, around=True, long=1.5)
+_NEARBY_L1 = tuple(
+    _Run(back=back, radius=2.0, scale=_CAREFULLY, sparse=True, around=True, long=0.4) for back in (1, 2, 3)
+)
+_LATER_L1 = (
+    _FROM_AFAR, _Run(rank=1, radius=3.0, sparse=True, around=True), _FROM_AFAR, _FROM_AFAR, *_NEARBY_L1 * 4
+)  # fmt: skip
+# So in L2, after some entries were reflected.
+_NEARBY_L2 = _Run(turned=_TURNED, radius=2.0, around=True, long=0.4)
+_LATER_L2 = (
+    _Run(radius=5.0, around=True), _Run(rank=0, radius=3.0), _Run(rank=1, radius=3.0, around=True),
+    *(_NEARBY_L2,) * 6, _Run(radius=12.0, around=True), _Run(scale=_CAREFULLY), *(_NEARBY_L2,) * 6,
+)  # fmt: skip
+_RUNS = {"linf": _LATER, "l2": _LATER_L2, "l1": _LATER_L1}
 
 
 class _SeenIn(NearestFound):
@@ -158,7 +175,7 @@ class Search:
         return round(self._later(number).long * self._steps)
 
     def _later(self, number: int) -> _Run:
-        runs = _LATER_L1 if self._walked.norm == "l1" else _LATER
+        runs = _RUNS[self._walked.norm]
         return runs[(number - self._losses.count) % len(runs)]
 
     def swept(self, number: int) -> bool:
@@ -197,8 +214,8 @@ class Search:
         found = descend(
             problem, self._walks_to, rows, lambda: self._start(problem, rows, how, stream, radius), loss,
             steps=steps, stream=stream, farthest=problem.farthest(rows),
-            limit=limit, radius=radius, widen=how.radius or 1.0, scale=how.scale, sparse=how.sparse, signs=signs,
-            done=self._done, spent=self._spent, patience=max(1, steps // 2) if self._sweeps_all else None,
+            limit=limit, radius=radius, widen=how.radius or 1.0, scale=how.scale, sparse=how.sparse, around=how.around,
+            signs=signs, done=self._done, spent=self._spent, patience=max(1, steps // 2) if self._sweeps_all else None,
         )  # fmt: skip
         if rank is not None:
             self._reached[rows, rank] = torch.minimum(self._reached[rows, rank], found)
@@ -215,28 +232,31 @@ class Search:
         """Where a run starts, within this radius."""
         if radius is None:
             return problem.data[rows]
-        lost = self._walks_to.distance[rows].isinf()
+        nearest = self._walks_to
+        lost = nearest.distance[rows].isinf()
 
         def known() -> Tensor:
-            near = self._walks_to.x[rows]
+            if how.back:
+                return put_back(problem, nearest, rows, how.back, stream)
+            near = nearest.x[rows]
             return self._turned(problem, rows, near, how.turned, stream, radius) if how.turned else near
 
-        if how.radius is None and not bool(lost.any()):
+        from_known = how.radius is None or how.turned > 0 or how.back > 0
+        if from_known and not bool(lost.any()):
             return known()
         ball = problem.ball_of(rows, radius)
         start = ball.random(lambda kind, part: getattr(problem.noise, kind)(rows[part], stream))
-        return start if how.radius is not None else torch.where(lost[:, None], start, known())
+        return torch.where(lost[:, None], start, known()) if from_known else start
 
     def _turned(
         self, problem: Problem, rows: Tensor, near: Tensor, share: float, stream: int, radius: Tensor
     ) -> Tensor:
-        """These points with some entries reflected at the datum, or put back (L1): at most this share of them."""
+        """These points with some entries reflected at the datum: at most this share of them."""
         noise = problem.noise
 
         def turned(ball: Ball, part: slice) -> Tensor:
             some = noise.uniform(rows[part], stream) < share * noise.uniform(rows[part], stream + 1)[:, :1]
-            away = ball.data if problem.norm == "l1" else 2 * ball.data - near[part]
-            return ball.project_(ball.delta(torch.where(some, away, near[part])))
+            return ball.project_(ball.delta(torch.where(some, 2 * ball.data - near[part], near[part])))
 
         return problem.ball_of(rows, radius).by_blocks(turned)
 

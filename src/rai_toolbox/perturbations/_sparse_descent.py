@@ -110,13 +110,13 @@ def exchange(
         several, draws = 2 + attempt % (_MOST_EXCHANGED - 1), stream + 4 * steps * attempt
         length = min(left, several - 1 + _LOOKS)
         add_greedily(
-            problem, nearest, rows, partial(_put_back, problem, nearest, rows, several, draws), losses,
+            problem, nearest, rows, partial(put_back, problem, nearest, rows, several, draws), losses,
             steps=length, stream=draws + 1, spent=spent, around=several - 1,
         )  # fmt: skip
         left, attempt = left - length, attempt + 1
 
 
-def _put_back(problem: Problem, nearest: NearestFound, rows: Tensor, several: int, draws: int) -> Tensor:
+def put_back(problem: Problem, nearest: NearestFound, rows: Tensor, several: int, draws: int) -> Tensor:
     """Return the nearest points known with so many of their changed entries, drawn at random, as they were."""
     base, x = problem.data_of(rows), nearest.x[rows]
 
