@@ -68,6 +68,14 @@ def test_small_tensors_are_projected_together(build):
     assert many.total() < 2 * few.total()  # a search may take some more steps
 
 
+@pytest.mark.parametrize("name", ["TopQGradientOptimizer", "L1BallOptim"])
+def test_data_of_one_length_are_searched_together_whatever_the_order_of_the_parameters(name: str):
+    build = functools.partial(getattr(ro, name), **({"q": 0.9} if name.startswith("TopQ") else {"epsilon": 1.0}))
+    shapes = [(128, 576), (128, 512)] * 12
+    mixed, sorted_ = calls_of_a_step(build, shapes), calls_of_a_step(build, sorted(shapes))
+    assert mixed["aten.abs.out"] <= sorted_["aten.abs.out"] <= 3
+
+
 def test_a_large_tensor_is_read_and_written_once_per_block():
     calls = calls_of_a_step(ro.L2NormedGradientOptim, [(64, 3, 224, 224)])
     blocks = -(-64 // (2**20 // (3 * 224 * 224)))

@@ -39,7 +39,8 @@ def with_few_left(x: Tensor, total: Tensor, *, signed: bool, in_place: bool) -> 
         y = y.abs_() if signed else y
     highest = y.view(len(x), -1, segments).amax(1)
     sums = (highest if signed else highest.relu()).sum(1, keepdim=True)
-    if not bool(((sums > total * (1.001 + 8 * torch.finfo(x.dtype).eps)) & (sums < 1e12)).all()):
+    beyond, most = torch.aminmax(sums.sub(total, alpha=1.001 + 8 * torch.finfo(x.dtype).eps))
+    if not (float(beyond) > 0 and float(most) < 1e12):
         return None
     top = highest.amax(1, keepdim=True)
     depth = torch.sub(top, highest, out=scratch(highest, 7))
@@ -47,15 +48,14 @@ def with_few_left(x: Tensor, total: Tensor, *, signed: bool, in_place: bool) -> 
     for _ in range(_STEPS):  # Michelot's: a level of too many entries is too high
         torch.lt(depth, level, out=active)
         level = torch.mul(active, depth, out=part).sum(1, keepdim=True).add_(total).div_(active.sum(1, keepdim=True))
-    least = top - level.add_((level + top.abs()).mul_(1e-5))  # a little lower, since it is rounded
+    least = top.sub(level, alpha=1 + 1e-5).sub_(top.abs(), alpha=1e-5)  # a little lower, since it is rounded
     some = torch.gt(highest, least).nonzero()
     if len(some) > _FEW * len(x):
         return None
     rows, places, values = _larger(y, segments, some, least)
     depths = top[:, 0].double().index_select(0, rows).sub_(values)
     while True:  # those above the level go, until there are none
-        levels = torch.zeros(len(x), dtype=torch.float64, device="cpu").index_add_(0, rows, depths)
-        levels = levels.add_(total[:, 0]).div_(rows.bincount(minlength=len(x)))
+        levels = rows.bincount(depths, len(x)).add_(total[:, 0]).div_(rows.bincount(minlength=len(x)))
         stay = levels.index_select(0, rows).sub_(depths)
         active = (stay > 0).nonzero()[:, 0]
         if len(active) == len(stay):

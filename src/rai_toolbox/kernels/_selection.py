@@ -137,10 +137,10 @@ def _thresholds(a: Tensor, length: int, count: int, sums: Tensor) -> tuple[Tenso
     normal = _normal(length, count, a.dtype)
     before, above = memory(a.shape, 1, torch.bool), memory(a.shape, 2, torch.bool)
     last, slope = sums * normal.threshold, None
-    number = _exceed(a, last, before, length)
     if length <= _SHORT:
+        number = _above(a, last).sum(1, keepdim=True).to(torch.int64)
         last = last * normal.nearer.take(number)
-        number = _exceed(a, last, before, length)
+    number = _exceed(a, last, before, length)
     miss_before = number - count
     threshold = last * normal.beyond.take(number)
     passes = 1
@@ -182,11 +182,16 @@ def _thresholds(a: Tensor, length: int, count: int, sums: Tensor) -> tuple[Tenso
 
 def _exceed(a: Tensor, threshold: Tensor, marks: Tensor, length: int) -> Tensor:
     """Mark what is above a number per row, and count it."""
-    # Comparisons whose results are numbers are vectorized, and so is their conversion; those to bool are not.
-    marks.copy_(torch.gt(a, threshold, out=memory(a.shape, 3, a.dtype)))
+    marks.copy_(_above(a, threshold))
     groups, words = _words(length)
     sums = marks.view(torch.int64).view(-1, words).sum(1)
     return sums.view(torch.uint8).view(len(marks), 8 * groups).sum(1, keepdim=True, dtype=torch.int64)
+
+
+def _above(a: Tensor, threshold: Tensor) -> Tensor:
+    """1 for what is above a number per row, else 0; in scratch memory."""
+    # Comparisons whose results are numbers are vectorized, and so is their conversion; those to bool are not.
+    return torch.gt(a, threshold, out=memory(a.shape, 3, a.dtype))
 
 
 def _ranked(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
+from rai_toolbox.functional._by_kernels import length_of
 from rai_toolbox.functional._large_scaling import large_norm, multiply_large_, norm_of_parts, pieces_of
 from rai_toolbox.functional._layout import BLOCK_NUMEL, block_indices, datum_ndim, is_number
 from rai_toolbox.functional._norms import direct_norms
@@ -191,7 +192,7 @@ def _bundles(params: Sequence[Tensor], stages: Sequence[Stage]) -> tuple[list[_B
     room: dict[torch.dtype, int] = {}
     current: dict[torch.dtype, _Bundle] = {}
     acting = [s for s in stages if s.transform is not None and not isinstance(s.transform, Entrywise)]
-    for i in _by_size(params):
+    for i in _in_order(params, [s.param_ndim for s in stages if isinstance(s.transform, PerDatum)]):
         p = params[i]
         ks = [datum_ndim(p.ndim, s.param_ndim) for s in stages]
         uncut = max((datum_ndim(p.ndim, s.param_ndim) for s in acting), default=0)
@@ -213,11 +214,17 @@ def _bundles(params: Sequence[Tensor], stages: Sequence[Stage]) -> tuple[list[_B
     return bundles, cuts
 
 
-def _by_size(params: Sequence[Tensor]) -> list[int]:
-    """The indices of tensors that are not empty; where there is more than a block, small ones come last, together."""
+def _in_order(params: Sequence[Tensor], searched: Sequence[int | None]) -> list[int]:
+    """The indices of tensors that are not empty; where there is more than a block, small ones come last, together.
+
+    searched: the `param_ndim` of stages that search. Data of one length are neighbours: a block is searched length by
+        length, and the shortest, which take longest, come first.
+    """
     indices = [i for i, p in enumerate(params) if p.numel()]
     if sum(map(Tensor.numel, params)) > BLOCK_NUMEL:
-        indices.sort(key=lambda i: params[i].numel() <= STACKED_NUMEL)
+        ks = [[datum_ndim(p.ndim, k) for k in searched] for p in params]
+        lengths = [[length_of(p, k) for k in some] for p, some in zip(params, ks, strict=True)]
+        indices.sort(key=lambda i: (params[i].numel() <= STACKED_NUMEL, lengths[i]))
     return indices
 
 
