@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +20,8 @@ from rai_toolbox.robustness._errors import InputError, WriteFailed
 _PARTIAL = ".partial-"
 _LOCK = ".lock"
 _HOLDER = ".lock-holder"
+#: The folder of what a run has done so far, in its output folder.
+UNFINISHED = "unfinished"
 
 _held = threading.local()
 
@@ -121,10 +123,11 @@ def prepare_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """Prepare a folder, in which this thread alone writes until the block ends.
+def claimed(path: Path, names: Iterable[str] = ()) -> Iterator[None]:
+    """Prepare a folder, in which this thread alone writes until the block ends: files of these names.
 
-    Raises InputError if another process or thread writes there, which the message names; or as `prepare_folder`.
+    Raises InputError if another process or thread writes there, which the message names; if the folder has files of
+    these names that are not of an earlier run; or as `prepare_folder`.
     """
     _make_folder(path)
     held: set[str] = vars(_held).setdefault("folders", set())
@@ -147,6 +150,7 @@ def claimed(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # on a full disk: the lock holds without the name of its holder
             (path / _HOLDER).write_text(_myself(), "utf-8")
         prepare_folder(path)
+        _refuse_others(path, names)
         yield
     finally:
         held.discard(name)
@@ -154,6 +158,24 @@ def claimed(path: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 (path / left).unlink(missing_ok=True)
         lock.release()
+
+
+def _refuse_others(path: Path, names: Iterable[str]) -> None:
+    """Raise InputError where the folder has files of these names, and nothing says that they are of an earlier run."""
+    taken = sorted(name for name in names if (path / name).is_file() and not (path / name).is_symlink())
+    if taken and not (path / UNFINISHED).is_dir() and not any(map(_is_result, path.glob("*.json"))):
+        raise InputError(
+            f"the output folder {str(path)!r} has {', '.join(taken)}, which no evaluation wrote, and which would be"
+            " replaced or removed: give another folder"
+        )
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return b'"rai-toolbox/' in file.read(100)
+    except OSError:
+        return False
 
 
 def _make_folder(path: Path) -> None:

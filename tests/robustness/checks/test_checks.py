@@ -11,7 +11,7 @@ from torch import nn
 from zoo import moat
 
 from rai_toolbox.perturbations import Solution, minimum_norm, worst_case
-from rai_toolbox.robustness import evaluate
+from rai_toolbox.robustness import evaluate, load_preprocess
 from rai_toolbox.robustness.attack import _solver
 from rai_toolbox.robustness.checks import _search_checks
 from rai_toolbox.robustness.run import _run
@@ -383,6 +383,26 @@ def test_a_model_that_always_says_one_class_is_told_about_preprocessing(digits):
     summary = {finding.check: finding.summary for finding in result.findings}["clean-performance"]
     assert "class 3" in summary
     assert "preprocessing" in summary
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_radius_far_beyond_all_errors_does_not_make_an_honest_gradient_doubtful(small_net, digits, norm):
+    far = {"linf": 1.0, "l2": 8.0}[norm]
+    found = verdicts(small_net, digits, norms=norm, epsilons=[far], budget="quick")
+    assert found["data-fit"].verdict == found["gradient-agreement"].verdict == "ok"
+
+
+def test_radii_and_statistics_in_other_units_than_the_data_are_noticed(small_net, digits):
+    fit = verdicts(small_net, digits, norms="linf", epsilons=[8.0], steps=2)["data-fit"]
+    assert fit.verdict == "warning"
+    assert fit.summary.startswith("Epsilon 8 (linf) turns any sample into any other, as 1 does")
+    x, y = digits
+    for of, scale, verdict in (
+        ("normalize:0.3/0.4", 1, "ok"), ("normalize:0.3/0.4", 255, "warning"), ("normalize:77/100", 1, "warning"),
+    ):  # fmt: skip
+        found = verdicts(small_net, (x * scale, y), bounds=(0, scale), preprocess=load_preprocess(of), steps=2)
+        assert found["data-fit"].verdict == verdict
+        assert ("Normalized, the images lie in" in found["data-fit"].summary) == (verdict == "warning")
 
 
 def test_a_check_that_the_model_breaks_is_counted_as_not_made(small_net, digits):

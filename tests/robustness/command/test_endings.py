@@ -347,6 +347,33 @@ def test_a_folder_in_use_is_refused_and_the_other_run_keeps_its_own(place, capsy
 
 
 @pytest.mark.skipif(not hasattr(time, "tzset"), reason="the time zone cannot be set here")
+@pytest.mark.parametrize("name", ["report.html", "corruptions.csv", "config.toml", "results.json"])
+def test_files_that_no_evaluation_wrote_are_neither_replaced_nor_removed(place, capsys, name):
+    Path("mine").mkdir()
+    for other in (name, "notes.txt"):
+        (Path("mine") / other).write_text('{"of": "mine"}')
+    assert run("--out", "mine") == 2
+    assert f"has {name}, which no evaluation wrote" in error_of(capsys)
+    assert sorted(path.name for path in Path("mine").iterdir()) == sorted([name, "notes.txt"])
+    assert (Path("mine") / name).read_text() == '{"of": "mine"}'
+    assert run("--out", "report") == 0
+    if name != "config.toml":  # which only the command writes
+        with pytest.raises(InputError, match="which no evaluation wrote"):
+            Evaluation.load("report").save("mine")
+    assert run("--out", "report") == 0  # in place of an earlier report
+
+
+def test_a_comparison_replaces_no_file_of_another(place, capsys):
+    assert run("--out", "report") == 0
+    Path("comparison.csv").write_text("mine")
+    capsys.readouterr()
+    assert main(["compare", "report", "report", "--out", "."]) == 2
+    assert "has comparison.csv, which no evaluation wrote" in error_of(capsys)
+    assert Path("comparison.csv").read_text() == "mine"
+    for _ in range(2):
+        assert main(["compare", "report", "report", "--out", "both"]) == 0
+
+
 @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "Nonsense/Zone", "UTC-99:99", ""])
 def test_any_time_zone_will_do(place, monkeypatch, zone):
     with monkeypatch.context() as patch:

@@ -105,6 +105,29 @@ def test_images_of_16_bits_keep_them(place):
         load_data("floats")
 
 
+@pytest.mark.parametrize(("mode", "shape"), [("RGB", (3, 4, 5)), ("L", (1, 4, 5))])
+def test_a_data_set_of_images_is_read_as_a_folder_of_them(mode, shape):
+    from PIL import Image
+
+    images = [Image.new(mode, (5, 4), (value, 0, 7) if mode == "RGB" else value) for value in (10, 200)]
+    for items in ([{"img": image, "label": 1} for image in images], [(image, 1) for image in images]):
+        samples = as_samples([*items, items[0]])
+        assert samples.shape == shape
+        assert samples.inputs(0, 3)[:, 0, 0, 0].tolist() == pytest.approx([10 / 255, 200 / 255, 10 / 255])
+    mixed = [(images[0], 1), (np.zeros(shape, np.uint8), 1), (images[1], 0)]
+    with pytest.raises(InputError, match="2 of 3 samples are images of Pillow"):
+        as_samples(mixed)
+
+
+def test_items_and_labels_of_another_form_say_what_would_do():
+    with pytest.raises(InputError, match=r"expected .input, target. pairs, got tuple of 3"):
+        as_samples([(X[0], 1, "id"), (X[1], 0, "id"), (X[2], 0, "id")])
+    with pytest.raises(InputError, match=r"entries picture, label; expected one of x, .* rename them"):
+        as_samples([{"picture": X[0], "label": 1}] * 3)
+    with pytest.raises(InputError, match=r"got \(6, 2\); of one-hot rows give y\.argmax\(axis=1\)"):
+        targets_for(as_samples((X, np.eye(2)[Y])), "classification")
+
+
 def test_samples_of_another_kind_of_number_are_not_cut_to_that_of_the_first():
     with pytest.raises(InputError, match="sample 0 is int64, sample 1 is float64"):
         as_samples([([1, 2], 0), ([1.5, 2.5], 1), ([2, 2], 1)])

@@ -150,6 +150,19 @@ def test_weights_without_their_model_say_what_is_missing(place, net):
         load_model(export(net), weights="weights.pt")
 
 
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module._orig_mod."])
+def test_weights_of_a_wrapped_model_are_those_of_the_model(place, net, prefix):
+    wrapped = {prefix + name: value for name, value in net.state_dict().items()}
+    torch.save({"state_dict": wrapped | {"loss.weight": torch.ones(3)}}, "weights.pt")
+    x = torch.rand(7, 1, 8, 8)
+    assert torch.equal(load_model("build.py:build", weights="weights.pt")(x), net(x))
+    other = {"teacher." + name: value for name, value in net.state_dict().items()}
+    for unclear in (wrapped | other, {name: value for name, value in wrapped.items() if "running_mean" not in name}):
+        torch.save(unclear, "weights.pt")
+        with pytest.raises(InputError, match="does not fit the model"):
+            load_model("build.py:build", weights="weights.pt")
+
+
 def test_torchscript_given_as_weights_is_called_what_it_is(place, net):
     saved(net, "torchscript")
     with pytest.raises(InputError, match=r"is a TorchScript file.*model='model\.ts'"):
@@ -166,6 +179,21 @@ def test_preprocessing_of_other_channels_than_the_data_have_is_not_blamed_on_the
     x = np.zeros((4, 1, 8, 8), dtype=np.float32)
     with pytest.raises(InputError, match="preprocess has 3 channels, the data have 1"):
         evaluate(net, (x, np.zeros(4)), preprocess=load_preprocess("imagenet"), steps=2)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 255), (-2.1, 2.6)], ids=["bytes", "normalized"])
+def test_statistics_of_images_in_0_to_1_are_refused_for_others(low, high):
+    x = np.random.default_rng(0).uniform(low, high, (4, 3, 8, 8)).astype(np.float32)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    for name in ("imagenet", "cifar10"):
+        with pytest.raises(InputError, match=rf"'{name}' is for images in \[0, 1\], the data lie in"):
+            evaluate(model, (x, np.zeros(4)), preprocess=load_preprocess(name), steps=2)
+
+
+def test_images_with_their_channels_last_are_told_how_to_turn(net):
+    x = np.zeros((4, 8, 8, 1), dtype=np.float32)
+    with pytest.raises(InputError, match=r"\(2, 8, 8, 1\).*channels first here: x\.transpose\(0, 3, 1, 2\): it raised"):
+        evaluate(net, (x, np.zeros(4)), steps=2)
 
 
 def test_onnx_without_its_converter_says_what_would_do(place, monkeypatch):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rai_toolbox.robustness import evaluate
+from rai_toolbox.robustness._files import UNFINISHED
 from rai_toolbox.robustness.attack import _under_way
-from rai_toolbox.robustness.session._journal import FOLDER
 
 OPTIONS = {"steps": 4, "restarts": 6, "seed": 3, "batch_size": 64}
 
@@ -64,7 +64,7 @@ def test_a_run_that_was_killed_in_its_only_batch_goes_on_from_its_last_run(
     found = evaluate(rest, data, folder=tmp_path, resume=True, **options)
     assert figures(found) == figures(whole)
     assert rest.calls < 0.6 * calls
-    assert not list((tmp_path / FOLDER).glob("*.under-way"))
+    assert not list((tmp_path / UNFINISHED).glob("*.under-way"))
 
 
 def test_a_regression_goes_on_inside_its_batch_too(tmp_path, monkeypatch):

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from rai_toolbox.robustness import InputError
-from rai_toolbox.robustness._files import atomic_write, prepare_folder
-from rai_toolbox.robustness.session._journal import FOLDER, Journal
+from rai_toolbox.robustness._files import UNFINISHED, atomic_write, prepare_folder
+from rai_toolbox.robustness.session._journal import Journal
 
 MODEL = """
 import torch
@@ -75,11 +75,11 @@ def test_killed_at_ten_random_moments_the_figures_are_those_of_a_run_that_was_no
     assert figures(out) == figures(place / "whole")
     assert kills >= 5
     assert len(list(out.iterdir())) == pieces
-    assert not (out / FOLDER).exists()
+    assert not (out / UNFINISHED).exists()
 
 
 def _finished(out: Path) -> int:
-    return len(list((out / FOLDER).glob("*.npz"))) if (out / FOLDER).exists() else 0
+    return len(list((out / UNFINISHED).glob("*.npz"))) if (out / UNFINISHED).exists() else 0
 
 
 def test_a_file_is_whole_or_absent(tmp_path):
@@ -113,9 +113,9 @@ def test_a_damaged_piece_is_done_again(tmp_path):
     again = Journal(tmp_path)
     again.begin({"seed": 0}, resume=True)
     assert again.get("piece-0")["distance"].tolist() == [0.0, 1.0, 2.0]
-    (tmp_path / FOLDER / "piece-0.npz").write_bytes(b"damaged")
+    (tmp_path / UNFINISHED / "piece-0.npz").write_bytes(b"damaged")
     assert Journal(tmp_path).get("piece-0") is None
-    (tmp_path / FOLDER / "run.json").write_text("{")
+    (tmp_path / UNFINISHED / "run.json").write_text("{")
     fresh = Journal(tmp_path)
     with pytest.raises(InputError, match="damaged"):
         fresh.begin({"seed": 0}, resume=True)

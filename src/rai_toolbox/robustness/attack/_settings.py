@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from rai_toolbox.perturbations._ball import check_norm
 from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._results import Task, jsonable
-from rai_toolbox.robustness._text import did_you_mean
 from rai_toolbox.robustness.attack._budget import BUDGETS, Budget
 from rai_toolbox.robustness.data._samples import Samples, Summary, kind_of
 
@@ -78,8 +77,7 @@ class Settings:
         if given.task not in get_args(Task):
             raise InputError(f"{arg('task')} must be 'classification' or 'regression', got {given.task!r}")
         if given.budget not in BUDGETS:
-            hint = did_you_mean(str(given.budget), list(BUDGETS))
-            raise InputError(f"{arg('budget')} must be one of {', '.join(BUDGETS)}, got {given.budget!r}{hint}")
+            raise InputError(f"{arg('budget')} must be one of {', '.join(BUDGETS)}, got {given.budget!r}")
         norms: Any = given.norms
         named = tuple(map(_name_of, (norms,) if isinstance(norms, str | int | float) else norms))
         if not named:
@@ -111,9 +109,7 @@ def _name_of(norm: Any) -> str:
     try:
         return check_norm(norm)
     except ValueError:
-        raise InputError(
-            f"{arg('norms')} must be one of {', '.join(NORMS)}, got {norm!r}{did_you_mean(str(norm), list(NORMS))}"
-        ) from None
+        raise InputError(f"{arg('norms')} must be one of {', '.join(NORMS)}, got {norm!r}") from None
 
 
 def _grids(

@@ -12,9 +12,12 @@ from rai_toolbox.perturbations.losses import as_logits, cross_entropy, margin
 from rai_toolbox.robustness.attack._grid import widest_radius
 from rai_toolbox.robustness.checks._checks import Check, CheckContext, CheckResult, nothing
 from rai_toolbox.robustness.data._samples import kind_of
+from rai_toolbox.robustness.models._load import Normalize
 
 _LOOKED_AT = 256
 _MANY_OUTPUTS = 20
+# Images that were normalized as for the training reach a few deviations.
+_TOO_FAR, _TOO_NEAR = 20.0, 0.1
 
 
 def _same_twice(context: CheckContext) -> CheckResult:
@@ -255,6 +258,7 @@ def _data_fit(context: CheckContext) -> CheckResult:
             f"The images lie in [{summary.minimum:g}, {summary.maximum:g}] and not in [0, 1]: no bounds were applied,"
             " so that perturbed ones may be no images; give the bounds."
         )
+    warned += _misread_units(context, pictured)
     if subject.classifies:
         x, _ = subject.batch(0, 1)
         with torch.no_grad():
@@ -269,6 +273,28 @@ def _data_fit(context: CheckContext) -> CheckResult:
     if warned:
         return CheckResult("warning", " ".join(warned), evidence)
     return CheckResult("ok", f"Bounds of perturbed inputs: {evidence['bounds']}.", evidence)
+
+
+def _misread_units(context: CheckContext, pictured: bool) -> list[str]:
+    """Return what shows that a radius, or the statistics of the preprocessing, are not in the units of the data."""
+    subject, summary = context.subject, context.summary
+    said = []
+    for norm in subject.settings.norms:
+        widest = widest_radius(norm, summary, subject.box, subject.samples.shape)
+        given = subject.settings.grid(norm)
+        if given and min(given) > widest * (1 + 1e-6):
+            said.append(
+                f"Epsilon {min(given):g} ({norm}) turns any sample into any other, as {widest:g} does: it is in the"
+                " units of the data, so of images in [0, 1] it is 8/255, not 8."
+            )
+    if pictured and isinstance(subject.model.preprocess, Normalize):
+        low, high = subject.model.preprocess.range_of(summary.minimum, summary.maximum)
+        if max(-low, high) > _TOO_FAR or high - low < _TOO_NEAR:
+            said.append(
+                f"Normalized, the images lie in [{low:.3g}, {high:.3g}]: the mean and deviation of the preprocessing"
+                f" are not in the units of the data, which lie in [{summary.minimum:g}, {summary.maximum:g}]."
+            )
+    return said
 
 
 def _named_box(box: Mapping[str, Any]) -> str:

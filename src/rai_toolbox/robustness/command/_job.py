@@ -27,10 +27,13 @@ from rai_toolbox.robustness.data._npz import NpzArchive, read_npy
 from rai_toolbox.robustness.data._samples import Samples
 from rai_toolbox.robustness.models._load import Evaluated, load_model, load_preprocess
 from rai_toolbox.robustness.report._evaluation import Evaluation
+from rai_toolbox.robustness.report._writing import EVALUATION_FILES
 from rai_toolbox.robustness.run._evaluate import evaluate
 from rai_toolbox.robustness.run._run import Progress
 from rai_toolbox.robustness.session._journal import Journal
 from rai_toolbox.robustness.session._team import Team, join
+
+_CONFIG = "config.toml"
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def evaluated_model(place: str) -> Evaluated:
     Raises InputError if there is none, or it cannot be loaded: names of files in it begin where the evaluation began.
     """
     path = Path(place)
-    file = (path if path.is_dir() else path.parent) / "config.toml"
+    file = (path if path.is_dir() else path.parent) / _CONFIG
     if not file.is_file():
         raise InputError(
             f"{place!r} has no config.toml, which says how to load its model: compare in Python, with {arg('models')}"
@@ -101,7 +104,7 @@ def _run(job: Job, team: Team, progress: Progress | None, stack: contextlib.Exit
     if job.log:
         check_mlflow()
     folder = as_folder(job.out)
-    team.together(lambda: stack.enter_context(claimed(folder)) if team.leads else None)
+    team.together(lambda: stack.enter_context(claimed(folder, (_CONFIG, *EVALUATION_FILES))) if team.leads else None)
     device = job.device or "cpu"
     model = team.leaders_first(
         lambda: load_model(model_spec, weights=job.weights, device=_device(device), seed=job.seed)
@@ -129,7 +132,7 @@ def _run(job: Job, team: Team, progress: Progress | None, stack: contextlib.Exit
     }
     evaluation = evaluate(**passed | {"model": model, "data": samples})
     if team.leads:
-        write_text(folder / "config.toml", to_toml(job.to_config()))
+        write_text(folder / _CONFIG, to_toml(job.to_config()))
         evaluation.save(folder)
     team.gather(None)
     if evaluation.complete:

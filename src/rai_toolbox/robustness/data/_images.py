@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rai_toolbox._extras import install_command
 from rai_toolbox.robustness._errors import InputError, arg
+from rai_toolbox.robustness.data._pixels import PixelReader
 from rai_toolbox.robustness.data._rows import Spool
 from rai_toolbox.robustness.data._samples import Samples
 
@@ -52,32 +52,16 @@ def _as_numbers(names: list[str]) -> list[int]:
 
 
 def _read_images(files: list[tuple[Path, int]]) -> Iterator[NDArray]:
-    """Yield the pixels, channels first, of 8 or 16 bits; the first image says whether all are gray."""
+    """Yield the pixels of each image."""
     try:
         from PIL import Image
     except ImportError:
         raise InputError(f"reading images needs Pillow: {install_command('cli')}") from None
-    gray: bool | None = None
-    depth: int | None = None
+    reader = PixelReader()
     for file, _ in files:
         try:
             with Image.open(file) as image:
-                if image.mode == "F":
-                    raise ValueError("its pixels are floats, of no known range; give arrays in an .npz")
-                deep = image.mode.startswith("I")
-                if depth not in (None, 16 if deep else 8):
-                    raise ValueError(f"it has {16 if deep else 8} bits a pixel, the ones before it have {depth}")
-                depth = 16 if deep else 8
-                gray = deep or image.mode in ("1", "L") if gray is None else gray
-                # What Pillow converts from 16 bits to 8 it cuts off at 255.
-                pixels = _deep_pixels(image) if deep else np.asarray(image.convert("L" if gray else "RGB"))
+                pixels = reader.read(image)
         except Exception as error:
             raise InputError(f"the image {str(file)!r} cannot be read: {' '.join(str(error).split())[:200]}") from None
-        yield pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-def _deep_pixels(image: Any) -> NDArray:
-    pixels = np.asarray(image)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError("its pixels are not of 8 or 16 bits")
-    return pixels.astype(np.uint16)
+        yield pixels

@@ -16,12 +16,13 @@ from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._results import Task
 from rai_toolbox.robustness._text import one_line
 from rai_toolbox.robustness.data._maite import class_names_of, is_of_maite, triples
+from rai_toolbox.robustness.data._pixels import PixelReader, is_picture
 from rai_toolbox.robustness.data._rows import ArrayRows, Rows, Spool, as_bytes
 
 Kind = Literal["image", "series", "table"]
 
 # The entries of an item that is a mapping, as data sets of Hugging Face and their collators have them.
-_INPUTS = ("x", "pixel_values", "image", "input_values", "inputs")
+_INPUTS = ("x", "pixel_values", "image", "img", "input_values", "inputs")
 _TARGETS = ("y", "label", "labels", "target")
 _CHUNK_BYTES = 16 * 2**20
 
@@ -152,12 +153,12 @@ def as_samples(data: Any, *, what: str = "data") -> Samples:
     if isinstance(data, torch.utils.data.DataLoader):
         return _spooled(_batches(data, what), what)
     if isinstance(data, (torch.utils.data.Dataset, torch.utils.data.IterableDataset)):
-        return _spooled(_single(data, what), what)
+        return _of_items(data, what)
     if isinstance(data, (tuple, list)) and len(data) == 2:
         x, y = (_array(part, what) for part in data)
         return Samples(ArrayRows(x), y)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (str, bytes)):
-        return _spooled(_single(data, what), what)
+        return _of_items(data, what)
     raise InputError(f"{what}: expected a pair of arrays (x, y), a Dataset or a DataLoader, got {type(data).__name__}")
 
 
@@ -241,8 +242,8 @@ def targets_for(samples: Samples, task: Task) -> NDArray:
         targets = targets[:, 0]
     if targets.ndim != 1:
         raise InputError(
-            f"y must hold one label per sample, shape (samples,), got {targets.shape};"
-            f" for values to predict give {arg('task', 'regression')}"
+            f"y must hold one label per sample, shape (samples,), got {targets.shape}; of one-hot rows give"
+            f" y.argmax(axis=1); for values to predict give {arg('task', 'regression')}"
         )
     if targets.dtype.kind == "f":
         whole = np.isfinite(targets) & (targets == np.round(targets)) & (np.abs(targets) < 2**53)
@@ -283,11 +284,12 @@ def _pair(item: Any, what: str) -> tuple[Any, Any]:
         names = ", ".join(map(str, list(item)[:8]))
         raise InputError(
             f"{what}: an item has the entries {names}; expected one of {', '.join(_INPUTS)} and one of"
-            f" {', '.join(_TARGETS)}"
+            f" {', '.join(_TARGETS)}: rename them"
         )
     if isinstance(item, (tuple, list)) and len(item) == 2:
         return item[0], item[1]
-    raise InputError(f"{what}: expected (input, target) pairs, got {type(item).__name__}")
+    many = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
+    raise InputError(f"{what}: expected (input, target) pairs, got {type(item).__name__}{many}")
 
 
 def _batches(loader: Iterable[Any], what: str) -> Iterator[tuple[NDArray, NDArray]]:
@@ -296,11 +298,22 @@ def _batches(loader: Iterable[Any], what: str) -> Iterator[tuple[NDArray, NDArra
         yield _array(x, what), _array(y, what)
 
 
-def _single(dataset: Any, what: str) -> Iterator[tuple[NDArray, NDArray]]:
+def _of_items(dataset: Any, what: str) -> Samples:
+    """Return the samples of a data set that gives one at a time; images of Pillow as those of a folder are read."""
+    reader = PixelReader()
     items = (dataset[i] for i in range(len(dataset))) if hasattr(dataset, "__len__") else dataset
-    for item in items:
-        x, y = _pair(item, what)
-        yield _array(x, what)[None], _array(y, what)[None]
+
+    def pairs() -> Iterator[tuple[NDArray, NDArray]]:
+        for item in items:
+            x, y = _pair(item, what)
+            yield (reader.read(x) if is_picture(x) else _array(x, what))[None], _array(y, what)[None]
+
+    samples = _spooled(pairs(), what)
+    if not reader.count:
+        return samples
+    if reader.count < len(samples):
+        raise InputError(f"{what}: {reader.count} of {len(samples)} samples are images of Pillow; give all in one form")
+    return dataclasses.replace(samples, scale=1 / np.iinfo(samples.rows.dtype).max)
 
 
 def _of_maite(dataset: Any, what: str) -> Samples:

@@ -71,7 +71,9 @@ class Evaluated(nn.Module):
                 f" {tuple(x.shape[1:])}; expected ({len(x)}, classes)"
             )
         if not output.is_floating_point():
-            raise InputError(f"the model's output has dtype {output.dtype}, expected floating-point logits")
+            raise InputError(
+                f"the model's output has dtype {output.dtype}, expected floating-point logits, before any argmax"
+            )
         return output
 
     def outputs_for(self, x: torch.Tensor) -> int:
@@ -80,7 +82,9 @@ class Evaluated(nn.Module):
         Raises InputError if the model raises, or its output cannot be used.
         """
         with torch.no_grad():
-            message = f"the model cannot take a batch of shape {tuple(x.shape)} and dtype {x.dtype}: it raised"
+            channels_last = x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4)
+            order = "; images have their channels first here: x.transpose(0, 3, 1, 2)" if channels_last else ""
+            message = f"the model cannot take a batch of shape {tuple(x.shape)} and dtype {x.dtype}{order}: it raised"
             return guarded(lambda: self(x), message).shape[1]
 
 
@@ -166,11 +170,15 @@ _KNOWN_STATISTICS = {
     "cifar10": "normalize:0.4914,0.4822,0.4465/0.2470,0.2435,0.2616",
 }
 
+# A resized image may leave [0, 1] by a little.
+_OUTSIDE = 0.5
+
 
 def load_preprocess(spec: str, device: torch.device | str = "cpu") -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the preprocessing that `spec` names: ``normalize:MEAN/STD``, one number each or one per
     channel, ``imagenet`` or ``cifar10`` for those of a data set, or a function of a batch.
     """
+    known = spec if spec in _KNOWN_STATISTICS else None
     spec = _KNOWN_STATISTICS.get(spec, spec)
     if spec.startswith("normalize:"):
         try:
@@ -184,7 +192,7 @@ def load_preprocess(spec: str, device: torch.device | str = "cpu") -> Callable[[
             ) from None
         if not bool((std > 0).all()) or len(mean) not in (1, len(std)):
             raise InputError(f"{arg('preprocess')} {spec!r}: expected as many positive deviations as means")
-        return _Normalize(mean, std).to(device)
+        return Normalize(mean, std, known).to(device)
     if not names_function(spec):
         raise InputError(
             f"{arg('preprocess')} {spec!r}: expected normalize:MEAN/STD, imagenet, cifar10,"
@@ -198,11 +206,30 @@ def load_preprocess(spec: str, device: torch.device | str = "cpu") -> Callable[[
     return function.to(device).eval() if isinstance(function, nn.Module) else function  # pyright: ignore[reportReturnType]
 
 
-class _Normalize(nn.Module):
-    def __init__(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+class Normalize(nn.Module):
+    """Subtracts a mean and divides by a deviation, one number each or one per channel.
+
+    known: the data set whose statistics these are, of images in [0, 1].
+    """
+
+    def __init__(self, mean: torch.Tensor, std: torch.Tensor, known: str | None = None) -> None:
         super().__init__()
+        self.known = known
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+
+    def check_range(self, low: float, high: float) -> None:
+        """Raise InputError if data from `low` to `high` are not those that the known statistics are of."""
+        if self.known is not None and (low < -_OUTSIDE or high > 1 + _OUTSIDE):
+            raise InputError(
+                f"{arg('preprocess')} {self.known!r} is for images in [0, 1], the data lie in [{low:g}, {high:g}]:"
+                " scale them to [0, 1], or give normalize:MEAN/STD in their units; leave it out if they are normalized"
+            )
+
+    def range_of(self, low: float, high: float) -> tuple[float, float]:
+        """Return between what the data lie afterwards, if they lie between `low` and `high`."""
+        ends = (torch.tensor([[low], [high]]) - self.get_buffer("mean").cpu()) / self.get_buffer("std").cpu()
+        return float(ends.min()), float(ends.max())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shape = (-1, *[1] * (x.ndim - 2))
@@ -297,6 +324,19 @@ def _load_weights(model: Any, weights: str) -> None:
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]  # what training frameworks write
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(_without_prefix(state, set(model.state_dict())))
     except Exception as error:
         raise InputError(f"{arg('weights')} {weights!r} does not fit the model: {one_line(error)}") from None
+
+
+def _without_prefix(state: Any, wanted: set[str]) -> Any:
+    """Return the entries of a wrapped model (DataParallel's ``module.``, Lightning's ``model.``) by the model's own
+    names, where exactly one prefix gives all of these and no other; else the state as it is.
+    """
+    if not isinstance(state, dict) or not wanted or not all(isinstance(name, str) for name in state):
+        return state
+    last = max(wanted, key=len)
+    prefixes = [name.removesuffix(last) for name in state if name.endswith("." + last)]
+    bare = [{n.removeprefix(p): value for n, value in state.items() if n.startswith(p)} for p in prefixes]
+    fitting = [entries for entries in bare if set(entries) == wanted]
+    return fitting[0] if len(fitting) == 1 and set(state) != wanted else state

@@ -35,7 +35,7 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[T], bytes | str | 
     written = {
         name: content.encode("utf-8") if isinstance(content, str) else content for name, content in contents.items()
     }
-    with claimed(folder):
+    with claimed(folder, writers):
         write_together(folder, written)
     return folder
 

@@ -19,6 +19,7 @@ from rai_toolbox.robustness.attack._corruptions import Corrupts, as_corruptions
 from rai_toolbox.robustness.attack._settings import Settings
 from rai_toolbox.robustness.data._maite import is_of_maite
 from rai_toolbox.robustness.report._evaluation import Evaluation
+from rai_toolbox.robustness.report._writing import EVALUATION_FILES
 from rai_toolbox.robustness.run._earlier import Earlier, by_name
 from rai_toolbox.robustness.run._preparation import prepare, run_key
 from rai_toolbox.robustness.run._run import Progress, Run
@@ -186,7 +187,7 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         stack.callback(team.leave)
         if out is not None:
-            team.together(lambda: stack.enter_context(claimed(out)) if team.leads else None)
+            team.together(lambda: stack.enter_context(claimed(out, EVALUATION_FILES)) if team.leads else None)
         with torch.random.fork_rng(devices=[]):
             subject, summary = team.together(
                 lambda: prepare(model, data, settings, bounds, mask, preprocess, output, classes, device, earlier)

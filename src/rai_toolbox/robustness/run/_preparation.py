@@ -22,7 +22,7 @@ from rai_toolbox.robustness.attack._subject import Subject
 from rai_toolbox.robustness.data._classes import with_classes
 from rai_toolbox.robustness.data._maite import class_names_of
 from rai_toolbox.robustness.data._samples import Summary, as_samples, by_position, summarize, targets_for
-from rai_toolbox.robustness.models._load import Evaluated
+from rai_toolbox.robustness.models._load import Evaluated, Normalize
 from rai_toolbox.robustness.models._maite import check_alike, held_module
 from rai_toolbox.robustness.report._evaluation import Evaluation
 from rai_toolbox.robustness.run._earlier import digest_of, earlier_points
@@ -54,6 +54,8 @@ def prepare(
     where = _device(model, device)
     targets = targets_for(samples, settings.task)
     summary = summarize(samples, settings.task)
+    if isinstance(preprocess, Normalize):
+        preprocess.check_range(summary.minimum, summary.maximum)
     box = make_box(samples, summary, bounds, mask)
     pool = np.linspace(0, len(samples) - 1, min(_GALLERY_POOL, len(samples))).round().astype(int)
     shown = range(len(samples)) if settings.keep_points else frozenset(pool.tolist())

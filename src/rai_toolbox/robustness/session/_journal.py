@@ -14,10 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rai_toolbox.robustness._errors import InputError, arg
-from rai_toolbox.robustness._files import prepare_folder, write_bytes, write_text
+from rai_toolbox.robustness._files import UNFINISHED, prepare_folder, write_bytes, write_text
 
-#: The folder, inside the output folder, that holds what an unfinished run has done.
-FOLDER = "unfinished"
 _HEAD = "run.json"
 
 #: The entry of a run's key with the model's outputs on a few samples: compared up to rounding.
@@ -36,7 +34,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._folder = None if folder is None else folder / FOLDER
+        self._folder = None if folder is None else folder / UNFINISHED
         self._pieces: dict[str, Piece] = {}
 
     def begin(self, key: Mapping[str, Any], *, resume: bool, overwrite: bool = False) -> None:
