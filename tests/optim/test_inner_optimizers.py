@@ -157,3 +157,24 @@ def test_groups_reach_every_inner_optimizer(info: OptimizerInfo) -> None:
     values = [g["params"][0].detach() for g in optim.param_groups]
     assert all(not torch.equal(v, torch.ones(shape)) for v in values)
     assert len(optim.state) in (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"param_dim": 1}, r"`param_dim` is .* neither of L2NormedGradientOptim nor .* SGD; did you mean `param_ndim`"),
+        ({"momentun": 0.9}, "did you mean `momentum`"),
+        ({"xyz": 1.0}, r"they have .*param_ndim.*weight_decay"),
+        ({"InnerOpt": functools.partial(torch.optim.Adam, eps=1e-7), "beta": (0.9, 0.9)}, "did you mean `betas`"),
+        ({"InnerOpt": SignedGradientOptim, "moment": 0.9}, "neither of SignedGradientOptim nor"),
+    ],
+)
+def test_a_keyword_that_nobody_takes_is_named_with_its_likely_spelling(keywords, said):
+    with pytest.raises(TypeError, match=said):
+        L2NormedGradientOptim([torch.ones(2, requires_grad=True)], **{"lr": 0.1} | keywords)
+
+
+def test_a_module_in_place_of_its_parameters_is_told_so():
+    for given in (torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).parameters):
+        with pytest.raises(TypeError, match=rf"as `model.parameters\(\)` is, got {type(given).__name__}"):
+            L2NormedGradientOptim(given, lr=0.1)

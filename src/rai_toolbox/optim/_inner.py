@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor
 from torch.optim import SGD, Optimizer
@@ -41,10 +42,31 @@ def built(params: OptimParams | None, InnerOpt: InnerOptimizer, kwargs: dict[str
         )
     if params is None:
         raise TypeError("`params` may be None only when `InnerOpt` is an optimizer that has parameters already")
+    if not isinstance(params, Iterable):
+        raise TypeError(
+            "`params` must be an iterable of tensors, of named tensors or of groups, as `model.parameters()` is, got "
+            f"{type(params).__name__}"
+        )
     inner = InnerOpt(params if isinstance(params, Tensor) else copied(params), **kwargs)
     if not isinstance(inner, Optimizer):
         raise TypeError(f"`InnerOpt` must return a torch.optim.Optimizer, but {InnerOpt!r} returned {inner!r}")
     return inner
+
+
+def refuse_unknown(wrapper: str, own: set[str], InnerOpt: InnerOptimizer, given: Iterable[str]) -> None:
+    """Raise TypeError for a keyword that is an option neither of the wrapper nor of the inner optimizer."""
+    try:
+        inners = inspect.signature(cast("Callable[..., Any]", InnerOpt)).parameters
+    except (TypeError, ValueError):  # written in C, or already an optimizer
+        return
+    unknown = sorted(set(given) - set(inners))
+    if not unknown or any(one.kind is one.VAR_KEYWORD for one in inners.values()):
+        return
+    known = (own | set(inners)) - {"self", "args", "kwargs", "inner_opt_kwargs", "params", "InnerOpt"}
+    alike = difflib.get_close_matches(unknown[0], known, n=1)
+    hint = f"did you mean `{alike[0]}`?" if alike else f"they have {', '.join(sorted(known))}"
+    inner = getattr(InnerOpt, "__name__", repr(InnerOpt))
+    raise TypeError(f"`{unknown[0]}` is an option neither of {wrapper} nor of its inner optimizer, {inner}; {hint}")
 
 
 def named_parameters(init: Any) -> set[str]:

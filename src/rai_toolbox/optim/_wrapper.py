@@ -16,7 +16,7 @@ from rai_toolbox.optim._around import keep_options_on_loading
 from rai_toolbox.optim._compiled import Compiled
 from rai_toolbox.optim._docs import documented
 from rai_toolbox.optim._group_options import PUT_BY_WRAPPERS, OptimGroup, OptionsInGroups
-from rai_toolbox.optim._inner import InnerOptimizer, OptimParams, built, keywords_for, named_parameters
+from rai_toolbox.optim._inner import InnerOptimizer, OptimParams, built, keywords_for, named_parameters, refuse_unknown
 from rai_toolbox.optim._one_kernel import OneKernel
 from rai_toolbox.optim._one_pass import OnePass
 from rai_toolbox.optim._options import check_number, plain, qualified_keys
@@ -118,6 +118,7 @@ class ParamTransformingOptimizer(RememberingOptimizer, OptionsInGroups):
         options |= defaults or {}
         own = set().union(*(named_parameters(cls.__init__) for cls in type(self).__mro__))
         inners = {name: options[name] for name in keywords_for(InnerOpt) & options.keys() - own}
+        refuse_unknown(type(self).__name__, own, InnerOpt, inner_opt_kwargs)
         self.inner_opt = built(params, InnerOpt, {**inner_opt_kwargs, **inners})
         self._wrapped_before = frozenset(PUT_BY_WRAPPERS.get(self.inner_opt, ()))
         taken = self.inner_opt._all_option_keys() if isinstance(self.inner_opt, ParamTransformingOptimizer) else set()
