@@ -324,6 +324,11 @@ def test_what_is_neither_optimizer_nor_perturbation_model_is_a_type_error(batch,
         gradient_ascent(model=nn.Linear(6, 3), data=batch[0], target=batch[1], steps=1, **kwargs)
 
 
+def test_what_is_no_model_is_told_so(batch):
+    with pytest.raises(TypeError, match="model must be callable; got str"):
+        gradient_ascent(model="resnet18", data=batch[0], target=batch[1], optimizer=SGD, steps=1, lr=1.0)
+
+
 def test_an_optimizer_instance_needs_its_perturbation_model_and_no_options(batch):
     x, y = batch
     pmodel = AdditivePerturbation(x)

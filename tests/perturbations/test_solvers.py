@@ -419,6 +419,8 @@ def test_no_data_no_trouble():
         ({"model": lambda x: x.sum()}, ValueError, "one row per datum"),
         ({"model": lambda x: x[:, :, None]}, ValueError, "logits"),
         ({"model": lambda x: x.detach()}, ValueError, "differentiably"),
+        ({"model": lambda x: x.argmax(dim=1)}, TypeError, r"floating point logits or values; it returned torch\.int64"),
+        ({"target": torch.zeros(6)}, ValueError, r"for class numbers give integers, target\.long\(\)"),
         ({"steps": 0}, ValueError, "steps"),
         ({"restarts": 1.5}, TypeError, "restarts"),
         ({"criterion": lambda output, target: output.sum()}, ValueError, "criterion"),

@@ -124,6 +124,8 @@ def gradient_ascent(
     _check_count("steps", steps, least=0)
     _check_count("samples", samples, least=1)
     criterion = _default_criterion if criterion is None else criterion
+    if not callable(model):
+        raise TypeError(f"model must be callable; got {type(model).__name__}")
 
     with ExitStack() as stack:
         stack.enter_context(_modes_of_its_own())

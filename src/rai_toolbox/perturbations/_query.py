@@ -111,6 +111,8 @@ class Query:
         if not isinstance(output, Tensor):
             hint = ": give `lambda x: model(x).logits`" if hasattr(output, "logits") else ""
             raise TypeError(f"the model must return a tensor; it returned {type(output).__name__}{hint}")
+        if not output.is_floating_point():
+            raise TypeError(f"the model must return floating point logits or values; it returned {output.dtype}")
         if output.ndim == 0 or len(output) != len(x):
             raise ValueError(
                 f"the model must return one row per datum: for an input of shape {(len(x), *self._shape)} it returned "

@@ -134,9 +134,10 @@ def squared_error(output: Tensor, target: Tensor) -> Tensor:
     if output.dtype in (torch.float16, torch.bfloat16):
         output = output.float()
     if output.shape[:1] != target.shape[:1] or output.numel() != target.numel():
+        classes = "; for class numbers give integers, target.long()" if target.ndim == 1 < output.ndim else ""
         raise ValueError(
             f"the output, of shape {tuple(output.shape)}, and the target, of shape {tuple(target.shape)}, must have "
-            "as many entries"
+            f"as many entries{classes}"
         )
     return (output - target.reshape(output.shape)).square().reshape(len(output), -1).sum(dim=1)
 
