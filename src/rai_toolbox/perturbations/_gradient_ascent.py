@@ -124,8 +124,6 @@ def gradient_ascent(
     _check_count("steps", steps, least=0)
     _check_count("samples", samples, least=1)
     criterion = _default_criterion if criterion is None else criterion
-    if not callable(model):
-        raise TypeError(f"model must be callable; got {type(model).__name__}")
 
     with ExitStack() as stack:
         stack.enter_context(_modes_of_its_own())
@@ -194,6 +192,8 @@ def _optimized(pmodel: Any) -> Iterator[list[Tensor]]:
 @contextmanager
 def _frozen_modules(model: Any, criterion: Any) -> Iterator[None]:
     """Freeze the model and the criterion where they are modules; the model is in eval mode too."""
+    if not callable(model):
+        raise TypeError(f"model must be callable; got {type(model).__name__}")
     with ExitStack() as stack:
         if isinstance(model, nn.Module):
             stack.enter_context(evaluating(model))
