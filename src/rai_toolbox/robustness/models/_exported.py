@@ -61,14 +61,14 @@ def load_exported(path: Path, device: torch.device) -> nn.Module:
     _refuse_code(path)
     try:
         with warnings.catch_warnings():
-            # Of torch 2.6 to 2.9: on constants that it then finds, and on memory that it does not write to.
+            # Of torch 2.6 to 2.9: on constants that it finds or makes, and on memory that it does not write to.
             warnings.simplefilter("ignore", UserWarning)
             program = torch.export.load(path)
-        if device != torch.device("cpu"):
-            from torch.export.passes import move_to_device_pass
+            if device != torch.device("cpu"):
+                from torch.export.passes import move_to_device_pass
 
-            program = move_to_device_pass(program, device)
-        module = _module_of(program)
+                program = move_to_device_pass(program, device)
+            module = _module_of(program)
         size = _fixed_size(program)
     except Exception as error:
         raise InputError(
