@@ -141,15 +141,18 @@ def test_how_many_evaluations_are_left_says_what_is_given_up_not_the_number_of_t
     assert made.of(rows, 13, spent + 0.49, rows < 0).tolist() == []
 
 
-def test_in_l1_two_runs_are_within_the_ball_where_walks_come_no_nearer_than_just_outside() -> None:
+def test_in_l1_four_runs_are_within_the_ball_where_walks_come_no_nearer_than_just_outside() -> None:
     made, rows = promising("l1", [1.02, 1.2, 1.02]), torch.arange(3)
     spent = torch.tensor([0.5, 0.5, 0.95], dtype=torch.float64)
     made.of(rows, 13, spent, rows < 0)
     inside = made.within(rows, 13, spent)
     assert inside is not None
     assert inside[0].tolist() == [True, False, False]
-    made.of(rows, 14, spent, rows < 0)
-    assert [made.within(rows, number, spent) is None for number in (14, 15, 16, 17)] == [True, False, True, True]
+    later = []
+    for number in range(14, 24):
+        made.of(rows, number, spent, rows < 0)
+        later.append(made.within(rows, number, spent) is not None)
+    assert later == [False, True, False, True, False, True, False, False, False, False]
     assert promising("l2", [1.02]).within(rows[:1], 13, spent[:1]) is None
 
 

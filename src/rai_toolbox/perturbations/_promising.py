@@ -23,11 +23,11 @@ _CLASSES, _FROM_AFAR = 3, {"linf": 3, "l2": 3, "l1": 1}
 # After `_LATEST` runs from far outside, a row is given up that would not come within the radius in as many runs as it
 # has evaluations for, at `_PACE` times the speed of the latest ones, in radii a run, and `_LEAST_SPEED`.
 _LATEST = 4
-_PACE, _LEAST_SPEED = {"linf": 3.0, "l2": 3.0, "l1": 1.0}, {"linf": 0.0006, "l2": 0.002, "l1": 0.006}
-# In L1, for rows whose nearest error is at most `_JUST_OUTSIDE` radii outside, and no nearer for `_LATEST` runs, the
-# first and the third run from then on are Auto-PGD within the ball, of `_LONG` times the steps: walks end at few
-# entries that change much, which need not be the nearest error.
-_JUST_OUTSIDE, _LONG, _INSIDE = 0.05, 2, (_LATEST, _LATEST + 2)
+_PACE, _LEAST_SPEED = {"linf": 3.0, "l2": 3.0, "l1": 1.0}, {"linf": 0.0006, "l2": 0.002, "l1": 0.016}
+# In L1, for rows whose nearest error is at most `_JUST_OUTSIDE` radii outside, and no nearer for `_LATEST` runs,
+# four of the next runs are Auto-PGD within the ball, of `_LONG` times the steps: walks end at few entries that change
+# much, which need not be the nearest error.
+_JUST_OUTSIDE, _LONG, _INSIDE = 0.05, 2, range(_LATEST, _LATEST + 8, 2)
 
 
 class Promising:
