@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from itertools import islice
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rai_toolbox.functional import project_l1_ball, project_l2_ball
 from rai_toolbox.kernels._points import scaled_into_ball, shrunk_into_ball
@@ -82,6 +83,24 @@ def test_rows_beyond_single_precision_are_left_to_the_exact_projection_and_these
     radii = torch.tensor([[1.0], [1.0], [1.0], [1.0], [0.0]])
     _, rest = shrunk_into_ball(delta, radii, torch.full((5, 2), -1.0), torch.full((5, 2), 1.0))
     assert rest.tolist() == [0, 1, 3, 4]
+
+
+def test_rows_that_lie_inside_do_not_keep_a_batch_from_ending() -> None:
+    class Calls(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += 1
+            return func(*args, **(kwargs or {}))
+
+    def calls(delta: Tensor) -> int:
+        with Calls() as seen:
+            shrunk_into_ball(delta, torch.ones(len(delta), 1), torch.full_like(delta, -1), torch.full_like(delta, 1))
+        return seen.count
+
+    outside = torch.randn(8, 30, generator=torch.Generator().manual_seed(0))
+    inside = outside / outside.abs().sum(1, keepdim=True) / 2
+    assert calls(torch.cat([outside, inside])) == calls(outside)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

@@ -172,13 +172,12 @@ def _project_l2(delta: Tensor, epsilon: Tensor, low: Tensor | None, high: Tensor
 
 
 def _project_l1(delta: Tensor, epsilon: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
-    found = None if low is None or high is None else shrunk_into_ball(delta, epsilon, low, high)
-    if found is None:
-        return project_l1_ball_(delta, epsilon[:, 0], lower=low, upper=high)
-    moved, rest = found
-    if len(rest) and low is not None and high is not None:
-        moved[rest] = project_l1_ball_(delta[rest], epsilon[rest, 0], lower=low[rest], upper=high[rest])
-    return moved
+    if low is not None and high is not None and (found := shrunk_into_ball(delta, epsilon, low, high)) is not None:
+        moved, rest = found
+        if len(rest):
+            moved[rest] = project_l1_ball_(delta[rest], epsilon[rest, 0], lower=low[rest], upper=high[rest])
+        return moved
+    return project_l1_ball_(delta, epsilon[:, 0], lower=low, upper=high)
 
 
 _PROJECTIONS: dict[str, Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]] = {

@@ -172,8 +172,8 @@ class Query:
         if self._samples > 1:
             loss, score, achieved = loss / self._samples, score / self._samples, 2 * achieved > self._samples
         grad, dead = usable(grad.contiguous())
-        loss, score = _nan_loses(loss), score if score is not loss else None
-        score = loss if score is None else _nan_loses(score)
+        is_score, loss = score is loss, _nan_loses(loss)
+        score = loss if is_score else _nan_loses(score)
         return Answer(loss=loss, score=score, achieved=achieved, grad=grad, dead=dead)
 
 
