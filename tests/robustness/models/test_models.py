@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import json
 import pickle
@@ -84,6 +85,57 @@ def test_model_files_can_be_evaluated(place, net, kind):
     y = net(torch.from_numpy(x)).argmax(dim=1).numpy()
     result = evaluate(load_model(spec), (x, y), epsilons=[0.1, 5], steps=5, restarts=1)
     assert result.curves["l2"].points[0].value == 1.0
+
+
+def traced(net, path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is deprecated; that two answers differ
+        torch.jit.trace(net, torch.rand(4, 1, 8, 8), check_trace=False).save(path)  # pyright: ignore
+    return path
+
+
+def exported_program(net, *, decomposed):
+    program = torch.export.export(net, (torch.rand(4, 1, 8, 8),), strict=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch's own trees
+        torch.export.save(program.run_decompositions() if decomposed else program, "model.pt2")
+    return "model.pt2"
+
+
+FILES = {
+    "exported": lambda net: exported_program(net, decomposed=False),
+    "decomposed": lambda net: exported_program(net, decomposed=True),
+    "traced": lambda net: traced(net, "model.pt"),
+}
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_a_file_whose_batch_norm_was_exported_in_training_mode_is_refused(place, net, form):
+    trained = copy.deepcopy(net).train()
+    with pytest.raises(
+        InputError, match=r"'model\.pt2?' was exported in training mode.*call model\.eval\(\) before torch"
+    ):
+        load_model(FILES[form](trained))
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_a_normalization_without_running_statistics_is_the_same_in_both_modes_and_read(place, form, capfd):
+    def built(norm):
+        return nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Flatten(), nn.Linear(144, 3)).eval()
+
+    x = torch.rand(4, 1, 8, 8)
+    for norm in (nn.BatchNorm2d(4, track_running_stats=False), nn.InstanceNorm2d(4), nn.BatchNorm2d(4)):
+        model = built(norm)
+        assert torch.allclose(load_model(FILES[form](model))(x), model(x), atol=1e-6)
+    assert not capfd.readouterr().err
+
+
+def test_a_scripted_model_in_training_mode_is_put_into_eval_mode(place, net):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is deprecated
+        torch.jit.script(copy.deepcopy(net).train()).save("model.pt")
+    x = torch.rand(4, 1, 8, 8)
+    assert torch.allclose(load_model("model.pt")(x), net(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 4])

@@ -8,9 +8,11 @@ anything else is refused.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import json
+import logging
 import re
 import warnings
 import zipfile
@@ -56,11 +58,12 @@ class _Exported(nn.Module):
 def load_exported(path: Path, device: torch.device) -> nn.Module:
     """Return the model of a .pt2 file written by `torch.export.save`.
 
-    Raises InputError if it is no such file, or holds more than a model's graph and tensors.
+    Raises InputError if it is no such file, holds more than a model's graph and tensors, or was exported in training
+    mode with batch norm.
     """
     _refuse_code(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet(logging.getLogger("torch._export.serde.serialize")):
             # Of torch 2.6 to 2.9: on constants that it finds or makes, and on memory that it does not write to.
             warnings.simplefilter("ignore", UserWarning)
             program = torch.export.load(path)
@@ -74,10 +77,44 @@ def load_exported(path: Path, device: torch.device) -> nn.Module:
         raise InputError(
             f"{arg('model')} {str(path)!r} cannot be loaded by torch.export.load: {one_line(error)}"
         ) from None
+    if _uses_statistics_of_the_batch(program):
+        raise training_mode_refusal(path, "torch.export.export")
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     model = _Exported(module)
     return model if size is None else FixedBatch(model, size)
+
+
+@contextlib.contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Hold back its warnings: on names of sizes that a decomposed program does not use."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def training_mode_refusal(path: Path, export: str) -> InputError:
+    """Return the error for a model file that was made by a call of `export` in training mode."""
+    return InputError(
+        f"{arg('model')} {str(path)!r} was exported in training mode: its batch norm takes mean and variance of the"
+        f" samples at hand, not the stored ones; call model.eval() before {export}"
+    )
+
+
+def _uses_statistics_of_the_batch(program: torch.export.ExportedProgram) -> bool:
+    """Say whether a normalization has running statistics and does not use them. (Without, eval mode is the same.)"""
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            schema = getattr(node.target, "_schema", None)
+            if node.op != "call_function" or schema is None:
+                continue
+            given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | node.kwargs
+            if given.get("running_mean") is not None and (given.get("training") or given.get("use_input_stats")):
+                return True
+    return False
 
 
 def _fixed_size(program: torch.export.ExportedProgram) -> int | None:

@@ -13,12 +13,14 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from rai_toolbox.robustness._errors import InputError, arg
 from rai_toolbox.robustness._text import one_line
+from rai_toolbox.robustness.models._exported import training_mode_refusal
 
 # Compiled source spells every operator out: a word of these is one that is called, or a user's function of that name.
 _REACHES_OUT = re.compile(r"\b(save|from_file|rpc_\w+|dist_\w+|_?c10d\w*|symm_mem|debugprims)\b")
@@ -35,7 +37,8 @@ def is_torchscript(names: list[str]) -> bool:
 def load_torchscript(path: Path, device: torch.device) -> nn.Module:
     """Return the model of a TorchScript file.
 
-    Raises InputError if it cannot be loaded, or calls an operator that uses files or processes.
+    Raises InputError if it cannot be loaded, calls an operator that uses files or processes, or was traced in training
+    mode with batch norm.
     """
     if not hasattr(torch, "jit") or not hasattr(torch.jit, "load"):
         raise InputError(
@@ -61,11 +64,22 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
             # The docs say that TorchScript is deprecated. torch warns of it, in one category or the other.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
-            return torch.jit.load(path, map_location=device).eval()
+            model = torch.jit.load(path, map_location=device).eval()
+            traced_in_training = _uses_statistics_of_the_batch(model)
     except Exception as error:
         raise InputError(
             f"{arg('model')} {str(path)!r} cannot be loaded by torch.jit.load ({_INSTEAD}): {one_line(error)}"
         ) from None
+    if traced_in_training:
+        raise training_mode_refusal(path, "torch.jit.trace")
+    return model
+
+
+def _uses_statistics_of_the_batch(model: torch.jit.ScriptModule) -> bool:
+    """Say whether a batch norm has running statistics and was traced not to use them. A scripted one heeds `eval`."""
+    graph: Any = model.inlined_graph  # held: without it, its nodes are no more
+    inputs = [list(node.inputs()) for node in graph.findAllNodes("aten::batch_norm")]
+    return any(given[5].toIValue() is True and given[3].type().kind() != "NoneType" for given in inputs)
 
 
 def _spelled_out(source: str) -> str:
