@@ -164,6 +164,20 @@ def test_a_random_point_that_is_misclassified_lowers_the_curve_that_no_attack_lo
             assert standing == round(200 * point.value)
 
 
+def test_only_a_random_point_that_is_nearer_than_the_known_error_is_kept():
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    model, data = half_space(1.0, 0.5, 0.2), (x, np.zeros(60))
+    result = evaluate(
+        model, data, **QUICK | {"norms": "l2", "epsilons": [0.3, 1.0, 3.0], "average": 3}, keep_points=True
+    )
+    wrong = result.distance["l2"] == 0
+    shown = result.examples["l2"]
+    assert 10 < wrong.sum() < 50
+    assert result.curves["l2"].average[0].error > 0
+    assert not wrong[shown.index].any()
+    assert np.array_equal(shown.distance, result.distance["l2"][shown.index])
+
+
 def test_a_time_limit_within_the_average_leaves_what_was_drawn_and_a_later_run_goes_on(tmp_path, monkeypatch):
     def end(stage, done, total):
         if "random points" in stage and done == 1:

@@ -47,13 +47,16 @@ def can_be_drawn(subject: Subject, norm: Norm) -> bool:
     return all(bool(np.isfinite(bound).all()) for bound in bounds)
 
 
-def average(subject: Subject, norm: Norm, batch: int, grid: Sequence[float]) -> dict[str, Any]:
+def average(subject: Subject, norm: Norm, batch: int, grid: Sequence[float], known: NDArray) -> dict[str, Any]:
     """Return the model's errors at random points around each sample of a batch, at each radius.
+
+    known: of a classifier, the nearest error known of each sample of the batch, shape (samples,): what is not nearer
+    is not kept.
 
     Returns ``error``, shape (radii, samples): the share of a sample's points that are misclassified, or the mean
     absolute error at them. ``largest``: the same for the worst of them. ``distance``, shape (samples,): of the nearest
-    point that is misclassified, of a random model only where it is an error to the solvers too. ``clamped``, shape
-    (radii,): how many points had to be clamped to the box.
+    point that is misclassified and nearer than what is known, of a random model only where it is an error to the
+    solvers too. ``clamped``, shape (radii,): how many points had to be clamped to the box.
     """
     start, stop = subject.span(batch)
     x, target = subject.batch(start, stop)
@@ -75,7 +78,8 @@ def average(subject: Subject, norm: Norm, batch: int, grid: Sequence[float]) -> 
             rows = np.flatnonzero(worse)
             if len(rows) and (subject.classifies or subject.settings.keep_points):
                 judged = _judged(subject, norm, epsilon, *(part[rows] for part in (x, target, perturbed, output)))
-                nearer = judged.distance < distance[rows] if subject.classifies else np.isfinite(judged.distance)
+                nearest = np.minimum(distance, known)[rows] if subject.classifies else np.inf
+                nearer = judged.distance < nearest
                 distance[rows[nearer]], errors[rows[nearer]] = judged.distance[nearer], judged.errors[nearer]
                 kept.take(rows, judged, nearer, level=0 if subject.classifies else level)
     return {

@@ -43,8 +43,8 @@ def with_average(subject: Subject, norm: Norm, measured: Measured, stage: Stage)
     grid = tuple(point.epsilon for point in measured.curve.points[1:])
 
     def average_batch(batch: int) -> Mapping[str, Any] | None:
-        start = subject.span(batch)[0]
-        return None if np.isnan(measured.outcome[..., start]).any() else average(subject, norm, batch, grid)
+        known = measured.outcome[..., slice(*subject.span(batch))]
+        return None if np.isnan(known[..., 0]).any() else average(subject, norm, batch, grid, known)
 
     pieces = stage(f"average-{norm}", f"Drawing random points ({norm})", average_batch)
     return _joined(subject, norm, measured, pieces, grid) if any(pieces) else measured
