@@ -83,6 +83,16 @@ def test_a_model_of_values_gets_none():
     assert not any("stronger" in stage for stage in result.timings)
 
 
+@pytest.mark.parametrize(
+    ("options", "verdict"), [({}, "ok"), ({"adaptive": False}, "not run"), ({"budget": "quick"}, "not run")]
+)
+def test_where_no_stronger_attack_was_run_it_says_whether_one_could_have_been(options, verdict):
+    result = evaluate(lambda x: x @ WEIGHT, points(), norms="l2", epsilons=[0.5], steps=5, restarts=1, **options)
+    (found,) = [finding for finding in result.findings if finding.check == "stronger-attacks"]
+    assert found.verdict == verdict
+    assert result.trusted
+
+
 @pytest.mark.parametrize(("lowered", "verdict"), [(True, "distrust"), (False, "warning")])
 def test_attacks_that_changed_the_curve_must_agree_between_the_reported_radii_too(lowered: bool, verdict: str):
     # Both break all samples by the radius 2 and none by 1; between them one is behind.

@@ -111,7 +111,10 @@ def _radii(grid: tuple[float, ...], parts: int) -> NDArray:
 
 
 def _not_asked(context: CheckContext) -> CheckResult:
-    return CheckResult("ok", "No stronger attack was run: none was asked for.")
+    settings = context.subject.settings
+    if not (settings.adaptive and settings.sizes.adaptive):
+        return CheckResult("not run", "They were left out, by --no-adaptive or by --budget quick.")
+    return CheckResult("ok", "None was run: they follow only where a check doubts the gradient.")
 
 
 AGREEMENT = (Check(_NAME, "Do stronger attacks agree?", _not_asked, classification_only=True),)

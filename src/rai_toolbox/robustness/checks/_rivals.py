@@ -180,8 +180,8 @@ def _blind(context: CheckContext, norm: Norm) -> CheckResult:
     if share < 0.1:
         return CheckResult(
             "not conclusive",
-            f"A random search of {effort.queries} queries is too weak for this model: of samples that the solvers break"
-            f" with half of the radius it breaks {100 * share:.0f} %.",
+            f"A random search is too weak to tell: {effort.easy_queries} queries at twice the distance that the solvers"
+            f" need break {100 * share:.0f} % of the samples.",
             evidence,
         )
     return CheckResult("ok", "Random noise and a random search break no sample that the solvers did not.", evidence)
