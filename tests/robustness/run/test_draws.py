@@ -104,3 +104,23 @@ def test_a_model_that_is_not_random_has_no_rates():
     x, y = points()
     result = evaluate(lambda x: x @ WEIGHT, (x, y), epsilons=[0.5], steps=2, restarts=1, diagnostics=False)
     assert result.error_rate == {}
+
+
+@pytest.mark.parametrize("draws", [1, 6])
+def test_accuracy_at_zero_is_that_of_the_unperturbed_samples_also_where_the_model_answers_otherwise_later(draws):
+    sign = [1.0]
+
+    def fickle(x):
+        return sign[0] * x.sum(dim=1)
+
+    def turn(stage, done, total):
+        if stage == "Looking at the model":
+            sign[0] = -1.0
+
+    x = np.ones((6, 2), np.float32)
+    options = {"norms": ["linf", "l2"], "epsilons": [0.5], "steps": 3, "restarts": 1, "diagnostics": False}
+    result = evaluate(fickle, (x, np.ones(6)), draws=draws, progress=turn, **options)
+    assert result.correct.all()
+    for norm, curve in result.curves.items():
+        assert [point.value for point in curve.points] == [1.0, 0.0]
+        assert (result.distance[norm] > 0).all()

@@ -150,7 +150,8 @@ def run_check(check: Check, context: CheckContext, journal: Journal, *, skip: bo
     if check.classification_only and not context.subject.classifies:
         return Finding(check.name, check.title, "not run", "It is for classification.")
     if check.needs_gradient and context.subject.settings.draws > 1:
-        return Finding(check.name, check.title, "not run", "It does not draw, and the model's answers are votes.")
+        why = "The model is random: its decisions are votes, and this check asks only once."
+        return Finding(check.name, check.title, "not run", why)
     if check.needs_gradient and not context.subject.has_gradient:
         return Finding(check.name, check.title, "not run", "The model has no gradient.")
     if check.name in context.sizes.without:
