@@ -128,3 +128,19 @@ def test_in_l1_walks_start_where_one_to_three_entries_of_the_nearest_point_are_p
     monkeypatch.setattr(_search, "descend", watched)
     minimum_norm(digits.model, digits.x[:4], digits.y[:4], norm="l1", bounds=(0, 1))
     assert seen - {0} == {1, 2, 3}
+
+
+@pytest.mark.parametrize(("norm", "most"), [("l2", 130), ("l1", 105)])
+def test_classes_that_a_linear_model_finds_far_take_few_passes(digits, norm, most):
+    passes = 0
+
+    def model(x):
+        nonlocal passes
+        passes += len(x)
+        return digits.model(x)
+
+    def after_the_classes(number, found):
+        return number == 8
+
+    minimum_norm(model, digits.x[:20], digits.y[:20], norm=norm, bounds=(0, 1), callback=after_the_classes)
+    assert passes <= most * 20

@@ -26,6 +26,9 @@ _WALKS_L0 = 5
 _FEW, _RANDOM_CHOICES = 3, 4
 # The share of a run's steps that the first run of a class takes.
 _LOOK = {"linf": 0.6, "l2": 0.6, "l1": 0.4, "l0": 0.4}
+# After which share of its steps the first run of a class is given up that has come no nearer: of the classes after the
+# `_LIKELY` first ones. Those may still be the nearest, and then few steps show it.
+_LIKELY, _BRIEFLY = 3, {"l2": 0.2, "l1": 0.3}
 # The scale of the first step of a walk that starts from the nearest point known.
 _CAREFULLY = 0.3
 # The largest share of entries that a run reflects, to come to another part of the boundary, which may be nearer.
@@ -46,7 +49,8 @@ class _Run:
     its changed entries, drawn at random, are put back. With either, a run starts there, in a ball of that radius.
     `scale`: of the first step. `sparse`: with sparse steps. `around`: with gradients at random points around while the
     ball is wide. `signs`: the share of its steps that go along signs in Linf, if there is one loss for all runs.
-    `long`: how many times the usual steps it takes.
+    `long`: how many times the usual steps it takes. `patience`: the share of them after which rows are given up that
+    have not crossed the boundary.
     """
 
     rank: int | None = None
@@ -58,6 +62,7 @@ class _Run:
     around: bool = False
     signs: float = 1.0
     long: float = 1.0
+    patience: float = 0.5
 
 
 # The runs after the first of each class, in turn: from far outside for any class or for one of those that came nearest,
@@ -78,14 +83,12 @@ _LATER = (
 # In L1 a walk from far away ends at a point with few changed entries, others each time. After a few of them most fail;
 # a short walk after some entries of the nearest point were put back finds a nearer one more often.
 _FROM_AFAR = _Run(radius=25.0, sparse=True, around=True, long=1.5)
-_NEARBY_L1 = tuple(
-    _Run(back=back, radius=2.0, scale=_CAREFULLY, sparse=True, around=True, long=0.4) for back in (1, 2, 3)
-)
+_NEARBY_L1 = tuple(_Run(back=back, radius=2.0, sparse=True, around=True, long=0.4, patience=0.75) for back in (1, 2, 3))
 _LATER_L1 = (
     _FROM_AFAR, _Run(rank=1, radius=3.0, sparse=True, around=True), _FROM_AFAR, _FROM_AFAR, *_NEARBY_L1 * 4
 )  # fmt: skip
 # So in L2, after some entries were reflected.
-_NEARBY_L2 = _Run(turned=_TURNED, radius=2.0, around=True, long=0.4)
+_NEARBY_L2 = _Run(turned=0.7, radius=2.0, around=True, long=0.4, patience=0.3)
 _LATER_L2 = (
     _Run(radius=5.0, around=True), _Run(rank=0, radius=3.0), _Run(rank=1, radius=3.0, around=True),
     *(_NEARBY_L2,) * 6, _Run(radius=12.0, around=True), _Run(scale=_CAREFULLY), *(_NEARBY_L2,) * 6,
@@ -196,26 +199,27 @@ class Search:
     def run(self, rows: Tensor, number: int) -> None:
         """Search points nearer to `rows` in one run; runs count from 0."""
         losses, stream = self._losses, number * MOST_STEPS
-        sweep, limit = number // losses.count, self._limit[rows]
+        sweep = number // losses.count
         if self._problem.norm == "l0" and number >= self._walks:
             self._run_l0(self._problem.in_sweep(sweep), rows, number - self._walks, stream)
             return
         problem = self._walked if not sweep else self._walked.in_sweep(sweep)
         if not sweep:
-            rank, how, steps = torch.full_like(rows, number), _Run(), self._first
-            radius = None
+            rank, steps, radius = torch.full_like(rows, number), self._first, None
+            how = _Run(patience=_BRIEFLY.get(self._problem.norm, 0.5)) if number >= _LIKELY else _Run()
         else:
             how, steps = self._later(number), self._cost(number)
             rank = None if how.rank is None else self._ranked(rows, how.rank)
             radius = torch.minimum((how.radius or 1.0) * self._known(rows), problem.farthest(rows))
         loss = losses.any_class if rank is None else losses.of(rows, rank)
+        patience = max(1, int(steps * how.patience)) if self._sweeps_all else None
         # A loss for all classes has kinks of its own, as where a target has to pass several at once.
         signs = how.signs if losses.count == 1 else 1.0
         found = descend(
             problem, self._walks_to, rows, lambda: self._start(problem, rows, how, stream, radius), loss,
             steps=steps, stream=stream, farthest=problem.farthest(rows),
-            limit=limit, radius=radius, widen=how.radius or 1.0, scale=how.scale, sparse=how.sparse, around=how.around,
-            signs=signs, done=self._done, spent=self._spent, patience=max(1, steps // 2) if self._sweeps_all else None,
+            limit=self._limit[rows], radius=radius, widen=how.radius or 1.0, scale=how.scale, sparse=how.sparse,
+            around=how.around, signs=signs, done=self._done, spent=self._spent, patience=patience,
         )  # fmt: skip
         if rank is not None:
             self._reached[rows, rank] = torch.minimum(self._reached[rows, rank], found)
