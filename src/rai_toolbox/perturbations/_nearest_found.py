@@ -49,7 +49,7 @@ class NearestFound:
 
         for number in range(times):
             x = box.by_blocks(partial(anywhere, number))
-            self.update(rows, x, *problem.query.evaluate(x, problem.target_of(rows), beyond_rounding=True))
+            self.update(rows, x, *problem.look(rows, x))
 
     def bisect(self, rows: Tensor, times: int) -> None:
         """Move each point along the segment towards the data, as far as the decision stays changed."""
@@ -69,7 +69,7 @@ class NearestFound:
 
         for _ in range(times):
             x = by_blocks(between, base)
-            score, achieved = problem.query.evaluate(x, problem.target_of(rows), beyond_rounding=True)
+            score, achieved = problem.look(rows, x)
             self.update(rows, x, score, achieved)
             high = torch.where(achieved[:, None], share, high)
             low = torch.where(achieved[:, None], low, share)
@@ -103,7 +103,7 @@ class NearestFound:
                 return
             chosen = (rank >= position) & (rank < position + stride) & changed
             trial = torch.where(chosen, base, x)
-            score, achieved = problem.query.evaluate(trial, problem.target_of(rows), beyond_rounding=True)
+            score, achieved = problem.look(rows, trial)
             self.update(rows, trial, score, achieved)
             achieved = achieved[:, None] & going
             x = torch.where(achieved, trial, x)

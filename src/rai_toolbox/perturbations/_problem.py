@@ -80,6 +80,11 @@ class Problem:
         """
         return self.query.ask(x, self.target_of(rows), loss_fn, lambda grad: self.noise.directions(grad, rows, stream))
 
+    def look(self, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Score and decision at points `x` of `rows`, without a gradient."""
+        losses, achieved = self.query.evaluate(x, self.target_of(rows), beyond_rounding=True)
+        return losses * self.objective.sign, achieved
+
     def movable(self) -> Tensor:
         """Whether a search can start from each datum, (N,): not from NaN or infinity, nor without entries."""
         if not self.data.shape[1]:

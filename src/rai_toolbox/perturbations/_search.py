@@ -21,7 +21,7 @@ _BISECTIONS = 8
 # Where the random streams of `finish` begin: after those of all runs.
 _END = 2**20 * MOST_STEPS
 # In L0, how many walks in L1 follow those for each class, before entries are added greedily and exchanged.
-_WALKS_L0 = 5
+_WALKS_L0 = 2
 # Where the nearest point changes at most `_FEW` entries, as few others are tried: so many choices for each class.
 _FEW, _RANDOM_CHOICES = 3, 4
 # The share of a run's steps that the first run of a class takes.
@@ -241,7 +241,7 @@ class Search:
 
         def known() -> Tensor:
             if how.back:
-                return put_back(problem, nearest, rows, how.back, stream)
+                return put_back(problem, nearest.x[rows], rows, how.back, stream)
             near = nearest.x[rows]
             return self._turned(problem, rows, near, how.turned, stream, radius) if how.turned else near
 
