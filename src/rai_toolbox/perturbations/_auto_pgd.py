@@ -17,7 +17,7 @@ from torch import Tensor
 from rai_toolbox.kernels._points import is_time_to_look, signs_of_largest
 from rai_toolbox.perturbations._attack_losses import LossOfRows
 from rai_toolbox.perturbations._ball import Ball
-from rai_toolbox.perturbations._problem import Best, Problem
+from rai_toolbox.perturbations._problem import Found, Problem
 from rai_toolbox.perturbations._query import Answer, Loss
 
 MOMENTUM = 0.75
@@ -103,7 +103,7 @@ def checkpoints(steps: int) -> list[int]:
 def auto_pgd(
     problem: Problem,
     ball: Ball,
-    best: Best,
+    best: Found,
     rows: Tensor,
     start: Tensor,
     *,
@@ -158,7 +158,7 @@ def auto_pgd(
     return state.best_x
 
 
-def _ask(problem: Problem, best: Best, rows: Tensor, x: Tensor, loss_fn: Loss, stream: int) -> Answer:
+def _ask(problem: Problem, best: Found, rows: Tensor, x: Tensor, loss_fn: Loss, stream: int) -> Answer:
     answer = problem.ask(rows, x, loss_fn, stream)
     best.update(rows, x, answer.score, answer.achieved)
     return answer

@@ -23,7 +23,7 @@ from torch import Tensor
 from rai_toolbox.kernels._points import by_blocks, is_time_to_look, signs_of_largest
 from rai_toolbox.perturbations._attack_losses import LossOfRows, linearized_distance
 from rai_toolbox.perturbations._ball import Ball
-from rai_toolbox.perturbations._nearest_found import NearestFound
+from rai_toolbox.perturbations._nearest_found import Nearest, NearestFound
 from rai_toolbox.perturbations._problem import Problem
 from rai_toolbox.perturbations._query import Answer
 
@@ -51,6 +51,7 @@ class _Walk:
     epsilon: Tensor
     farthest: Tensor
     limit: Tensor
+    widen: Tensor
 
     def keep(self, which: Tensor) -> None:
         for field in fields(self):
@@ -59,7 +60,7 @@ class _Walk:
 
 def descend(
     problem: Problem,
-    nearest: NearestFound,
+    nearest: Nearest,
     rows: Tensor,
     start: Callable[[], Tensor],
     losses: LossOfRows,
@@ -69,10 +70,10 @@ def descend(
     farthest: Tensor,
     limit: Tensor,
     radius: Tensor | None = None,
-    widen: float = 1.0,
+    widen: Tensor | None = None,
     scale: float = 1.0,
     sparse: bool = False,
-    around: bool = False,
+    around: int = 0,
     signs: float = 1.0,
     patience: int | None = None,
     done: Callable[[Tensor], Tensor] | None = None,
@@ -84,11 +85,12 @@ def descend(
     farthest, shape (n,): no radius is larger.
     limit, shape (n,): no point farther away is of interest.
     radius, shape (n,): the first radius. Default: as far as the linearized boundary.
-    widen: at first a ball may reach so many times as far as points are of interest; it narrows over the first steps.
+    widen, shape (n,): at first a ball may reach so many times as far as points are of interest; it narrows over the
+        first steps. Default: 1.
         A path to a near point often starts far away, above all where the gradient at the datum is zero or says little.
     scale: of the length of the steps.
     sparse: steps along few entries, a third as many as are changed. For L1: finds other optima than dense steps do.
-    around: as long as the ball is wide, with gradients at random points around.
+    around: so many first steps take gradients at random points around.
     signs: the share of the steps that go along the signs of the gradient in Linf; later steps are in proportion to it.
         At a kink of the loss the gradients of its sides cancel out where an entry is best, their signs do not.
     patience: after so many steps, rows are given up that have not crossed the boundary.
@@ -101,6 +103,7 @@ def descend(
     walk = _Walk(
         rows=rows, at=torch.arange(len(rows), device=rows.device), x=start(),
         found=found.clone(), epsilon=found.clone() if radius is None else radius, farthest=farthest, limit=limit,
+        widen=torch.ones_like(found) if widen is None else widen,
     )  # fmt: skip
     loss_fn, balls = losses(rows), problem.ball_of(rows, walk.epsilon)
     counted, draws = 0, stream + steps
@@ -116,8 +119,7 @@ def descend(
             if not len(walk.rows):
                 return found
             loss_fn, balls = losses(walk.rows), problem.ball_of(walk.rows, walk.epsilon)
-        wide = max(1.0, widen * (1 - _NARROWING * step / steps))
-        if around and wide > 1:
+        if step < around:
             answer = problem.ask(walk.rows, problem.around(walk.rows, walk.x, draws + step), loss_fn, stream + step)
             here = None
         else:
@@ -125,12 +127,17 @@ def descend(
             here = nearest.update(walk.rows, walk.x, answer.score, answer.achieved)
         proportional = problem.norm == "linf" and step >= signs * steps
         move = _sparse_move if sparse else _proportional_move if proportional else _steepest_move
-        _step(problem.norm, nearest, balls, walk, answer, here, step / steps, radius is None, wide, scale, move)
+        _step(problem.norm, nearest, balls, walk, answer, here, step / steps, radius is None, scale, move)
         del answer
     if spent is not None:
         spent[walk.rows] += steps - counted
     found[walk.at] = walk.found
     return found
+
+
+def wide_steps(widen: float, steps: int) -> int:
+    """How many steps of a walk it takes until a ball that was widened is narrow."""
+    return sum(widen * (1 - _NARROWING * step / steps) > 1 for step in range(steps))
 
 
 def _leaving(walk: _Walk, step: int, patience: int | None, done: Callable[[Tensor], Tensor] | None) -> Tensor | None:
@@ -140,8 +147,8 @@ def _leaving(walk: _Walk, step: int, patience: int | None, done: Callable[[Tenso
 
 
 def _step(
-    norm: str, nearest: NearestFound, balls: Ball, walk: _Walk, answer: Answer, here: Tensor | None, progress: float,
-    guess: bool, wide: float, scale: float, move: _Move,
+    norm: str, nearest: Nearest, balls: Ball, walk: _Walk, answer: Answer, here: Tensor | None, progress: float,
+    guess: bool, scale: float, move: _Move,
 ) -> None:  # fmt: skip
     """Adapt the radius, take a step, and project on ball and box.
 
@@ -152,7 +159,8 @@ def _step(
     first, last = _STEP[norm]
     epsilon = _next_radius(norm, walk, answer, here, change, guess)
     most = torch.minimum(walk.limit, nearest.distance[walk.rows])
-    most = most if wide == 1 else most * wide
+    if _NARROWING * progress < 1:
+        most = most * (walk.widen * (1 - _NARROWING * progress)).clamp_min_(1.0)
     walk.epsilon = torch.minimum(torch.minimum(epsilon, walk.farthest), most)
     ball = balls.with_epsilon(walk.epsilon[:, None])
     length = scale * (last + (first - last) * shrink)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -13,10 +13,21 @@ from rai_toolbox.perturbations._ball import Ball
 from rai_toolbox.perturbations._problem import Problem
 
 
+class Nearest(Protocol):
+    """What is given every point that a walk evaluates."""
+
+    @property
+    def distance(self) -> Tensor: ...
+
+    def update(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> Tensor: ...
+
+
 class NearestFound:
     """Per row, the nearest of all evaluated points at which the decision has changed."""
 
     KEPT: ClassVar[tuple[str, ...]] = ("x", "distance")
+    scored_within: Tensor | None = None
+    """Up to which distance points count also where the decision has not changed, (N,)."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -58,6 +59,12 @@ class Noise:
         factors = _hashing.mixed(_hashing.columns(self._length, data.device)) | 1
         # Sums of integers have no rounding: they depend neither on the order nor on the batch.
         self._keys = _hashing.mixed((bits * factors).sum(dim=1) + _hashing.signed(seed * 2 + 1))
+
+    def of_copies(self, rows: Tensor, count: int) -> Noise:
+        """Streams for so many copies of rows, other ones for each copy; the first has those of the row."""
+        noise, keys = copy(self), self._keys[rows]
+        noise._keys = torch.cat((keys, *(_hashing.mixed(keys + number) for number in range(1, count))))
+        return noise
 
     def directions(self, grad: Tensor, rows: Tensor, stream: int) -> tuple[Tensor, Tensor]:
         """Gradients of rows, without NaN, those that are zero replaced by random ones; and which these are."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,14 @@ class Problem:
     def in_sweep(self, sweep: int) -> Problem:
         """Return the problem with a wider search range where there are no bounds."""
         return replace(self, far=min(_FAR * _FARTHER**sweep, _FARTHEST))
+
+    def gathered(self, rows: Tensor, noise: Noise) -> Problem:
+        """Return the problem of these rows, of which several may be the same, with random numbers of their own."""
+        lower, upper = (rows_of(bound, rows, len(self.data)) for bound in (self.lower, self.upper))
+        return replace(
+            self, shape=torch.Size((len(rows), *self.shape[1:])), data=self.data[rows], target=self.target[rows],
+            lower=lower, upper=upper, noise=noise, _last={},
+        )  # fmt: skip
 
     @property
     def objective(self) -> Objective:
@@ -145,6 +153,17 @@ class Problem:
         if self.lower is None:
             width = width / (2 * self.far)
         return torch.where(width > 0, width, 1.0)
+
+
+class Found(Protocol):
+    """What is given every point that a run within the ball evaluates."""
+
+    dead: Tensor
+
+    @property
+    def achieved(self) -> Tensor: ...
+
+    def update(self, rows: Tensor, x: Tensor, score: Tensor, achieved: Tensor) -> None: ...
 
 
 class Best:

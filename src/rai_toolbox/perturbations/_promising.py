@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import chain, count
+from collections.abc import Iterable, Sequence
+from itertools import count
 from typing import ClassVar
 
 import torch
@@ -24,11 +24,11 @@ _CLASSES, _FROM_AFAR = 3, {"linf": 3, "l2": 3, "l1": 1}
 # has evaluations for, at `_PACE` times the speed of the latest ones, in radii a run, and `_LEAST_SPEED`.
 # (In L1 .006 broke less than AutoAttack in one of 20 sets, .020 took more than a tenth of its passes in another.)
 _LATEST = 4
-_PACE, _LEAST_SPEED = {"linf": 3.0, "l2": 3.0, "l1": 1.0}, {"linf": 0.0006, "l2": 0.002, "l1": 0.016}
+_PACE, _LEAST_SPEED = {"linf": 3.0, "l2": 3.0, "l1": 1.0}, {"linf": 0.0006, "l2": 0.002, "l1": 0.012}
 # In L1, for rows whose nearest error is at most `_JUST_OUTSIDE` radii outside, and no nearer for `_LATEST` runs,
-# four of the next runs are Auto-PGD within the ball, of `_LONG` times the steps: walks end at few entries that change
+# two of the next runs are Auto-PGD within the ball, of `_LONG` times the steps: walks end at few entries that change
 # much, which need not be the nearest error.
-_JUST_OUTSIDE, _LONG, _INSIDE = 0.05, 2, range(_LATEST, _LATEST + 8, 2)
+_JUST_OUTSIDE, _LONG, _INSIDE = 0.05, 2, range(_LATEST + 3, _LATEST + 5)
 
 
 class Promising:
@@ -61,29 +61,30 @@ class Promising:
         # Before each of the latest runs: how many radii the nearest error was outside.
         self._gaps = radii.new_full((_LATEST, len(radii)), torch.inf)
 
-    def order(self) -> Iterable[int]:
-        """The numbers of the runs of a `Search`, in turn."""
+    def order(self) -> Iterable[Iterable[int]]:
+        """The numbers of the runs of a `Search`, in turn; what comes after some of them depends on what they find."""
         some, n = min(_CLASSES, self._classes), self._classes
         if self._tried:
-            return count(n)
+            return (count(n),)
         if self._in_turn:
-            return count()
-        others = range(some, n) if self._norm != "l1" else ()
-        return chain(range(some), range(n, n + _LATEST), others, count(n + _LATEST))
+            return (count(),)
+        others = range(some, n) if self._norm != "l1" else range(0)
+        certain = n + _FROM_AFAR[self._norm]
+        return range(some), range(n, certain), range(certain, n + _LATEST), others, count(n + _LATEST)
 
-    def of(self, rows: Tensor, number: int, spent: Tensor, always: Tensor) -> Tensor:
-        """Return those of the rows that are worth this run.
+    def of(self, rows: Tensor, numbers: Sequence[int], spent: Tensor, always: Tensor) -> Tensor:
+        """Return those of the rows that are worth these runs, which are made side by side.
 
         spent, shape (N,): the share of its evaluations that each row has used.
         always, shape (N,): rows that are worth it in any case.
         """
         if self._norm not in _SLACK:
             return rows
-        gaps, later = self._nearest.distance / self._radii - 1, number - self._classes
-        before = self._gaps[number % _LATEST].clone()
+        gaps, later = self._nearest.distance / self._radii - 1, numbers[0] - self._classes
+        before = self._gaps[numbers[0] % _LATEST].clone()
         if later >= 0:
-            self._gaps[number % _LATEST] = gaps
-        certain = number < (self._classes if self._in_turn else _CLASSES)
+            self._gaps[[number % _LATEST for number in numbers]] = gaps
+        certain = numbers[0] < (self._classes if self._in_turn else _CLASSES)
         if certain or (0 <= later < _FROM_AFAR[self._norm] and not self._in_turn):
             return rows
         wide, narrow = _SLACK[self._norm]
@@ -94,11 +95,14 @@ class Promising:
             worth &= gaps <= pace * (1 - spent) * self._runs
         return rows[(worth | always)[rows]]
 
-    def within(self, rows: Tensor, number: int, spent: Tensor) -> tuple[Tensor, int] | None:
-        """Which of the rows make this run within the ball, shape (n,); and of how many times the steps; None: none."""
-        later = number - self._classes
-        if self._norm != "l1" or later not in _INSIDE:
+    def within(self, rows: Tensor, numbers: Sequence[int], spent: Tensor) -> tuple[Tensor, int, int] | None:
+        """Which of the rows make runs within the ball instead of these, shape (n,); how many; how many times as long.
+
+        None: no row does.
+        """
+        several = sum(number - self._classes in _INSIDE for number in numbers)
+        if self._norm != "l1" or not several:
             return None
         gaps = self._nearest.distance / self._radii - 1
         stuck = (gaps <= _JUST_OUTSIDE) & (self._gaps == gaps).all(0)
-        return (stuck & ((1 - spent) * self._runs >= _LONG))[rows], _LONG
+        return (stuck & ((1 - spent) * self._runs >= several * _LONG))[rows], several, _LONG

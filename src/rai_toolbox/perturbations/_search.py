@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from rai_toolbox.perturbations._attack_losses import ClassLosses
+from rai_toolbox.perturbations._attack_losses import ClassLosses, LossOfRows
 from rai_toolbox.perturbations._ball import Ball
-from rai_toolbox.perturbations._descent import descend, to_fewest
+from rai_toolbox.perturbations._descent import descend, to_fewest, wide_steps
 from rai_toolbox.perturbations._nearest_found import NearestFound
 from rai_toolbox.perturbations._problem import MOST_STEPS, Problem
 from rai_toolbox.perturbations._resuming import Part
+from rai_toolbox.perturbations._side_by_side import Copies
 from rai_toolbox.perturbations._sparse_descent import add_greedily, exchange, put_back
 
 _BISECTIONS = 8
@@ -35,6 +36,8 @@ _CAREFULLY = 0.3
 _TURNED = 0.4
 
 
+# So many runs of a datum at most are made side by side.
+_SIDE_BY_SIDE = 3
 # With fewer runs than these after the first of each class, all runs have the same length.
 _FOR_LONG_RUNS = 4
 
@@ -65,7 +68,9 @@ class _Run:
     patience: float = 0.5
 
 
-# The runs after the first of each class, in turn: from far outside for any class or for one of those that came nearest,
+# The first run of each class.
+_FIRST = _Run()
+# The runs after it, in turn: from far outside for any class or for one of those that came nearest,
 # and along the boundary from the nearest point known.
 _LATER = (
     _Run(radius=5.0),
@@ -168,16 +173,22 @@ class Search:
 
     def can_afford(self, number: int) -> Tensor:
         """Whether each row has enough evaluations left for this run, shape (N,)."""
-        return self._spent + self._cost(number) <= self._steps * self._restarts
+        return self._cost(number) <= self._left()
+
+    def _left(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """How many evaluations each row has left."""
+        return self._steps * self._restarts - self._spent[rows]
 
     def _cost(self, number: int) -> int:
         if self._problem.norm == "l0" and number >= self._walks:
             return self._steps if number > self._walks else self._steps // 2 + self._greedily * self._greedy
         if not self.swept(number) or self._restarts < self._losses.count + _FOR_LONG_RUNS:
             return self._steps
-        return round(self._later(number).long * self._steps)
+        return round(self._how(number).long * self._steps)
 
-    def _later(self, number: int) -> _Run:
+    def _how(self, number: int) -> _Run:
+        if not self.swept(number):
+            return _FIRST if number < _LIKELY else replace(_FIRST, patience=_BRIEFLY.get(self._problem.norm, 0.5))
         runs = _RUNS[self._walked.norm]
         return runs[(number - self._losses.count) % len(runs)]
 
@@ -196,33 +207,85 @@ class Search:
             self._losses = losses.nearest_first(rows, self._walked.norm)
             self._spent[rows] += losses.candidates()
 
-    def run(self, rows: Tensor, number: int) -> None:
-        """Search points nearer to `rows` in one run; runs count from 0."""
-        losses, stream = self._losses, number * MOST_STEPS
-        sweep = number // losses.count
-        if self._problem.norm == "l0" and number >= self._walks:
-            self._run_l0(self._problem.in_sweep(sweep), rows, number - self._walks, stream)
+    def together(self, numbers: Iterable[int]) -> Iterator[list[int]]:
+        """The runs in turn; those that follow each other and can be made side by side, together."""
+        some: list[int] = []
+        for number in numbers:
+            if some and (len(some) == _SIDE_BY_SIDE or not self._alike(some[-1], number)):
+                yield some
+                some = []
+            some.append(number)
+        if some:
+            yield some
+
+    def _alike(self, one: int, other: int) -> bool:
+        """Whether two runs differ at most in where they start, how wide, and for which class."""
+        norm, swept = self._problem.norm, self.swept(one)
+        if norm == "l0" or (norm == "l1" and not swept) or one // self._losses.count != other // self._losses.count:
+            return False  # in L1 a run for a class is short if others came nearer before it
+        a, b = self._how(one), self._how(other)
+        same_steps = a.patience == b.patience and self._cost(one) == self._cost(other) and a.scale == b.scale and a.signs == b.signs
+        return same_steps and (a.sparse, a.around) == (b.sparse, b.around) and (not a.around or a.radius == b.radius)
+
+    def run(self, rows: Tensor, *numbers: int) -> None:
+        """Search points nearer to `rows` in one run, or in several side by side; runs count from 0.
+
+        Side by side, no more points are worked on at once than there are data, but for those of a single datum.
+        """
+        if self._problem.norm == "l0" and numbers[0] >= self._walks:
+            problem = self._problem.in_sweep(numbers[0] // self._losses.count)
+            self._run_l0(problem, rows, numbers[0] - self._walks, numbers[0] * MOST_STEPS)
             return
-        problem = self._walked if not sweep else self._walked.in_sweep(sweep)
-        if not sweep:
-            rank, steps, radius = torch.full_like(rows, number), self._first, None
-            how = _Run(patience=_BRIEFLY.get(self._problem.norm, 0.5)) if number >= _LIKELY else _Run()
-        else:
-            how, steps = self._later(number), self._cost(number)
-            rank = None if how.rank is None else self._ranked(rows, how.rank)
-            radius = torch.minimum((how.radius or 1.0) * self._known(rows), problem.farthest(rows))
-        loss = losses.any_class if rank is None else losses.of(rows, rank)
-        patience = max(1, int(steps * how.patience)) if self._sweeps_all else None
-        # A loss for all classes has kinks of its own, as where a target has to pass several at once.
-        signs = how.signs if losses.count == 1 else 1.0
+        for part in rows.split(max(1, len(self._problem.data) // len(numbers))):
+            self._walk(part, numbers)
+
+    def _walk(self, rows: Tensor, numbers: Sequence[int]) -> None:
+        """Make these runs, which are alike, for each of the rows."""
+        losses, hows, first = self._losses, [self._how(number) for number in numbers], numbers[0]
+        sweep, how, steps = first // losses.count, hows[0], self._cost(first) if self.swept(first) else self._first
+        problem = self._walked.in_sweep(sweep) if sweep else self._walked
+        known, most = self._known(rows), problem.farthest(rows)
+        radii = [torch.minimum((each.radius or 1.0) * known, most) for each in hows] if sweep else None
+        copies = Copies(problem, rows, len(numbers))
+        at = copies.some(self._left(rows) // self._cost(first))
+        spent = self._spent if len(numbers) == 1 else torch.zeros_like(copies.rows)
+        ranks, loss = self._losses_of(copies, rows, numbers, at)
+
+        def start() -> Tensor:
+            runs = zip(numbers, hows, [None] * len(numbers) if radii is None else radii, strict=True)
+            return copies.of([self._start(problem, rows, each, n * MOST_STEPS, radius) for n, each, radius in runs], at)
+
         found = descend(
-            problem, self._walks_to, rows, lambda: self._start(problem, rows, how, stream, radius), loss,
-            steps=steps, stream=stream, farthest=problem.farthest(rows),
-            limit=self._limit[rows], radius=radius, widen=how.radius or 1.0, scale=how.scale, sparse=how.sparse,
-            around=how.around, signs=signs, done=self._done, spent=self._spent, patience=patience,
+            copies.problem, copies.nearest(self._walks_to), at, start, loss,
+            steps=steps, stream=first * MOST_STEPS, farthest=copies.of([most] * len(numbers), at),
+            limit=copies.gathered(self._limit)[at], radius=None if radii is None else copies.of(radii, at),
+            widen=copies.of([torch.full_like(known, each.radius or 1.0) for each in hows], at), scale=how.scale,
+            sparse=how.sparse, around=wide_steps(how.radius or 1.0, steps) if how.around else 0,
+            # A loss for all classes has kinks of its own, as where a target has to pass several at once.
+            signs=how.signs if losses.count == 1 else 1.0, done=copies.asks(self._done), spent=spent,
+            patience=max(1, int(steps * how.patience)) if self._sweeps_all else None,
         )  # fmt: skip
-        if rank is not None:
-            self._reached[rows, rank] = torch.minimum(self._reached[rows, rank], found)
+        if len(numbers) > 1:
+            self._spent[rows] += copies.each(spent, copies.rows, 0).sum(dim=0)
+        for rank, reached in zip(ranks, copies.each(found, at, torch.inf), strict=True):
+            if rank is not None:
+                self._reached[rows, rank] = torch.minimum(self._reached[rows, rank], reached)
+
+    def _losses_of(
+        self, copies: Copies, rows: Tensor, numbers: Sequence[int], at: Tensor
+    ) -> tuple[list[Tensor | None], LossOfRows]:
+        """For which class each run is, (n,), None for any; and the loss of them all."""
+        losses = self._losses
+        ranks = [
+            torch.full_like(rows, number) if not self.swept(number)
+            else None if (rank := self._how(number).rank) is None else self._ranked(rows, rank)
+            for number in numbers
+        ]  # fmt: skip
+        if all(rank is None for rank in ranks):
+            return ranks, losses.any_class
+        any_class, mixed = torch.full_like(rows, -1), any(rank is None for rank in ranks)
+        of_each = copies.of([any_class if rank is None else rank for rank in ranks], at)
+        return ranks, copies.losses(losses).of(at, of_each, some_of_any=mixed)
 
     def _ranked(self, rows: Tensor, rank: int) -> Tensor:
         """The class that came nearest to each row, or the one after it, and so on."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from rai_toolbox.perturbations._nearest_found import NearestFound
 from rai_toolbox.perturbations._problem import (
     MOST_STEPS,
     Best,
+    Found,
     Problem,
     as_epsilon,
     ask_at_data,
@@ -33,6 +34,7 @@ from rai_toolbox.perturbations._query import Loss
 from rai_toolbox.perturbations._random_search import search_randomly
 from rai_toolbox.perturbations._resuming import Part, SolveEnded, resume, tell
 from rai_toolbox.perturbations._search import Search
+from rai_toolbox.perturbations._side_by_side import Copies
 from rai_toolbox.perturbations._solution import Solution, concatenate
 
 # The last walk is made from errors no further away than this many radii.
@@ -284,29 +286,56 @@ def _from_outside(
         if kept > inside:  # the state has been kept after `rank`, and counts what it asks
             resume(callback, *parts)
     blind, some_are_blind = best.blind, bool(best.blind.any())
-    turns = enumerate(promising.order(), start=inside)
-    for turn, number in islice(turns, max(0, kept - inside), None):
-        rows = every[movable & ~best.achieved & search.can_afford(number)]
-        rows = promising.of(rows, number, search.spent, blind)
+    turn = inside
+    for numbers in chain.from_iterable(map(search.together, promising.order())):
+        first, turn = turn, turn + len(numbers)
+        if first < kept:
+            continue
+        rows = every[movable & ~best.achieved & search.can_afford(numbers[0])]
+        rows = promising.of(rows, numbers, search.spent, blind)
         if not len(rows):
             break
-        if turn % 3 and some_are_blind and bool(blind[rows].any()):
-            _at_random(problem, ball, best, rows[blind[rows]], steps, turn, restarts)
-            search.count(rows[blind[rows]], steps)
+        if some_are_blind and bool(blind[rows].any()):
+            _blindly(problem, ball, best, search, rows[blind[rows]], numbers, steps, first, restarts)
             rows = rows[~blind[rows]]
-        if (inside_now := promising.within(rows, number, search.spent)) is not None:
-            near, long = inside_now
-            _run(problem, ball, best, rows[near], losses.any_class, turn, long * steps, stop)
-            search.count(rows[near], long * steps)
+        if (inside_now := promising.within(rows, numbers, search.spent)) is not None:
+            near, several, long = inside_now
+            _run_several(problem, radii, best, rows[near], losses.any_class, first, several, long * steps)
+            search.count(rows[near], several * long * steps)
             rows = rows[~near]
         if len(rows):
-            search.run(rows, number)
-        yield turn, parts
+            search.run(rows, *numbers)
+        for made in range(first, turn):
+            yield made, parts
     rows = every[movable & ~best.achieved]
     near = within.distance[rows] <= torch.maximum(
         _NEAR[problem.norm] * radii[rows], radii[rows] + (problem.norm == "l0")
     )
     search.finish(rows[near])
+
+
+def _blindly(
+    problem: Problem, ball: Ball, best: Best, search: Search, rows: Tensor, numbers: Sequence[int], steps: int,
+    first: int, restarts: int,
+) -> None:  # fmt: skip
+    """Two of three runs at random, for rows whose gradients say nothing."""
+    for turn, number in enumerate(numbers, start=first):
+        if turn % 3:
+            _at_random(problem, ball, best, rows, steps, turn, restarts)
+            search.count(rows, steps)
+        else:
+            search.run(rows, number)
+        rows = rows[~best.achieved[rows] & search.can_afford(number)[rows]]
+
+
+def _run_several(
+    problem: Problem, radii: Tensor, best: Best, rows: Tensor, losses: LossOfRows, number: int, count: int, steps: int
+) -> None:  # fmt: skip
+    """So many runs of Auto-PGD within the ball for each row, side by side, until one has changed the decision."""
+    for part in rows.split(max(1, len(problem.data) // count)):
+        copies = Copies(problem, part, count)
+        ball = copies.problem.ball(copies.gathered(radii))
+        _run(copies.problem, ball, copies.best(best), copies.rows, losses, number, steps, True)
 
 
 def _at_random(problem: Problem, ball: Ball, best: Best, rows: Tensor, steps: int, number: int, restarts: int) -> None:
@@ -320,7 +349,7 @@ class _Within(NearestFound):
     def __init__(self, problem: Problem, best: Best, radii: Tensor) -> None:
         super().__init__(problem)
         self._best = best
-        self._radii = radii
+        self._radii = self.scored_within = radii
         self._of_last = radii, radii  # rows, and their radii
         self._no_score = radii.new_full((1,), -torch.inf)
         if problem.norm == "l0":
@@ -339,7 +368,7 @@ class _Within(NearestFound):
 
 
 def _run(
-    problem: Problem, ball: Ball, best: Best, rows: Tensor, losses: LossOfRows, number: int, steps: int, stop: bool
+    problem: Problem, ball: Ball, best: Found, rows: Tensor, losses: LossOfRows, number: int, steps: int, stop: bool
 ) -> None:
     stream = number * MOST_STEPS
     start = problem.data[rows]
