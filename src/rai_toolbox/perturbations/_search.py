@@ -224,8 +224,9 @@ class Search:
         if norm == "l0" or (norm == "l1" and not swept) or one // self._losses.count != other // self._losses.count:
             return False  # in L1 a run for a class is short if others came nearer before it
         a, b = self._how(one), self._how(other)
-        same_steps = a.patience == b.patience and self._cost(one) == self._cost(other) and a.scale == b.scale and a.signs == b.signs
-        return same_steps and (a.sparse, a.around) == (b.sparse, b.around) and (not a.around or a.radius == b.radius)
+        if self._cost(one) != self._cost(other) or (a.around and a.radius != b.radius):
+            return False
+        return all(getattr(a, name) == getattr(b, name) for name in ("scale", "sparse", "around", "signs", "patience"))
 
     def run(self, rows: Tensor, *numbers: int) -> None:
         """Search points nearer to `rows` in one run, or in several side by side; runs count from 0.

@@ -59,9 +59,11 @@ class Copies:
         """The other way round, shape (count, n), from the values of some rows of this problem."""
         if self._count == 1:
             return value[None]
-        return torch.full((len(self.rows),), fill, dtype=value.dtype, device=value.device).index_copy_(
-            0, rows, value
-        ).view(self._count, -1)
+        return (
+            torch.full((len(self.rows),), fill, dtype=value.dtype, device=value.device)
+            .index_copy_(0, rows, value)
+            .view(self._count, -1)
+        )
 
     def losses(self, losses: ClassLosses) -> ClassLosses:
         return losses if self._count == 1 else losses.gathered(self.problem, self._origin)

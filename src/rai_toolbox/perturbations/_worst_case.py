@@ -140,10 +140,13 @@ def worst_case(
     Where the first run meets gradients that are zero (a model that rounds its input, or a saturated output), two of
     three others are random searches [3]_, which need none.
 
+    Runs that do not need each other's results are made side by side: where data have left a batch, their places are
+    taken by further runs of those that are left.
+
     With runs enough for the classes, the first is Auto-PGD within the ball. The others are `minimum_norm`'s searches,
     which come from outside; the last walk starts from the nearest point known, if that is just outside. But in L0 three
     go to the nearest classes and three (L1: one) come from far outside; only where these come near the other classes
-    follow (L1: none). In L1, where walks come no nearer than just outside, four runs are Auto-PGD within the ball. Of
+    follow (L1: none). In L1, where walks come no nearer than just outside, two runs are Auto-PGD within the ball. Of
     more than ten classes, the first nine runs are Auto-PGD within the ball, one for each of the nearest classes. With
     fewer runs, with a criterion of your own, or without `early_stop`, all are Auto-PGD within the ball (L1 and L0 still
     come from outside if they may stop).
