@@ -51,11 +51,12 @@ class _Walk:
     epsilon: Tensor
     farthest: Tensor
     limit: Tensor
-    widen: Tensor
+    widen: Tensor | None
 
     def keep(self, which: Tensor) -> None:
         for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[which])
+            if (value := getattr(self, field.name)) is not None:
+                setattr(self, field.name, value[which])
 
 
 def descend(
@@ -103,7 +104,7 @@ def descend(
     walk = _Walk(
         rows=rows, at=torch.arange(len(rows), device=rows.device), x=start(),
         found=found.clone(), epsilon=found.clone() if radius is None else radius, farthest=farthest, limit=limit,
-        widen=torch.ones_like(found) if widen is None else widen,
+        widen=widen,
     )  # fmt: skip
     loss_fn, balls = losses(rows), problem.ball_of(rows, walk.epsilon)
     counted, draws = 0, stream + steps
@@ -159,7 +160,7 @@ def _step(
     first, last = _STEP[norm]
     epsilon = _next_radius(norm, walk, answer, here, change, guess)
     most = torch.minimum(walk.limit, nearest.distance[walk.rows])
-    if _NARROWING * progress < 1:
+    if walk.widen is not None and _NARROWING * progress < 1:
         most = most * (walk.widen * (1 - _NARROWING * progress)).clamp_min_(1.0)
     walk.epsilon = torch.minimum(torch.minimum(epsilon, walk.farthest), most)
     ball = balls.with_epsilon(walk.epsilon[:, None])

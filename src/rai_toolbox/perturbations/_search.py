@@ -224,9 +224,10 @@ class Search:
         if norm == "l0" or (norm == "l1" and not swept) or one // self._losses.count != other // self._losses.count:
             return False  # in L1 a run for a class is short if others came nearer before it
         a, b = self._how(one), self._how(other)
-        if self._cost(one) != self._cost(other) or (a.around and a.radius != b.radius):
+        if self._cost(one) != self._cost(other) or bool(a.radius) != bool(b.radius):
             return False
-        return all(getattr(a, name) == getattr(b, name) for name in ("scale", "sparse", "around", "signs", "patience"))
+        same = ("scale", "sparse", "around", "signs", "patience", *(("radius",) if a.around else ()))
+        return all(getattr(a, name) == getattr(b, name) for name in same)
 
     def run(self, rows: Tensor, *numbers: int) -> None:
         """Search points nearer to `rows` in one run, or in several side by side; runs count from 0.
@@ -247,6 +248,7 @@ class Search:
         problem = self._walked.in_sweep(sweep) if sweep else self._walked
         known, most = self._known(rows), problem.farthest(rows)
         radii = [torch.minimum((each.radius or 1.0) * known, most) for each in hows] if sweep else None
+        widen = [torch.full_like(known, each.radius or 1.0) for each in hows]
         copies = Copies(problem, rows, len(numbers))
         at = copies.some(self._left(rows) // self._cost(first))
         spent = self._spent if len(numbers) == 1 else torch.zeros_like(copies.rows)
@@ -260,7 +262,7 @@ class Search:
             copies.problem, copies.nearest(self._walks_to), at, start, loss,
             steps=steps, stream=first * MOST_STEPS, farthest=copies.of([most] * len(numbers), at),
             limit=copies.gathered(self._limit)[at], radius=None if radii is None else copies.of(radii, at),
-            widen=copies.of([torch.full_like(known, each.radius or 1.0) for each in hows], at), scale=how.scale,
+            widen=copies.of(widen, at) if how.radius else None, scale=how.scale,
             sparse=how.sparse, around=wide_steps(how.radius or 1.0, steps) if how.around else 0,
             # A loss for all classes has kinks of its own, as where a target has to pass several at once.
             signs=how.signs if losses.count == 1 else 1.0, done=copies.asks(self._done), spent=spent,
