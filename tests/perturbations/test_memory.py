@@ -18,7 +18,7 @@ BATCH = (8, 3, 224, 224)
 # What a solve takes, and one more: among other tests a batch may be held until Python next looks for circles.
 MOST = {
     minimum_norm: {"linf": 8.5, "l2": 8.5, "l1": 10, "l0": 10},
-    worst_case: {"linf": 9.5, "l2": 9.5, "l1": 11.5, "l0": 11.5},
+    worst_case: {"linf": 13.5, "l2": 13.5, "l1": 11.5, "l0": 14.5},
 }
 
 
@@ -64,7 +64,7 @@ def test_a_batch_of_large_images_takes_a_bounded_multiple_of_its_size(solve, nor
 
     def peak() -> int:
         with Held() as held:
-            solve(model, x, y, norm=norm, bounds=(0, 1), steps=2, restarts=3, **options)
+            solve(model, x, y, norm=norm, bounds=(0, 1), steps=8, restarts=18, **options)
         return held.peak
 
     # A thread of its own has none of the memory that earlier tests have left to be used again.
