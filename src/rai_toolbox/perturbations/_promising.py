@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import count
+from itertools import chain, count
 from typing import ClassVar
 
 import torch
@@ -70,7 +70,10 @@ class Promising:
             return (count(),)
         others = range(some, n) if self._norm != "l1" else range(0)
         certain = n + _FROM_AFAR[self._norm]
-        return range(some), range(n, certain), range(certain, n + _LATEST), others, count(n + _LATEST)
+        last = count(n + _LATEST)
+        # In Linf these are as long as the first ones: after each, fewer rows are worth another.
+        then = ([number] for number in last) if self._norm == "linf" else [last]
+        return chain((range(some), range(n, certain), range(certain, n + _LATEST), others), then)
 
     def of(self, rows: Tensor, numbers: Sequence[int], spent: Tensor, always: Tensor) -> Tensor:
         """Return those of the rows that are worth these runs, which are made side by side.

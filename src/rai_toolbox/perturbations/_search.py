@@ -220,9 +220,10 @@ class Search:
 
     def _alike(self, one: int, other: int) -> bool:
         """Whether two runs differ at most in where they start, how wide, and for which class."""
-        norm, swept = self._problem.norm, self.swept(one)
-        if norm == "l0" or (norm == "l1" and not swept) or one // self._losses.count != other // self._losses.count:
-            return False  # in L1 a run for a class is short if others came nearer before it
+        if self._problem.norm == "l0" or one // self._losses.count != other // self._losses.count:
+            return False
+        if one < min(_LIKELY, self._losses.count):
+            return False  # a run for a class is short if those before it came nearer
         a, b = self._how(one), self._how(other)
         if self._cost(one) != self._cost(other) or bool(a.radius) != bool(b.radius):
             return False
