@@ -94,26 +94,13 @@ class ClassLosses:
 
         return of_rows
 
-    def of(self, rows: Tensor, numbers: Tensor, *, some_of_any: bool = False) -> LossOfRows:
-        """As `self[number]`, for some rows, with a number for each.
-
-        some_of_any: numbers below 0 stand for the loss of any class.
-        """
+    def of(self, rows: Tensor, numbers: Tensor) -> LossOfRows:
+        """As `self[number]`, for some rows, with a number for each."""
         if self.ranked is None:
             return self.any_class
         classes = torch.zeros_like(self.problem.target)
         classes[rows] = self.ranked[rows, numbers]
-        of_any = torch.zeros_like(classes, dtype=torch.bool)
-        of_any[rows] = numbers < 0
-
-        def of_rows(some: Tensor) -> Loss:
-            difference = logit_difference(classes[some], self.problem.target_of(some))
-            if not some_of_any:
-                return difference
-            which, score = of_any[some], self.problem.objective.score
-            return lambda output, target: torch.where(which, score(output, target), difference(output, target))
-
-        return of_rows
+        return lambda some: logit_difference(classes[some], self.problem.target_of(some))
 
 
 def logit_difference(classes: Tensor, targets: Tensor) -> Loss:

@@ -77,6 +77,7 @@ def descend(
     around: int = 0,
     signs: float = 1.0,
     patience: int | None = None,
+    near: float = math.inf,
     done: Callable[[Tensor], Tensor] | None = None,
     spent: Tensor | None = None,
 ) -> Tensor:
@@ -94,7 +95,8 @@ def descend(
     around: so many first steps take gradients at random points around.
     signs: the share of the steps that go along the signs of the gradient in Linf; later steps are in proportion to it.
         At a kink of the loss the gradients of its sides cancel out where an entry is best, their signs do not.
-    patience: after so many steps, rows are given up that have not crossed the boundary.
+    patience, near: after so many steps, rows are given up that have not crossed the boundary, or only farther away than
+        `near` times the nearest point known.
     done: says of rows which need no further search; asked every few steps.
     spent, shape (N,): counts the evaluations of each row of the problem.
 
@@ -109,7 +111,7 @@ def descend(
     loss_fn, balls = losses(rows), problem.ball_of(rows, walk.epsilon)
     counted, draws = 0, stream + steps
     for step in range(steps):
-        leave = _leaving(walk, step, patience, done)
+        leave = _leaving(walk, nearest, step, patience, near, done)
         going = walk.at if leave is None else (~leave).nonzero()[:, 0]
         if len(going) < len(walk.rows):
             found[walk.at] = walk.found
@@ -141,9 +143,13 @@ def wide_steps(widen: float, steps: int) -> int:
     return sum(widen * (1 - _NARROWING * step / steps) > 1 for step in range(steps))
 
 
-def _leaving(walk: _Walk, step: int, patience: int | None, done: Callable[[Tensor], Tensor] | None) -> Tensor | None:
+def _leaving(
+    walk: _Walk, nearest: Nearest, step: int, patience: int | None, near: float,
+    done: Callable[[Tensor], Tensor] | None,
+) -> Tensor | None:  # fmt: skip
     if step and step == patience:
-        return walk.found.isinf() if done is None else walk.found.isinf() | done(walk.rows)
+        far = walk.found.isinf() | (walk.found > near * nearest.distance[walk.rows])
+        return far if done is None else far | done(walk.rows)
     return done(walk.rows) if done is not None and step and is_time_to_look(step, walk.x, _LOOK_EVERY) else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -36,6 +37,9 @@ _CAREFULLY = 0.3
 _TURNED = 0.4
 
 
+# A class that has come no nearer than so many times the nearest point known has but half of its first run, where several
+# classes have theirs side by side.
+_NEAR = 1.0
 # So many runs of a datum at most are made side by side.
 _SIDE_BY_SIDE = 3
 # With fewer runs than these after the first of each class, all runs have the same length.
@@ -222,12 +226,12 @@ class Search:
         """Whether two runs differ at most in where they start, how wide, and for which class."""
         if self._problem.norm == "l0" or one // self._losses.count != other // self._losses.count:
             return False
-        if one < min(_LIKELY, self._losses.count):
+        if self._problem.norm == "l1" and not self.swept(one):
             return False  # a run for a class is short if those before it came nearer
         a, b = self._how(one), self._how(other)
-        if self._cost(one) != self._cost(other) or bool(a.radius) != bool(b.radius):
+        if self._cost(one) != self._cost(other) or (a.rank is None) != (b.rank is None):
             return False
-        same = ("scale", "sparse", "around", "signs", "patience", *(("radius",) if a.around else ()))
+        same = ("scale", "sparse", "around", "signs", "patience", *(("radius",) if a.around or not a.radius else ()))
         return all(getattr(a, name) == getattr(b, name) for name in same)
 
     def run(self, rows: Tensor, *numbers: int) -> None:
@@ -268,6 +272,7 @@ class Search:
             # A loss for all classes has kinks of its own, as where a target has to pass several at once.
             signs=how.signs if losses.count == 1 else 1.0, done=copies.asks(self._done), spent=spent,
             patience=max(1, int(steps * how.patience)) if self._sweeps_all else None,
+            near=_NEAR if len(numbers) > 1 and not sweep else math.inf,
         )  # fmt: skip
         if len(numbers) > 1:
             self._spent[rows] += copies.each(spent, copies.rows, 0).sum(dim=0)
@@ -285,11 +290,8 @@ class Search:
             else None if (rank := self._how(number).rank) is None else self._ranked(rows, rank)
             for number in numbers
         ]  # fmt: skip
-        if all(rank is None for rank in ranks):
-            return ranks, losses.any_class
-        any_class, mixed = torch.full_like(rows, -1), any(rank is None for rank in ranks)
-        of_each = copies.of([any_class if rank is None else rank for rank in ranks], at)
-        return ranks, copies.losses(losses).of(at, of_each, some_of_any=mixed)
+        some = [rank for rank in ranks if rank is not None]
+        return ranks, copies.losses(losses).of(at, copies.of(some, at)) if some else losses.any_class
 
     def _ranked(self, rows: Tensor, rank: int) -> Tensor:
         """The class that came nearest to each row, or the one after it, and so on."""
