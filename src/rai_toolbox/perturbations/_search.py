@@ -37,8 +37,8 @@ _CAREFULLY = 0.3
 _TURNED = 0.4
 
 
-# A class that has come no nearer than so many times the nearest point known has but half of its first run, where several
-# classes have theirs side by side.
+# Where the first runs of several classes are made side by side, a class that has come no nearer than so many times the
+# nearest point known has only half of its run.
 _NEAR = 1.0
 # So many runs of a datum at most are made side by side.
 _SIDE_BY_SIDE = 3
