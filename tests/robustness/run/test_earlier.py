@@ -54,7 +54,9 @@ def test_a_rerun_with_fewer_steps_is_nowhere_above_the_earlier_one(small_net, di
         assert (after.distance[norm] > point.epsilon).mean() <= point.value
     helped = after.found_by[norm] == "also-try"
     assert helped.any()
-    assert (after.distance[norm][helped] < alone.distance[norm][helped]).all()
+    first = alone.found_by[norm] == "minimum_norm"  # in L0 the confirmation may find as near a one
+    assert (after.distance[norm] <= alone.distance[norm])[helped].all()
+    assert (after.distance[norm] < alone.distance[norm])[helped & first].all()
     for point in after.curves[norm].points:
         assert point.by_minimum_norm is not None
         broken = round((point.by_minimum_norm - point.value) * 16)
